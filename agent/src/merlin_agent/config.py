@@ -1,0 +1,241 @@
+"""Where the agent's settings come from: flags, then ``MERLIN_AGENT_*`` variables, then ``~/.merlin/agent.yaml``, then defaults.
+
+Every fault says the place first, then what was expected, what was found and the cure, and has an exit code of its own: 2 for
+wrong usage, 3 for keys or credentials that cannot be read, 4 for a workspace that cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from merlin_agent import allocation
+from merlin_study.seal import KeyFileError, Keyring
+
+PREFIX: Final = "MERLIN_AGENT_"
+USAGE: Final = 2
+UNREADABLE_KEYS: Final = 3
+UNWRITABLE_WORKSPACE: Final = 4
+_DEFAULT_FILE: Final = "~/.merlin/agent.yaml"
+_MAX_FILE: Final = 1 << 20
+
+
+class ConfigError(Exception):
+    """The agent can't start like this; ``code`` is the exit code."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credentials:
+    """What proves to the broker who we are: a token, a user with a password, or nothing."""
+
+    token: str = ""
+    user: str = ""
+    password: str = ""
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of a NATS client."""
+        if self.token:
+            return {"token": self.token}
+        return {"user": self.user, "password": self.password} if self.user else {}
+
+
+class Settings(BaseSettings):
+    """What an agent can be told; `merlin-agent --help` says the same."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, nested_model_default_partial_update=False)
+
+    server: str = "nats://127.0.0.1:4222"
+    credentials: Path | None = None
+    keys: Path = Path("~/.merlin/keys")
+    namespace: str = "default"
+    site: str = Field(default_factory=lambda: allocation.site(os.environ), min_length=1)
+    queues: Annotated[tuple[str, ...], NoDecode] = ()
+    slots: int = Field(default_factory=lambda: allocation.slots(os.environ), ge=1, le=4096)
+    workspace: Path = Field(default_factory=Path.cwd)
+    drain_grace: float = Field(default=30.0, ge=0)
+    study: str = ""
+    idle_exit: float | None = Field(default=None, gt=0)
+    lifeline: bool = False
+    verbose: bool = False
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, list | tuple):
+            return tuple(str(part).strip() for part in parts if str(part).strip())
+        return value
+
+    @field_validator("keys", "workspace", "credentials")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - keeps symlinks
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then variables; the file's values are merged below them by `load`."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _FileSource(cls)
+
+
+class _FileSource(PydanticBaseSettingsSource):
+    """The values of the configuration file that `load` has read."""
+
+    values: Mapping[str, Any] = {}
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        return self.values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self.values)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser; absent flags leave no trace, so that the next source counts."""
+    made = argparse.ArgumentParser(
+        prog="merlin-agent",
+        description="Runs the tasks of Merlin studies on this host. Start it inside a batch allocation, in the "
+        "environment that the tasks need; start as many as you like. SIGTERM drains it.",
+        epilog=f"Each flag is also a variable ({PREFIX}SERVER, {PREFIX}SLOTS, …) and a key of {_DEFAULT_FILE}; a flag "
+        "counts before a variable, a variable before the file. Exit codes: 0 drained, 2 wrong usage, 3 keys or "
+        "credentials unreadable, 4 workspace not writable.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", metavar="FILE", help=f"the configuration file (default {_DEFAULT_FILE})")
+    made.add_argument("--server", metavar="URL", help="the NATS server (default nats://127.0.0.1:4222)")
+    made.add_argument("--credentials", metavar="FILE", help="a file of mode 0600 with token:, or user: and password:")
+    made.add_argument("--keys", metavar="DIR", help="the directory of seal.key and signing.key (default ~/.merlin/keys)")
+    made.add_argument("--namespace", metavar="NAME", help="the namespace whose studies to serve (default: default)")
+    made.add_argument("--site", metavar="NAME", help="machines that share a file system (default: the cluster's name)")
+    made.add_argument("--queues", metavar="A,B", help="serve only these queues (default: all)")
+    made.add_argument("--slots", metavar="N", type=int, help="tasks at once (default: the cores given to us)")
+    made.add_argument("--workspace", metavar="DIR", help="where studies' directories lie (default: here)")
+    made.add_argument("--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (30)")
+    made.add_argument("--study", metavar="UID", help="serve only this study")
+    made.add_argument("--idle-exit", metavar="S", type=float, help="leave when nothing came for so long (default: stay)")
+    made.add_argument("--lifeline", action="store_true", help="leave at once when standard input ends")
+    made.add_argument("--verbose", action="store_true", help="log more")
+    made.add_argument("--version", action="version", version=f"merlin-agent {version('merlin-agent')}")
+    return made
+
+
+def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Return the settings.
+
+    Raises:
+        ConfigError: they make no sense; flags that argparse refuses end the process with code 2 by themselves.
+    """
+    flags = vars(parser().parse_args(arguments))
+    given = flags.pop("config", None) or environ.get(f"{PREFIX}CONFIG")
+    path = Path(given or _DEFAULT_FILE).expanduser()
+    values = _read_mapping(path, USAGE) if given or path.exists() else {}
+    _FileSource.values = {key.replace("-", "_"): value for key, value in values.items()}
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault, flags, environ, path) for fault in error.errors())) from None
+    finally:
+        _FileSource.values = {}
+
+
+def _explain(fault: Any, flags: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> str:
+    name = str(fault["loc"][0]) if fault["loc"] else "settings"
+    if name in flags:
+        place = "--" + name.replace("_", "-")
+    elif f"{PREFIX}{name.upper()}" in environ:
+        place = f"{PREFIX}{name.upper()}"
+    else:
+        place = f"{path}: {name}"
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: expected one of {', '.join(Settings.model_fields)}; remove it or correct the spelling"
+    return f"{place}: {fault['msg']}, found {fault['input']!r}; see merlin-agent --help"
+
+
+def load_credentials(path: Path | None) -> Credentials:
+    """Read the credentials' file.
+
+    Raises:
+        ConfigError: it is missing, open to others, or holds something else.
+    """
+    if path is None:
+        return Credentials()
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a credentials file, found none: {error.strerror}", UNREADABLE_KEYS) from error
+    if mode & 0o077:
+        raise ConfigError(f"{path}: expected mode 0600, found {mode:04o}; run: chmod 600 {path}", UNREADABLE_KEYS)
+    values = _read_mapping(path, UNREADABLE_KEYS)
+    if set(values) not in ({"token"}, {"user", "password"}) or not all(isinstance(value, str) and value for value in values.values()):
+        keys = ", ".join(sorted(map(str, values))) or "nothing"
+        raise ConfigError(f"{path}: expected token:, or user: and password:, as text, found {keys}", UNREADABLE_KEYS)
+    return Credentials(**values)
+
+
+def load_keys(directory: Path) -> Keyring:
+    """Read the keys.
+
+    Raises:
+        ConfigError: one is missing, open to others, or no key.
+    """
+    try:
+        return Keyring.load(directory)
+    except KeyFileError as error:
+        raise ConfigError(f"{error}; copy the operator's keys there, or give --keys", UNREADABLE_KEYS) from error
+
+
+def check_workspace(directory: Path) -> None:
+    """Make the workspace root if need be, and see that we may write there.
+
+    Raises:
+        ConfigError: we may not.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError("not writable for us")  # noqa: TRY301 - one message for both ways
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: expected a directory that we may write, found: {error.strerror or error}; give another --workspace",
+            UNWRITABLE_WORKSPACE,
+        ) from error
+
+
+def _read_mapping(path: Path, code: int) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_FILE)
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        # A parser's message may quote the line at fault, and that line may be the secret.
+        why = error.strerror if isinstance(error, OSError) else "no YAML or JSON"
+        raise ConfigError(f"{path}: expected readable YAML or JSON, found: {why}", code) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys with values, found {type(values).__name__}", code)
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,163 @@
+"""Running one task: directory, script, process, marker, outcome. Called in slots' threads, so all of it may block."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Final
+
+from merlin_agent import files
+from merlin_agent.chunkrun import ChunkRun, Ended, Stop
+from merlin_agent.launch import NotStartedError, Script
+from merlin_agent.rows import RowError, Rows
+from merlin_agent.slots import Slot
+from merlin_study import outcome, wire
+from merlin_study.outcome import Outcome
+from merlin_study.template import Template
+from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens
+
+HOST: Final = socket.gethostname()
+
+
+class StepWork:
+    """The tasks of one step of one study, with everything that they share worked out once.
+
+    ``tells`` says whether a failure of this chunk would still be told in full.
+    """
+
+    def __init__(self, layout: Layout, step: int, *, rows: Rows | None, restart: bool) -> None:
+        self._layout, self._step, self._rows = layout, step, rows
+        self._planned = layout.plan.steps[step]
+        self._tokens = TaskTokens(layout, step)
+        self._restart = restart and bool(self._planned.restart)
+        self._template = self._tokens.restart if self._restart else self._tokens.cmd
+        self._texts: dict[int, str] = {}
+        self._scripts: dict[int, Scripts] = {}
+
+    @cached_property
+    def _varies(self) -> bool:
+        """Whether the script differs between samples."""
+        table = self._layout.plan.samples
+        if table is None or not self._planned.sampled:
+            return False
+        own = {name.lower() for name in table.columns} | {"merlin_sample_id", "merlin_sample_path"}
+        return any(name.lower() in own for name in self._template.names())
+
+    def bound_to(self, tells: Callable[[], bool]) -> ChunkWork:
+        """Return the work of one chunk."""
+        return ChunkWork(self, tells)
+
+    def script(self, task: int) -> tuple[Script, str]:
+        """Return where a task's script goes, and its text.
+
+        Raises:
+            RowError: the sample's row can't be read.
+        """
+        combination, sample = self._layout.geometry.split(self._step, task)
+        names = self._scripts.get(combination)
+        if names is None:
+            names = self._scripts[combination] = self._layout.scripts(self._step, combination)
+        directory = self._layout.task_dir(self._step, task)
+        name = names.restart if self._restart else names.cmd
+        script = Script(
+            directory,
+            f"{directory}/{name}",
+            f"{directory}/{names.out}",
+            f"{directory}/{names.err}",
+            self._planned.shell,
+        )
+        return script, self._text(combination, sample)
+
+    def _text(self, combination: int, sample: int) -> str:
+        if self._varies:
+            values = self._rows.row(sample) if self._rows is not None else ()
+            return self._tokens.render(self._template, combination=combination, sample=sample, values=values)
+        text = self._texts.get(combination)
+        if text is None:
+            text = self._tokens.render(self._template, combination=combination, sample=0, values=())
+            self._texts[combination] = text
+        return text
+
+    def walltime(self) -> float | None:
+        """Return how long a task may run."""
+        return self._planned.walltime
+
+    def render(self, text: str) -> str:
+        """Fill in what does not differ between tasks."""
+        return self._tokens.render(Template.parse(text), combination=0, sample=0, values=())
+
+
+class ChunkWork:
+    """`slots.Work` for one chunk of an ordinary step."""
+
+    def __init__(self, step: StepWork, tells: Callable[[], bool]) -> None:
+        self._step, self._tells = step, tells
+
+    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+        """See `slots.Work`."""
+        del run
+        try:
+            script, text = self._step.script(task)
+        except RowError as error:
+            return Ended(task, None, problem=str(error))
+        try:
+            fresh = files.make_directory(script.directory)
+            if not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):
+                return Ended(task, Outcome.SUCCEEDED)
+            files.write_script(script.path, script.shell, text, replace=not fresh)
+        except OSError as error:
+            return unwritable(task, script.directory, error)
+        return run_script(slot, task, script, walltime=self._step.walltime(), tells=self._tells)
+
+
+def run_script(
+    slot: Slot, task: int, script: Script, *, walltime: float | None, tells: Callable[[], bool], marker: str = FINISHED
+) -> Ended:
+    """Run a script that is written, and return what became of it; ``marker`` is left behind by success."""
+    began = time.monotonic()
+    try:
+        code, late = slot.launch(script, walltime)
+    except NotStartedError as error:
+        files.append(script.err, f"{error}\n")
+        code, late = error.code, False
+    except OSError as error:
+        return Ended(task, None, problem=f"{script.path}: can't be started: {error.strerror}")
+    seconds = time.monotonic() - began
+    if code == 0 and not late:
+        try:
+            if marker:
+                files.mark(f"{script.directory}/{marker}")
+        except OSError as error:
+            # It did succeed, and its outcome is recorded; only a later restart from the files alone would run it again.
+            return Ended(task, Outcome.SUCCEEDED, 0, seconds, problem=f"{script.directory}: no {marker}: {error.strerror}")
+        return Ended(task, Outcome.SUCCEEDED, 0, seconds)
+    if slot.struck is Stop.HANDED_BACK:
+        return Ended(task, None, seconds=seconds)
+    ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if slot.struck else outcome.of_exit(code)
+    failure = None
+    if tells():
+        failure = told(task, ends, code, script.directory, files.read_tail(script.err, wire.MAX_TAIL))
+    return Ended(task, ends, code, seconds, failure)
+
+
+def told(task: int, ends: Outcome, code: int, directory: str, tail: str) -> wire.Failure:
+    """Return a failure in full."""
+    return wire.Failure(
+        task=task, outcome=ends, code=code, host=HOST, directory=directory, tail=tail[-wire.MAX_TAIL :]
+    )
+
+
+def unwritable(task: int, directory: str, error: OSError) -> Ended:
+    """Return what a task comes to whose directory or script can't be written: nobody's failure, handed back."""
+    cure = {
+        errno.EDQUOT: "free some of the quota",
+        errno.ENOSPC: "free some space",
+        errno.EACCES: "give this user the right to write there",
+    }.get(error.errno or 0, "see to the file system")
+    return Ended(task, None, problem=f"{directory}: can't be written: {error.strerror}; {cure}")
+
+

@@ -1,0 +1,128 @@
+"""Directories and scripts of tasks: few system calls each, because on a parallel file system they are what a task costs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from typing import Final
+
+NOBODYS: Final = frozenset(
+    {errno.EDQUOT, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+)
+"""Faults of a disk or a host: they are no failure of a task."""
+
+_WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_TOUCH: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+_SCRIPT_MODE: Final = 0o766
+"""What the umask leaves of it is what ``chmod u+x`` makes of a new file, as upstream."""
+
+
+def make_directory(path: str) -> bool:
+    """Make a directory and what it lies in; return whether it is new."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+        return False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return make_directory(path)
+    return True
+
+
+def write_script(path: str, shell: str, text: str, *, replace: bool) -> None:
+    """Write an executable script; ``replace`` says that one may be there (its reader may still run: a new file, not its text)."""
+    if replace:
+        remove(path)
+    handle = os.open(path, _WRITE_NEW, _SCRIPT_MODE)
+    try:
+        _write(handle, f"#!{shell}\n\n{text}\n".encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(handle)
+
+
+def touch(path: str) -> None:
+    """Make an empty file, or set its time to now by the file system's own clock."""
+    handle = os.open(path, _TOUCH, 0o666)
+    try:
+        os.utime(handle)
+    finally:
+        os.close(handle)
+
+
+def mark(path: str) -> None:
+    """Make an empty file."""
+    os.close(os.open(path, _TOUCH, 0o666))
+
+
+def remove(path: str) -> None:
+    """Remove a file that may not be there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file so that every reader sees all of it or what was there before."""
+    beside = _beside(path, data)
+    os.replace(beside, path)
+
+
+def write_once(path: str, data: bytes) -> bool:
+    """Write a file that nobody else may have written; return whether we were first."""
+    beside = _beside(path, data)
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        remove(beside)
+    return True
+
+
+def read_tail(path: str, characters: int) -> str:
+    """Return the end of a text file; empty where there is none."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        size = os.fstat(handle).st_size
+        data = os.pread(handle, 4 * characters, max(0, size - 4 * characters))
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
+    return data.decode("utf-8", "replace")[-characters:]
+
+
+def append(path: str, text: str) -> None:
+    """Append to a text file."""
+    handle = os.open(path, _TOUCH | os.O_APPEND, 0o666)
+    try:
+        _write(handle, text.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(handle)
+
+
+def _beside(path: str, data: bytes) -> str:
+    beside = f"{path}.{secrets.token_hex(6)}"
+    handle = os.open(beside, _WRITE_NEW, 0o666)
+    try:
+        _write(handle, data)
+        os.fsync(handle)
+    except OSError:
+        remove(beside)
+        raise
+    finally:
+        os.close(handle)
+    return beside
+
+
+def _write(handle: int, data: bytes) -> None:
+    done = os.write(handle, data)
+    while done < len(data):
+        done += os.write(handle, data[done:])

@@ -1,0 +1,151 @@
+"""How a task's script becomes a process: the seam where other ways of starting (a warm shell, ``srun``) come in.
+
+The script is executed itself, so its ``#!`` line decides, as upstream. What a start costs is the agent's speed: the kernel's
+``posix_spawn`` shares the parent's memory until the script runs (no copying of page tables) and opens the output files in
+the child. It knows no directory, so each slot's thread leaves the process's common one (``unshare(CLONE_FS)``, which needs no
+privilege) and goes to the task's itself. Where that is forbidden, `subprocess` does it more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
+"""The shell's own exit codes for a command that is not there, or can't be executed."""
+
+_CLONE_FS: Final = 0x200
+_APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+_BUSY_TRIES: Final = 200
+_BUSY_WAIT: Final = 0.002
+# Python ignores these, and what is ignored stays so across exec: a step's `yes | head -1` would print an error.
+_DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ]
+_EXIT_CODES: Final = {
+    errno.ENOENT: NOT_FOUND,
+    errno.ENOTDIR: NOT_FOUND,
+    errno.EACCES: NOT_EXECUTABLE,
+    errno.EPERM: NOT_EXECUTABLE,
+    errno.ENOEXEC: NOT_EXECUTABLE,
+    errno.ELOOP: NOT_EXECUTABLE,
+}
+
+
+class NotStartedError(Exception):
+    """The script can't be executed, and that is the step's fault: the shell's exit code for it, and the sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What to run: absolute paths; ``shell`` is what stands behind ``#!``, for messages."""
+
+    directory: str
+    path: str
+    out: str
+    err: str
+    shell: str
+
+
+class Launcher(Protocol):
+    """Starts a script in a session, and so a process group, of its own."""
+
+    def start(self, script: Script) -> int:
+        """Return the process's id.
+
+        Raises:
+            NotStartedError: the step's fault.
+            OSError: nobody's: no processes or no memory left, the directory is gone.
+        """
+
+
+def environment(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return what tasks inherit: all that the agent did, without what is meant for the agent itself."""
+    return {name: value for name, value in environ.items() if not name.startswith(b"MERLIN_AGENT_")}
+
+
+class DirectLauncher:
+    """Starts scripts as children of this process."""
+
+    def __init__(self, environ: Mapping[bytes, bytes]) -> None:
+        self._environ = dict(environ)
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._local = threading.local()
+
+    def start(self, script: Script) -> int:
+        """See `Launcher`."""
+        for _ in range(_BUSY_TRIES):
+            try:
+                return self._start(script)
+            except OSError as error:
+                if error.errno == errno.ETXTBSY:
+                    # A sibling that is just being started still holds the descriptor that the script was written by.
+                    time.sleep(_BUSY_WAIT)
+                    continue
+                if error.errno in _EXIT_CODES and os.path.isdir(script.directory):  # noqa: PTH112 - plain paths here
+                    raise NotStartedError(_EXIT_CODES[error.errno], _explain(script, error)) from error
+                raise
+        raise NotStartedError(NOT_EXECUTABLE, f"{script.path}: is being written by another process; nothing was run")
+
+    def _start(self, script: Script) -> int:
+        if not self._has_own_directory():
+            return self._popen(script)
+        os.chdir(script.directory)
+        return os.posix_spawn(
+            script.path,
+            [script.path],
+            self._environ,
+            file_actions=(
+                (os.POSIX_SPAWN_DUP2, self._null, 0),
+                (os.POSIX_SPAWN_OPEN, 1, script.out, _APPEND, 0o666),
+                (os.POSIX_SPAWN_OPEN, 2, script.err, _APPEND, 0o666),
+            ),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULTED,
+        )
+
+    def _popen(self, script: Script) -> int:
+        with open(script.out, "ab") as out, open(script.err, "ab") as err:  # noqa: PTH123 - plain paths here
+            process = subprocess.Popen(
+                [script.path],
+                cwd=script.directory,
+                env=self._environ,
+                stdin=self._null,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                close_fds=False,
+            )
+        process.returncode = 0  # we wait for it ourselves; this keeps the object from doing so
+        return process.pid
+
+    def _has_own_directory(self) -> bool:
+        found: bool | None = getattr(self._local, "own", None)
+        if found is None:
+            found = self._local.own = _leave_common_directory()
+        return found
+
+
+def _leave_common_directory() -> bool:
+    try:
+        return ctypes.CDLL(None).unshare(_CLONE_FS) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _explain(script: Script, error: OSError) -> str:
+    if _EXIT_CODES[error.errno or 0] == NOT_FOUND:
+        return f"{script.path}: expected the interpreter of its first line, found no such file: {script.shell!r}"
+    return f"{script.path}: can't be executed with {script.shell!r}: {error.strerror}"

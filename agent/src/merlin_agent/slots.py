@@ -1,0 +1,248 @@
+"""Slots: one thread each, which takes a task, runs it, hands over what became of it, and takes the next at once.
+
+Nothing of a task's run waits for the event loop: a slot makes directory and script, starts the process and waits for its end
+itself. The loop hears of ended tasks in batches, at most some 20 times a second, but at once where a chunk's last
+tasks end, because then there is something to decide.
+
+A process group is signalled only under its slot's guard and only until its leader is reaped: until then the kernel gives the
+number to nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from merlin_agent.chunkrun import ChunkRun, Ended, Stop
+from merlin_agent.launch import Launcher, Script
+
+_log: Final = logging.getLogger(__name__)
+
+GATHER: Final = 0.05
+"""How long ended tasks are gathered before the loop hears of them."""
+_STACK: Final = 512 * 1024
+
+
+class Work(Protocol):
+    """How the tasks of a chunk are run; called in slots' threads."""
+
+    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+        """Run a task to its end."""
+
+
+class Feed:
+    """The chunks whose tasks may start, urgent ones first."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._queues: tuple[deque[tuple[ChunkRun, Work]], deque[tuple[ChunkRun, Work]]] = (deque(), deque())
+        self._closed = False
+        self.idle = 0
+
+    def add(self, run: ChunkRun, work: Work) -> None:
+        """Let slots take a chunk's tasks."""
+        with self._condition:
+            run.feed()
+            self._queues[0 if run.urgent else 1].append((run, work))
+            self._condition.notify(min(run.left, self.idle))
+
+    def take(self) -> tuple[ChunkRun, Work, int] | None:
+        """Wait for a task to run; None when there will be none."""
+        with self._condition:
+            while not self._closed:
+                for queue in self._queues:
+                    while queue:
+                        run, work = queue[0]
+                        task = run.take()
+                        if task is not None:
+                            return run, work, task
+                        queue.popleft()
+                self.idle += 1
+                self._condition.wait()
+                self.idle -= 1
+            return None
+
+    def stop(self, run: ChunkRun, why: Stop) -> None:
+        """Start nothing more of a chunk."""
+        with self._condition:
+            run.stop(why)
+
+    @property
+    def ready(self) -> int:
+        """How many tasks wait for a slot."""
+        with self._condition:
+            return sum(run.left for queue in self._queues for run, _ in queue)
+
+    def close(self) -> None:
+        """Let every slot end once its task has."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+
+
+class Slot:
+    """Runs one task at a time."""
+
+    def __init__(self, number: int, launcher: Launcher, watch: Callable[[int, int], None], grace: float) -> None:
+        self.number = number
+        self._launcher, self._watch, self._grace = launcher, watch, grace
+        self._guard = threading.Lock()
+        self._group = 0
+        self.run: ChunkRun | None = None
+        self.struck: Stop | None = None
+        """Why the running task was signalled from outside, if it was."""
+
+    def launch(self, script: Script, walltime: float | None) -> tuple[int, bool]:
+        """Run a script to its end; return its exit code (a signal negated) and whether its time was up.
+
+        Raises:
+            NotStartedError, OSError: as `Launcher.start`.
+        """
+        self.struck = None
+        pid = self._launcher.start(script)
+        self._watch(self.number, pid)
+        with self._guard:
+            self._group = pid
+        if self.run is not None and self.run.stopped is Stop.CANCELLED:
+            self.strike(Stop.CANCELLED, signal.SIGTERM)  # the word came while the process was being made
+        late = walltime is not None and not self._ended_within(pid, walltime)
+        if late:
+            self._signal(signal.SIGTERM)
+            self._ended_within(pid, self._grace)
+            self._signal(signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with self._guard:
+            if self.struck is not None:
+                _kill_group(pid, signal.SIGKILL)  # what the leader left behind, while its number is still its own
+            self._group = 0
+            _, status = os.waitpid(pid, 0)
+        self._watch(self.number, 0)
+        return os.waitstatus_to_exitcode(status), late
+
+    def strike(self, why: Stop, number: signal.Signals) -> bool:
+        """Signal the running task's group, from any thread; return whether there was one."""
+        with self._guard:
+            if not self._group:
+                return False
+            self.struck = why
+            _kill_group(self._group, number)
+            return True
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._guard:
+            _kill_group(self._group, number)
+
+    def _ended_within(self, pid: int, seconds: float) -> bool:
+        handle = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(handle)
+
+
+class Slots:
+    """All slots of the agent, and the way from their threads to the event loop."""
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        launcher: Launcher,
+        watch: Callable[[int, int], None],
+        deliver: Callable[[list[tuple[ChunkRun, Ended]]], None],
+        grace: float,
+    ) -> None:
+        self.feed = Feed()
+        self._grace = grace
+        self._slots = [Slot(number, launcher, watch, grace) for number in range(count)]
+        self._deliver = deliver
+        self._ended: deque[tuple[ChunkRun, Ended]] = deque()
+        self._armed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the threads; call from the event loop."""
+        self._loop = asyncio.get_running_loop()
+        before = threading.stack_size(_STACK)
+        try:
+            for slot in self._slots:
+                thread = threading.Thread(target=self._serve, args=(slot,), name=f"slot-{slot.number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        finally:
+            threading.stack_size(before)
+
+    @property
+    def count(self) -> int:
+        """How many tasks run at once at most."""
+        return len(self._slots)
+
+    @property
+    def busy(self) -> int:
+        """How many slots run a task."""
+        return sum(slot.run is not None for slot in self._slots)
+
+    def stop(self, run: ChunkRun, why: Stop, *, strike: bool) -> None:
+        """Start nothing more of a chunk; ``strike`` ends what runs of it too: TERM, and KILL after the grace."""
+        self.feed.stop(run, why)
+        if strike and self._strike(run, why, signal.SIGTERM):
+            assert self._loop is not None
+            self._loop.call_later(self._grace, self._strike, run, why, signal.SIGKILL)
+
+    def kill(self, run: ChunkRun, why: Stop) -> None:
+        """End what runs of a chunk without any grace."""
+        self.feed.stop(run, why)
+        self._strike(run, why, signal.SIGKILL)
+
+    def _strike(self, run: ChunkRun, why: Stop, number: signal.Signals) -> bool:
+        return any([slot.strike(why, number) for slot in self._slots if slot.run is run])
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self.feed.close()
+
+    def _serve(self, slot: Slot) -> None:
+        while (item := self.feed.take()) is not None:
+            run, work, task = item
+            slot.run = run
+            try:
+                ended = work.execute(run, task, slot)
+            except Exception as error:
+                _log.exception("a task could not be run; this is a bug, please report it")
+                ended = Ended(task, None, problem=f"task {task}: {type(error).__name__}: {error}; this is a bug")
+            slot.run = None
+            self._hand_over(run, ended)
+
+    def _hand_over(self, run: ChunkRun, ended: Ended) -> None:
+        assert self._loop is not None
+        self._ended.append((run, ended))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
+            if run.left == 0:
+                self._loop.call_soon_threadsafe(self._drain)
+            elif not self._armed:
+                self._armed = True
+                self._loop.call_soon_threadsafe(self._loop.call_later, GATHER, self._drain)
+
+    def _drain(self) -> None:
+        self._armed = False
+        batch: list[tuple[ChunkRun, Ended]] = []
+        while self._ended:
+            batch.append(self._ended.popleft())
+        if batch:
+            self._deliver(batch)
+
+
+def _kill_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

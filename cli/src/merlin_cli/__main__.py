@@ -1,0 +1,142 @@
+"""``merlin``: reads the command line, calls the command, and turns what it raises into a sentence and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from merlin_cli import upstream
+from merlin_cli.exits import CliError, Exit
+from merlin_study.errors import SpecError
+
+_EXIT_CODES = """\
+exit codes: 0 all tasks succeeded; 1 the specification was refused; 2 wrong usage; 3 the study finished and some tasks
+did not succeed; 4 it could not run; 130 stopped by Ctrl-C, 143 by SIGTERM (merlin restart goes on).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except SpecError as error:
+        return _fail(Exit.REFUSED, refusal(error))
+    except CliError as error:
+        return _fail(error.code, f"merlin: {error}")
+    except KeyboardInterrupt:
+        return _fail(Exit.INTERRUPTED, "merlin: interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while it ends
+        return Exit.OK
+
+
+def _run(given: list[str]) -> int:
+    if given and given[0] in upstream.COMMANDS:
+        raise CliError(Exit.USAGE, upstream.sentence(given[0]))
+    parser = build_parser()
+    if not given:
+        parser.print_help()
+        return Exit.REFUSED  # upstream's exit code without a sub-command
+    return _dispatch(parser.parse_args(given))
+
+
+def refusal(error: SpecError) -> str:
+    """Every fault on a line of its own, path first."""
+    faults = "1 fault" if len(error.faults) == 1 else f"{len(error.faults)} faults"
+    return "\n".join([f"merlin: the study was refused, {faults}:", *(f"  {fault}" for fault in error.faults)])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="merlin",
+        description="Run ensembles of simulations that are described in Merlin's or Maestro's language.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-v", "--version", action="version", version=f"merlin {metadata.version('merlin-cli')}")
+    upstream.add_flags(parser, upstream.GLOBAL_FLAGS)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    _add_run(commands.add_parser("run", help="run a study, here or in a cluster", allow_abbrev=False))
+    _add_restart(commands.add_parser("restart", help="go on with a study, from its workspace", allow_abbrev=False))
+    status = commands.add_parser("status", help="show how a study stands, from its workspace", allow_abbrev=False)
+    status.add_argument("directory", metavar="DIR", help="the study's directory, which `merlin run` named as Outputs")
+    upstream.add_flags(status, upstream.STATUS_FLAGS)
+    convert = commands.add_parser("convert", help="print a specification as a manifest for kubectl", allow_abbrev=False)
+    convert.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a manifest")
+    commands.add_parser("info", help="show versions", allow_abbrev=False)
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a Study manifest")
+    run.add_argument("--local", action="store_true", help="run on this machine, without a cluster")
+    run.add_argument(
+        "--vars",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace variables of the specification (after SPEC)",
+    )
+    run.add_argument("-n", "--namespace", metavar="NAME", help="the cluster's namespace (default: the kubeconfig's)")
+    run.add_argument("--name", help="the Study's name in the cluster (default: the study's name and the time)")
+    run.add_argument("--slots", type=_slots, metavar="N", help="with --local: tasks at a time (default: one a CPU)")
+    run.add_argument("-o", "--output-path", metavar="DIR", help="with --local: where the study's directory is made")
+    upstream.add_flags(run, upstream.RUN_FLAGS)
+
+
+def _add_restart(restart: argparse.ArgumentParser) -> None:
+    restart.add_argument("directory", metavar="DIR", help="the study's directory, which `merlin run` named as Outputs")
+    restart.add_argument("--local", action="store_true", help="run on this machine")
+    restart.add_argument("--slots", type=_slots, metavar="N", help="tasks at a time (default: one a CPU)")
+
+
+def _slots(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"expected a number of tasks from 1 to 4096, found {text!r}")
+    return int(text)
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    # Each command imports what it needs: the help of one must not wait for the client of another's cluster.
+    match arguments.command:
+        case "run":
+            from merlin_cli import run, submit
+            from merlin_cli.console import Output
+
+            request = run.Request.of(arguments)
+            return run.run_locally(request, Output()) if arguments.local else submit.submit(request, Output())
+        case "restart":
+            from merlin_cli import restart
+            from merlin_cli.console import Output
+
+            if not arguments.local:
+                raise CliError(Exit.USAGE, "restart needs --local; restarting in a cluster is not supported yet")
+            return restart.restart_locally(arguments.directory, slots=arguments.slots, console=Output())
+        case "status":
+            from merlin_cli import status
+            from merlin_cli.console import Output
+
+            return status.status(arguments.directory, Output())
+        case "convert":
+            from merlin_cli import convert
+
+            return convert.convert(arguments.spec)
+        case _:
+            from merlin_cli import info
+
+            return info.info()
+
+
+def _fail(code: Exit, message: str) -> int:
+    """Say why on standard error."""
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

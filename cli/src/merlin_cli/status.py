@@ -1,0 +1,50 @@
+"""``merlin status DIR``: how a study stands, from its workspace alone, running or years old."""
+
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from merlin_cli import bars, restart, summary, tally, text
+from merlin_cli.exits import CliError, Exit
+from merlin_cli.progress import Progress
+
+
+def status(directory: str, console: Console) -> Exit:
+    """Print a bar and counts for each step, failures, and where the study lies.
+
+    Raises:
+        CliError: the directory is no workspace.
+    """
+    there = Path(os.path.abspath(directory))  # noqa: PTH100 symbolic links stay: the path is shown
+    if there.is_file():
+        raise CliError(Exit.USAGE, f"{directory} is a file; give the directory that `merlin run` named as Outputs")
+    plan = restart.read_plan(there)
+    try:
+        folded = tally.of_workspace(plan, there)
+    except OSError as error:
+        raise CliError(Exit.CANNOT_RUN, f"can't read {error.filename}: {error.strerror}") from error
+    progress = folded.progress(str(there))
+    summary.say(console, headline(plan.workspace, progress), "bold")
+    if console.is_terminal:
+        console.print(bars.table(progress.steps))
+    else:
+        summary.counts(console, progress)
+    summary.failures(console, progress, there)
+    if folded.damaged:
+        lines = text.count(folded.damaged, "line")
+        print(f"warning: {lines} of the outcome logs can't be read and were left out", file=sys.stderr)
+    summary.outputs(console, there)
+    return Exit.OK
+
+
+def headline(name: str, progress: Progress) -> str:
+    """Return the study in a sentence."""
+    if not progress.finished:
+        return f"{name}: not finished; {text.line(progress)}"
+    if progress.succeeded:
+        return f"{name}: finished; all {text.count(progress.total, 'task')} succeeded"
+    return (
+        f"{name}: finished; {text.count(progress.unsuccessful)} of {text.count(progress.total, 'task')} did not succeed"
+    )

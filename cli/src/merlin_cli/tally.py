@@ -1,0 +1,168 @@
+"""What came of a study, from its workspace alone: the agents' outcome logs, folded into counts per step.
+
+The logs of several agents, and of several runs of a study (`merlin restart`), stand side by side without a common clock.
+So they are folded by rules that need none: per task, a success absorbs everything, else the last final outcome of its
+latest run counts, and a task that was started again after it failed is open again. What follows from that for tasks that
+never ran, because something that they depend on failed, the ledger says, which is given the result.
+
+Reports speak of ranges and masks, and so does the fold: its cost is that of the reports, not of the tasks.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from merlin_cli.progress import Failed, Progress, StepCount, StepFailure
+from merlin_study import outcomelog, wire, workspace
+from merlin_study.bitmap import Bitmap
+from merlin_study.ledger import Ledger
+from merlin_study.outcome import FINAL, Outcome, after_budget
+from merlin_study.plan import Plan
+from merlin_study.taskset import TaskSet
+
+KEPT_FAILURES: Final = 20
+_UNSUCCESSFUL: Final = tuple(outcome for outcome in Outcome if outcome in FINAL - {Outcome.SUCCEEDED})
+
+
+@dataclass
+class _Step:
+    """A bit for each task and outcome; a task has at most one."""
+
+    over: dict[Outcome, Bitmap] = field(default_factory=lambda: {outcome: Bitmap() for outcome in FINAL})
+
+    def open(self, tasks: TaskSet) -> None:
+        """Note that tasks were started, so that only a success of them still stands."""
+        for outcome in _UNSUCCESSFUL:
+            if len(self.over[outcome]):
+                self.over[outcome].remove(tasks)
+
+    def close(self, tasks: TaskSet, outcome: Outcome) -> None:
+        """Note a final outcome of tasks."""
+        succeeded = self.over[Outcome.SUCCEEDED]
+        if outcome is Outcome.SUCCEEDED:
+            self.open(tasks)
+            succeeded.add(tasks)
+            return
+        fresh = TaskSet.from_bits(tasks.first, tasks.bits & ~succeeded.read(tasks.first, tasks.width))
+        if fresh is not None:
+            self.open(fresh)
+            self.over[outcome].add(fresh)
+
+
+@dataclass
+class Tally:
+    """The fold; feed it every log, one after the other."""
+
+    plan: Plan
+    samples: wire.SampleFacts | None = None
+    damaged: int = 0
+    _steps: list[_Step] = field(default_factory=list)
+    _failures: dict[tuple[int, int], wire.Failure] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make room for each step."""
+        self._steps = [_Step() for _ in self.plan.steps]
+
+    def add(self, log: bytes) -> None:
+        """Fold one agent's log."""
+        decoded = outcomelog.decode_lines(log)
+        self.damaged += decoded.damaged
+        for entry in decoded.entries:
+            if entry.start is not None:
+                self._start(entry.start.chunk)
+            elif entry.report is not None:
+                self._report(entry.report)
+
+    def _start(self, chunk: wire.Chunk) -> None:
+        if chunk.step < len(self._steps):
+            self._steps[chunk.step].open(chunk.tasks)
+
+    def _report(self, report: wire.Report) -> None:
+        if report.step >= len(self._steps):
+            self.damaged += 1
+            return
+        self.samples = self.samples or report.samples
+        budget = self.plan.steps[report.step].max_retries
+        for result in report.results:
+            outcome = after_budget(result.outcome, attempt=report.attempt, max_retries=budget)
+            if outcome in FINAL:
+                self._steps[report.step].close(result.tasks, outcome)
+        for failure in report.failures:
+            self._failures[report.step, failure.task] = failure
+
+    def progress(self, directory: str) -> Progress:
+        """Return what `merlin status` shows."""
+        ledger = self._ledger()
+        counts = tuple(
+            _count(planned.name, total=step.total, outcomes=step.outcomes)
+            for planned, step in zip(self.plan.steps, ledger.steps, strict=True)
+        )
+        return Progress(
+            finished=ledger.finished,
+            succeeded=all(count.succeeded == count.total for count in counts),
+            steps=counts,
+            workspace=directory,
+            first_failures=tuple(self._standing_failures()),
+        )
+
+    def _standing_failures(self) -> Iterator[StepFailure]:
+        """The failures told in full of tasks that have not succeeded since."""
+        standing = (
+            (step, failure)
+            for (step, task), failure in self._failures.items()
+            if any(task in self._steps[step].over[outcome] for outcome in _UNSUCCESSFUL)
+        )
+        for _, (step, failure) in zip(range(KEPT_FAILURES), standing, strict=False):
+            yield StepFailure(step=self.plan.steps[step].name, failure=Failed.model_validate(failure.model_dump()))
+
+    def _ledger(self) -> Ledger:
+        """Tell a ledger all final outcomes, as if each were a chunk of its own."""
+        ledger = Ledger(self.plan)
+        for fence, (step, tasks, outcome) in enumerate(self._outcomes(), start=1):
+            chunk = wire.Chunk(study="", plan="", epoch=0, fence=fence, step=step, tasks=tasks, attempt=1)
+            report = wire.Report(
+                agent="",
+                fence=fence,
+                serial=1,
+                step=step,
+                attempt=1,
+                results=(wire.Result(outcome=outcome, code=0, tasks=tasks),),
+                samples=self.samples if fence == 1 else None,
+                final=True,
+            )
+            ledger.apply(wire.Start(agent="", chunk=chunk), at=0.0)
+            ledger.apply(report, at=0.0)
+        return ledger
+
+    def _outcomes(self) -> Iterator[tuple[int, TaskSet, Outcome]]:
+        """All final outcomes, in the order of the steps: the first one, which measures the samples, comes first."""
+        for index, step in enumerate(self._steps):
+            for outcome, tasks in step.over.items():
+                yield from ((index, part, outcome) for part in tasks.sets())
+
+
+def _count(name: str, *, total: int | None, outcomes: dict[Outcome, int]) -> StepCount:
+    return StepCount(
+        name=name,
+        total=total,
+        succeeded=outcomes.get(Outcome.SUCCEEDED, 0),
+        soft_failed=outcomes.get(Outcome.SOFT_FAILED, 0),
+        failed=outcomes.get(Outcome.FAILED, 0),
+        timed_out=outcomes.get(Outcome.TIMED_OUT, 0),
+        cancelled=outcomes.get(Outcome.CANCELLED, 0),
+    )
+
+
+def logs(directory: Path) -> Iterable[Path]:
+    """The outcome logs of a workspace, the oldest first, so that a later run's word is the last."""
+    found = (directory / workspace.INFO / workspace.OUTCOMES).glob("*.jsonl")
+    return sorted(found, key=lambda log: (log.stat().st_mtime_ns, log.name))
+
+
+def of_workspace(plan: Plan, directory: Path) -> Tally:
+    """Fold the logs of a workspace."""
+    tally = Tally(plan)
+    for log in logs(directory):
+        tally.add(log.read_bytes())
+    return tally

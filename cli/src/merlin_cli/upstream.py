@@ -1,0 +1,70 @@
+"""What upstream's command line has and this one does not yet: told in one sentence, never taken silently."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, Final
+
+COMMANDS: Final = {
+    "run-workers": "start agents with `merlin-agent`, or use `merlin run SPEC --local`, which brings its own",
+    "stop-workers": "stop an agent with SIGTERM, on which it hands back what it has not started",
+    "query-workers": "`kubectl get allocations` lists what runs agents",
+    "detailed-status": "`merlin status DIR` shows counts per step, and each task's files are in its directory",
+    "queue-info": "`kubectl get studies` shows what waits and runs",
+    "monitor": "`kubectl wait --for=condition=Finished study/NAME` waits for a study",
+    "purge": "`kubectl delete study NAME` drops what waits",
+    "example": "there are examples in docs/examples of this project",
+    "server": "`merlin run SPEC --local` brings its own broker",
+    "config": "agents are configured in ~/.merlin/agent.yaml, and clusters by kubeconfig",
+    "database": "studies are objects of the cluster: `kubectl get studies`",
+}
+"""Sub-commands, each with what to do instead."""
+
+RUN_FLAGS: Final = {
+    "--samplesfile": "name the file in merlin.samples.file",
+    "--dry": "`merlin convert SPEC` checks a specification without running it",
+    "--no-errors": "leave it out",
+    "--pgen": "write the parameters into global.parameters",
+    "--pargs": "write the parameters into global.parameters",
+    "--maestro": "leave it out for Merlin's meaning of the keys",
+}
+"""Flags of ``merlin run``, each with what to do instead."""
+
+STATUS_FLAGS: Final = {
+    "--cb-help": "nothing is told by colour alone, so leave it out",
+    "--dump": "outcomes are in merlin_info/outcomes, one JSON object a line",
+    "--no-prompts": "nothing is asked, so leave it out",
+    "--task_server": "leave it out",
+    "-o": "give the study's directory",
+    "--output-path": "give the study's directory",
+}
+"""Flags of ``merlin status``, each with what to do instead."""
+
+GLOBAL_FLAGS: Final = {
+    "-lvl": "leave it out",
+    "--level": "leave it out",
+}
+"""Flags of ``merlin`` itself."""
+
+
+class _NotYet(argparse.Action):
+    """Ends the command with the sentence that stands in ``const``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002 argparse's signature
+        values: str | Sequence[Any] | None,  # noqa: ARG002
+        option_string: str | None = None,
+    ) -> None:
+        parser.exit(2, f"{parser.prog}: {option_string} is not supported yet; {self.const}\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, flags: dict[str, str]) -> None:
+    """Make a parser answer upstream's flags."""
+    for flag, instead in flags.items():
+        parser.add_argument(flag, action=_NotYet, const=instead, nargs="*", help=argparse.SUPPRESS, dest="_")
+
+
+def sentence(command: str) -> str:
+    """The answer to one of `COMMANDS`."""
+    return f"'{command}' is not supported yet; {COMMANDS[command]}"

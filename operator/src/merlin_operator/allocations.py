@@ -1,0 +1,191 @@
+"""From heartbeats to Allocation objects: one for each batch job that hosts agents, so that ``kubectl`` shows them. Pure.
+
+Nothing is decided from an Allocation; it says what heartbeats said. A `Ledger` knows which objects exist and what was
+last written of each, and names the changes; whoever carries one out tells it so. What changes all the time (busy slots,
+the time of the last heartbeat) is written once a minute, what a user acts on at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from merlin_operator.board import AgentView
+from merlin_study import wire
+
+REFRESH: Final = timedelta(seconds=60)
+COLLECTED_AFTER: Final = timedelta(minutes=10)
+"""Silence after which nobody expects the batch job's agents back."""
+SILENT_AFTER: Final = 60.0
+MAX_PROBLEMS: Final = 5
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+
+ACTIVE: Final = "Active"
+"""At least one agent takes work."""
+DRAINING: Final = "Draining"
+"""Its agents finish what they have and take nothing more."""
+SILENT: Final = "Silent"
+"""No agent has been heard of for a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make an object; its status follows."""
+
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Write an object's status."""
+
+    name: str
+    status: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove an object: its batch job has ended."""
+
+    name: str
+
+
+Change = Create | Update | Delete
+
+
+@dataclass(slots=True)
+class _Known:
+    """An object that exists, the status that it shows, and when that was written."""
+
+    status: dict[str, Any]
+    heard: datetime
+    written: datetime = _NEVER
+
+
+class Ledger:
+    """Which Allocations exist, what they show, and what they should show.
+
+    `learnt` is False until the server's own objects are known, and again after anything went wrong.
+    """
+
+    def __init__(self) -> None:
+        self.learnt = False
+        self._known: dict[str, _Known] = {}
+        self._groups: dict[str, list[AgentView]] = {}
+        self._ended: set[str] = set()
+
+    def note(self, agents: Sequence[AgentView]) -> None:
+        """Take note of the agents as they are now; a last word that is heard once is not forgotten."""
+        groups: dict[str, list[AgentView]] = {}
+        for agent in agents:
+            groups.setdefault(name_of(agent.heartbeat), []).append(agent)
+        alive = {name for name, group in groups.items() if any(map(_expected, group))}
+        self._ended = (self._ended | groups.keys()) - alive
+        self._groups = {name: groups[name] for name in sorted(alive)}
+
+    def learn(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Take over what exists on the server, for instance from an operator before this one."""
+        self._known = {
+            each["metadata"]["name"]: _Known(dict(each.get("status") or {}), _heard(each)) for each in objects
+        }
+        self.learnt = True
+
+    def changes(self, now: datetime) -> list[Change]:
+        """Return what is to be done: what has ended goes first."""
+        gone = [Delete(name) for name, known in self._known.items() if self._over(name, known, now)]
+        made = [Create(body_of(name, group)) for name, group in self._groups.items() if name not in self._known]
+        told = [Update(name, status_of(group, now)) for name, group in self._groups.items() if name in self._known]
+        return [*gone, *made, *(update for update in told if self._matters(update, now))]
+
+    def done(self, change: Change, now: datetime) -> None:
+        """Note that a change was carried out."""
+        match change:
+            case Create(body):
+                self._known[body["metadata"]["name"]] = _Known({}, now)
+            case Update(name, status):
+                self._known[name] = _Known(status, now, now)
+            case Delete(name):
+                del self._known[name]
+                self._ended.discard(name)
+
+    def _over(self, name: str, known: _Known, now: datetime) -> bool:
+        if name in self._groups:
+            return False
+        return name in self._ended or now - known.heard > COLLECTED_AFTER
+
+    def _matters(self, update: Update, now: datetime) -> bool:
+        known = self._known[update.name]
+        return _telling(update.status) != _telling(known.status) or now - known.written >= REFRESH
+
+
+def name_of(heartbeat: wire.Heartbeat) -> str:
+    """Return the name of the object that an agent belongs to: readable, and by its digest never that of another."""
+    facts = heartbeat.allocation
+    place = (heartbeat.site, facts.scheduler, facts.job_id or heartbeat.host)
+    readable = re.sub(r"[^a-z0-9]+", "-", "-".join(place).lower()).strip("-")[:42].rstrip("-")
+    digest = hashlib.sha256("\0".join((*place, "job" if facts.job_id else "host")).encode()).hexdigest()[:8]
+    return f"{readable or 'allocation'}-{digest}"
+
+
+def body_of(name: str, group: Sequence[AgentView]) -> dict[str, Any]:
+    """Return the new object of a group of agents; its status is written afterwards."""
+    heartbeat = group[0].heartbeat
+    facts = heartbeat.allocation
+    where = {"jobId": facts.job_id} if facts.job_id else {"host": heartbeat.host}
+    return {
+        "apiVersion": "merlin.dev/v1alpha1",
+        "kind": "Allocation",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "merlin-operator"}},
+        "spec": {"site": heartbeat.site, "scheduler": facts.scheduler, **where},
+    }
+
+
+def status_of(group: Sequence[AgentView], now: datetime) -> dict[str, Any]:
+    """Return the whole status. Its keys are always the same ones, so that a merge patch replaces it."""
+    heard = [agent for agent in group if _heard_lately(agent)]
+    beats = [agent.heartbeat for agent in heard]
+    ends_at = max((beat.allocation.ends_at for beat in beats), default=0.0)
+    problems = sorted({problem[:200] for beat in beats for problem in beat.problems})
+    return {
+        "phase": _phase(beats),
+        "agents": len(beats),
+        "slots": sum(beat.slots for beat in beats),
+        "busySlots": sum(beat.busy for beat in beats),
+        "nodes": max((agent.heartbeat.allocation.nodes for agent in group), default=1),
+        "endTime": _time(datetime.fromtimestamp(ends_at, UTC)) if ends_at else None,
+        "lastHeartbeatTime": _time(now - timedelta(seconds=min(agent.silent_for for agent in group))),
+        "problems": problems[:MAX_PROBLEMS],
+    }
+
+
+def _phase(beats: Sequence[wire.Heartbeat]) -> str:
+    if not beats:
+        return SILENT
+    return DRAINING if all(beat.leaving for beat in beats) else ACTIVE
+
+
+def _expected(agent: AgentView) -> bool:
+    return not agent.heartbeat.left and agent.silent_for <= COLLECTED_AFTER.total_seconds()
+
+
+def _heard_lately(agent: AgentView) -> bool:
+    return not agent.heartbeat.left and agent.silent_for <= SILENT_AFTER
+
+
+def _telling(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written at once when it changes: of the busy slots only whether there are any."""
+    told = {key: value for key, value in status.items() if key != "lastHeartbeatTime" and value not in (None, [])}
+    return {**told, "busySlots": bool(told.get("busySlots"))}
+
+
+def _heard(raw: Mapping[str, Any]) -> datetime:
+    text = (raw.get("status") or {}).get("lastHeartbeatTime") or raw["metadata"]["creationTimestamp"]
+    return datetime.fromisoformat(text)
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,363 @@
+"""The one module, beside kopf, that talks to the API server: it shows studies and agents as Kubernetes objects.
+
+`ClusterBoard.show` only takes note of what is to be shown; `ClusterBoard.run` writes it at a pace. So neither a slow nor
+an absent API server ever holds up the engine, and whatever could not be written is written when it can be: what counts
+is the latest state, never a queue of changes.
+
+A study's first status for a generation is *acceptance*: from then on its science cannot be changed. It is written with
+the resourceVersion of an object that has just been read with exactly the generation that was compiled. (The version at
+the time of compiling would not do: kopf's own annotation, written meanwhile, raises it.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import kopf
+import urllib3.exceptions
+from kubernetes import client, config
+
+from merlin_operator import allocations, conditions
+from merlin_operator.board import AgentView, Submission
+from merlin_operator.view import StudyRef, StudyView
+
+logger = logging.getLogger(__name__)
+
+GROUP: Final = "merlin.dev"
+VERSION: Final = "v1alpha1"
+STUDIES: Final = "studies"
+ALLOCATIONS: Final = "allocations"
+STUDY_INTERVAL: Final = 1.0
+"""Seconds between two writes of one study's status."""
+GONE_INTERVAL: Final = 60.0
+"""Seconds until a study that the server does not have is looked for again: the engine forgets a deleted one before."""
+STUDIES_PACE: Final = 1 / 20
+"""Seconds between any two writes of statuses."""
+ALLOCATIONS_PACE: Final = 1 / 5
+PAGE: Final = 500
+TIMEOUT: Final = (5, 15)
+"""Seconds to connect and to answer; a request that takes longer is tried again later."""
+_METADATA: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"
+_MERGE: Final = "application/merge-patch+json"
+
+
+class ClusterConfigError(Exception):
+    """There is neither a service account nor a kubeconfig that could be used."""
+
+
+class ApiError(Exception):
+    """The API server refused (`status` is HTTP's) or could not be reached (0)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}" if status else message)
+        self.status = status
+
+
+def connect() -> client.Configuration:
+    """Find the cluster: the service account of the pod that we are in, else the current kubeconfig.
+
+    Raises:
+        ClusterConfigError: there is neither.
+    """
+    found = client.Configuration()
+    try:
+        if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
+            config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        else:
+            # Read at every call: the library's own default is fixed when it is imported.
+            path = os.environ.get("KUBECONFIG") or None
+            config.load_kube_config(path, client_configuration=found)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError) as error:
+        raise ClusterConfigError(f"no usable service account or kubeconfig: {error}") from error
+    # An absent server is our own schedule's business; the library's retries would multiply each timeout by four.
+    found.retries = False
+    return found
+
+
+def login(configuration: client.Configuration) -> kopf.ConnectionInfo:
+    """Return the same way into the same cluster for kopf; called again whenever the server refuses the credentials."""
+    header = configuration.get_api_key_with_prefix("BearerToken") or ""
+    scheme, _, token = header.rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        username=configuration.username or None,
+        password=configuration.password or None,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+    )
+
+
+def submission_of(raw: Mapping[str, Any]) -> Submission:
+    """Parse a Study as the API server gives it."""
+    metadata = raw["metadata"]
+    return Submission(
+        ref=StudyRef(metadata["namespace"], metadata["name"], metadata["uid"]),
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+        created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
+        spec=dict(raw.get("spec") or {}),
+        status=dict(raw.get("status") or {}),
+    )
+
+
+@dataclass(slots=True)
+class Traffic:
+    """How much we asked of the API server, for metrics."""
+
+    status_writes: int = 0
+    allocation_writes: int = 0
+    conflicts: int = 0
+    errors: int = 0
+
+
+class Api:
+    """The few requests that we make, in threads; every failure is an `ApiError`."""
+
+    def __init__(self, configuration: client.Configuration, namespace: str) -> None:
+        self.configuration = configuration
+        self.namespace = namespace
+        self.traffic = Traffic()
+        self._client = client.ApiClient(configuration)
+        self._objects = client.CustomObjectsApi(self._client)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.rest_client.pool_manager.clear()
+
+    async def study(self, name: str) -> dict[str, Any]:
+        """Read one Study."""
+        return await self._call(self._objects.get_namespaced_custom_object, STUDIES, name)
+
+    async def studies(self) -> list[dict[str, Any]]:
+        """Return the metadata of all Studies, and nothing else of them."""
+        return await self._list(STUDIES, accept=_METADATA.format(kind="PartialObjectMetadataList"))
+
+    async def patch_study_status(self, name: str, body: dict[str, Any]) -> None:
+        """Merge a status into a Study's."""
+        await self._patch_status(STUDIES, name, body)
+        self.traffic.status_writes += 1
+
+    async def allocations(self) -> list[dict[str, Any]]:
+        """Read all Allocations."""
+        return await self._list(ALLOCATIONS)
+
+    async def create_allocation(self, body: dict[str, Any]) -> None:
+        """Make an Allocation, still without a status."""
+        self.traffic.allocation_writes += 1
+        await self._call(self._objects.create_namespaced_custom_object, ALLOCATIONS, body)
+
+    async def patch_allocation_status(self, name: str, body: dict[str, Any]) -> None:
+        """Merge a status into an Allocation's."""
+        self.traffic.allocation_writes += 1
+        await self._patch_status(ALLOCATIONS, name, body)
+
+    async def delete_allocation(self, name: str) -> None:
+        """Remove an Allocation."""
+        self.traffic.allocation_writes += 1
+        await self._call(self._objects.delete_namespaced_custom_object, ALLOCATIONS, name)
+
+    async def _patch_status(self, plural: str, name: str, body: dict[str, Any]) -> None:
+        # The answer without the spec: it may be large, and we know it.
+        accept = {"Accept": _METADATA.format(kind="PartialObjectMetadata")}
+        patch = self._objects.patch_namespaced_custom_object_status
+        await self._call(patch, plural, name, body, _content_type=_MERGE, _headers=accept)
+
+    async def _list(self, plural: str, accept: str = "application/json") -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        more = ""
+        while True:
+            options = {"limit": PAGE, "_headers": {"Accept": accept}} | ({"_continue": more} if more else {})
+            page = await self._call(self._objects.list_namespaced_custom_object, plural, **options)
+            items += page.get("items") or []
+            more = page.get("metadata", {}).get("continue", "")
+            if not more:
+                return items
+
+    async def _call(self, function: Callable[..., Any], *arguments: object, **options: object) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = await asyncio.to_thread(
+                function, GROUP, VERSION, self.namespace, *arguments, _request_timeout=TIMEOUT, **options
+            )
+        except client.ApiException as error:
+            self.traffic.errors += error.status not in (404, 409)
+            self.traffic.conflicts += error.status == 409
+            raise ApiError(error.status or 0, str(error.body or error.reason)) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self.traffic.errors += 1
+            raise ApiError(0, str(error)) from error
+        return found
+
+
+class Pace:
+    """At most one turn in `interval` seconds: an even pace, so that no second ever holds more than its share."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Wait for the next turn."""
+        now = time.monotonic()
+        self._next = max(now, self._next) + self._interval
+        await asyncio.sleep(self._next - self._interval - now)
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What the server shows of a study, as far as we know: `status` None means that it has to be read first."""
+
+    view: StudyView | None = None
+    status: dict[str, Any] | None = None
+    generation: int = -1
+    version: str | None = None
+    not_before: float = 0.0
+
+
+class ClusterBoard:
+    """A `board.Board` that shows studies as their status and batch jobs as Allocations."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.views: Sequence[StudyView] = ()
+        self.agents: Sequence[AgentView] = ()
+        self._shown: dict[str, _Shown] = {}
+        self._allocations = allocations.Ledger()
+        self._news = asyncio.Event()
+
+    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+        """Take note of the present state; it is written soon."""
+        self.views, self.agents = views, agents
+        self._shown = {view.ref.uid: self._shown.get(view.ref.uid) or _Shown() for view in views}
+        self._allocations.note(agents)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write what is to be shown, until cancelled."""
+        async with asyncio.TaskGroup() as lanes:
+            lanes.create_task(self._write_studies())
+            lanes.create_task(self._write_allocations())
+
+    async def flush(self) -> None:
+        """Write what is left of the studies, without regard to each study's own interval: the operator ends."""
+        for view in self.views:
+            if self._shown[view.ref.uid].view != view:
+                await self._write_study(view)
+
+    async def _write_studies(self) -> None:
+        pace = Pace(STUDIES_PACE)
+        while True:
+            view = self._most_urgent()
+            if view is None:
+                await self._wait_for_news()
+                continue
+            await pace.turn()
+            await self._write_study(view)
+
+    async def _wait_for_news(self) -> None:
+        # A study may be due without news: its interval is over, or the server was away.
+        self._news.clear()
+        try:
+            await asyncio.wait_for(self._news.wait(), STUDIES_PACE)
+        except TimeoutError:
+            await asyncio.sleep(0)
+
+    def _most_urgent(self) -> StudyView | None:
+        """What has just finished or was refused first, then what has waited longest."""
+        now = time.monotonic()
+        due = [view for view in self.views if self._due(view, now)]
+        return min(due, key=self._urgency, default=None)
+
+    def _due(self, view: StudyView, now: float) -> bool:
+        shown = self._shown[view.ref.uid]
+        return now >= shown.not_before and shown.view != view
+
+    def _urgency(self, view: StudyView) -> tuple[bool, float]:
+        return not conditions.is_over(view), self._shown[view.ref.uid].not_before
+
+    async def _write_study(self, view: StudyView) -> None:
+        shown = self._shown[view.ref.uid]
+        shown.not_before = time.monotonic() + STUDY_INTERVAL
+        try:
+            if shown.status is None or shown.generation != view.generation:
+                await self._read_study(view, shown)
+            if shown.status is not None:
+                await self._patch_study(view, shown)
+        except ApiError as error:
+            shown.status = None  # whatever the server has now, it is read before the next attempt
+            if error.status == 404:
+                shown.not_before += GONE_INTERVAL
+            elif error.status != 409:
+                logger.warning("status not written, trying again: study=%s error=%s", view.ref.name, error)
+
+    async def _read_study(self, view: StudyView, shown: _Shown) -> None:
+        """Learn what the server shows; a status of another generation is nothing that we could add to yet."""
+        shown.status = None
+        found = submission_of(await self.api.study(view.ref.name))
+        if found.ref != view.ref:
+            raise ApiError(404, "there is another study of this name")
+        if found.generation == view.generation:
+            accepted = found.status.get("observedGeneration") == found.generation
+            shown.status, shown.generation = found.status, found.generation
+            shown.version = None if accepted else found.resource_version
+
+    async def _patch_study(self, view: StudyView, shown: _Shown) -> None:
+        assert shown.status is not None, "the status was read before"
+        status = conditions.status_of(view, shown.status, datetime.now(UTC))
+        patch = merge_patch(shown.status, status)
+        if patch:
+            # The uid keeps the status of a study that was deleted off another one of its name.
+            identity = {"uid": view.ref.uid} | ({"resourceVersion": shown.version} if shown.version else {})
+            await self.api.patch_study_status(view.ref.name, {"metadata": identity, "status": patch})
+        shown.view, shown.status, shown.version = view, status, None
+
+    async def _write_allocations(self) -> None:
+        pace = Pace(ALLOCATIONS_PACE)
+        while True:
+            try:
+                await self._write_changes(pace)
+                await asyncio.sleep(1.0)
+            except ApiError as error:
+                self._allocations.learnt = False
+                logger.warning("allocations not written, trying again: error=%s", error)
+                await asyncio.sleep(10.0)
+
+    async def _write_changes(self, pace: Pace) -> None:
+        if not self._allocations.learnt:
+            self._allocations.learn(await self.api.allocations())
+        for change in self._allocations.changes(datetime.now(UTC)):
+            await pace.turn()
+            await self._write_change(change)
+            self._allocations.done(change, datetime.now(UTC))
+
+    async def _write_change(self, change: allocations.Change) -> None:
+        match change:
+            case allocations.Create(body):
+                await self.api.create_allocation(body)
+            case allocations.Update(name, status):
+                await self.api.patch_allocation_status(name, {"status": status})
+            case allocations.Delete(name):
+                await self.api.delete_allocation(name)
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON merge patch (RFC 7386) that makes `new` of `old`; lists are replaced as a whole."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            if nested := merge_patch(before, value):
+                patch[key] = nested
+        elif value != before:
+            patch[key] = value
+    return patch

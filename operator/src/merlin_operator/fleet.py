@@ -1,0 +1,80 @@
+"""The agents that are there: who announced itself, what it can take, and whose silence means loss.
+
+Silence is measured by the operator's monotonic clock and only while both sides could have heard each other: after an
+outage of the broker on this side every agent's clock starts again, so that nobody is called lost for our own absence.
+Pure: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from merlin_study import shape, wire
+
+
+@dataclass(slots=True)
+class Member:
+    """An agent and when it was last heard, in monotonic seconds."""
+
+    heartbeat: wire.Heartbeat
+    heard: float
+
+
+class Fleet:
+    """All agents of a namespace, by agent id."""
+
+    def __init__(self, timing: wire.Timing) -> None:
+        self.members: dict[str, Member] = {}
+        self._timing = timing
+        self._listening_since = 0.0
+
+    def hear(self, heartbeat: wire.Heartbeat, now: float) -> bool:
+        """Note a heartbeat; return whether it changes what may be issued (a new agent, other queues, one that leaves)."""
+        old = self.members.get(heartbeat.agent)
+        self.members[heartbeat.agent] = Member(heartbeat, now)
+        return old is None or (old.heartbeat.leaving, old.heartbeat.queues, old.heartbeat.slots) != (
+            heartbeat.leaving,
+            heartbeat.queues,
+            heartbeat.slots,
+        )
+
+    def start_clocks(self, now: float) -> None:
+        """Start every silence anew: from here on agents could be heard again."""
+        self._listening_since = now
+
+    def silence(self, agent: str, now: float) -> float:
+        """Return for how many seconds an agent could have been heard and was not; an unknown one counts from the start."""
+        member = self.members.get(agent)
+        heard = member.heard if member is not None else 0.0
+        return now - max(heard, self._listening_since)
+
+    def is_gone(self, agent: str, now: float) -> bool:
+        """Whether an agent said its last word, or has been silent for too long."""
+        member = self.members.get(agent)
+        if member is not None and member.heartbeat.left:
+            return True
+        return self.silence(agent, now) > self._timing.lost_after
+
+    def live(self, now: float) -> Iterator[wire.Heartbeat]:
+        """Yield the last heartbeat of each agent that is there and takes work."""
+        for name, member in self.members.items():
+            if not member.heartbeat.leaving and not member.heartbeat.left and not self.is_gone(name, now):
+                yield member.heartbeat
+
+    def forget_long_gone(self, now: float) -> None:
+        """Drop agents that have been gone for ten times the time after which they count as lost."""
+        limit = 10 * self._timing.lost_after
+        self.members = {
+            name: member for name, member in self.members.items() if now - member.heard < max(limit, 60.0)
+        }
+
+
+def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: str) -> bool:
+    """Whether an agent may run tasks of a queue and shape, for a study bound to ``site`` (None: to none yet)."""
+    if site is not None and heartbeat.site != site:
+        return False
+    if heartbeat.queues and queue not in heartbeat.queues:
+        return False
+    needed = shape.parse(needs)
+    return needed.nodes <= 1 and needed.gpus == 0 and needed.cores <= 1

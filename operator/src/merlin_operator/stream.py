@@ -1,0 +1,415 @@
+"""NATS, as the engine sees it: the only module of the operator that speaks it.
+
+Three streams a namespace: tasks (WorkQueue: chunks and cursors), reports (the log), control (last values). Every write
+either says that it happened, or that it was refused by a compare-and-set (`Conflict`), or that nobody knows (`Unknown`):
+after the last, read, never write again. nats-py closes for good on an expired credential or an ``-ERR`` of the server, so
+`Broker.run` keeps making new connections, with jitter, for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext, api
+from nats.js.errors import APIError, NotFoundError
+
+from merlin_study import subjects
+
+log = logging.getLogger(__name__)
+
+WRONG_LAST_SEQUENCE: Final = 10071
+_REQUEST_SECONDS: Final = 5.0
+_CONNECT_SECONDS: Final = 5
+_BACKOFF: Final = (0.1, 5.0)
+"""Seconds between attempts to connect, at first and at most; each is drawn between half of it and all of it."""
+_OUTAGES: Final = (NatsError, OSError, asyncio.TimeoutError)
+
+
+class Outage(Exception):  # noqa: N818 a state of the world, not a mistake
+    """The broker can't be reached, or does not answer."""
+
+
+class Conflict(Exception):  # noqa: N818
+    """A compare-and-set found another value: somebody else wrote first, or an earlier write of ours happened after all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message of a stream: where it lies, when the broker stored it (Unix seconds), what it holds."""
+
+    sequence: int
+    subject: str
+    at: float
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """A pull consumer that should exist: its name and what it filters."""
+
+    name: str
+    filter: str
+    description: str
+
+
+class Broker:
+    """One connection, made anew whenever it is lost for good."""
+
+    def __init__(self, space: subjects.Space, *, server: str, options: dict[str, Any]) -> None:
+        """Keep what a connection needs.
+
+        Args:
+            space: the names of the namespace.
+            server: the address, ``nats://host:4222`` or ``tls://…``.
+            options: what `nats.connect` takes beside it: token, or user and password.
+        """
+        self.space = space
+        self.reconnects = 0
+        self.problem = "not connected yet"
+        self._server, self._options = server, options
+        self._client: Client | None = None
+        self._js: JetStreamContext | None = None
+        self._closed = asyncio.Event()
+        self._up = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands at the moment."""
+        return self._client is not None and self._client.is_connected
+
+    async def wait_connected(self) -> None:
+        """Return once there is a connection."""
+        await self._up.wait()
+
+    async def run(self, on_connect: Callable[[], Awaitable[None]]) -> None:
+        """Keep a connection for ever; call ``on_connect`` after each new one (it may raise `Outage`: then try again)."""
+        delay = _BACKOFF[0]
+        while True:
+            try:
+                await self._connect()
+                await on_connect()
+                delay = _BACKOFF[0]
+                await self._closed.wait()
+            except (Outage, *_OUTAGES) as error:
+                self.problem = f"no connection to {self._server}: {str(error) or type(error).__name__}"
+                log.warning("broker connection failed server=%s error=%s", self._server, error)
+            finally:
+                await self.close()
+            self.reconnects += 1
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 jitter, not a secret
+            delay = min(2 * delay, _BACKOFF[1])
+
+    async def _connect(self) -> None:
+        self._closed.clear()
+
+        async def gone() -> None:
+            self._closed.set()
+
+        async def failed(error: Exception) -> None:
+            self.problem = str(error) or type(error).__name__
+            log.debug("broker error=%s", error)
+
+        async def down() -> None:
+            self._up.clear()
+            self.problem = f"connection to {self._server} lost"
+
+        async def back() -> None:
+            self.reconnects += 1
+            self.problem = ""
+            self._up.set()
+
+        self._client = await nats.connect(
+            self._server,
+            name="merlin-operator",
+            connect_timeout=_CONNECT_SECONDS,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,
+            ping_interval=10,
+            max_outstanding_pings=2,
+            allow_reconnect=True,
+            closed_cb=gone,
+            error_cb=failed,
+            disconnected_cb=down,
+            reconnected_cb=back,
+            **self._options,
+        )
+        self._js = self._client.jetstream(timeout=_REQUEST_SECONDS)
+        self.problem = ""
+        self._up.set()
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        client, self._client, self._js = self._client, None, None
+        self._up.clear()
+        if client is not None:
+            with contextlib.suppress(*_OUTAGES):
+                await client.close()
+
+    # Streams and consumers
+
+    async def ensure_streams(self) -> None:
+        """Make the namespace's streams where they are missing.
+
+        Raises:
+            Outage: the broker did not answer.
+        """
+        space = self.space
+        for config in (
+            api.StreamConfig(
+                name=space.task_stream,
+                subjects=[space.all_chunks, space.all_cursors],
+                retention=api.RetentionPolicy.WORK_QUEUE,
+                discard=api.DiscardPolicy.NEW,
+                storage=api.StorageType.FILE,
+                allow_direct=True,
+                allow_atomic=True,
+                allow_rollup_hdrs=True,
+                deny_delete=True,
+            ),
+            api.StreamConfig(
+                name=space.report_stream,
+                subjects=[space.all_reports],
+                retention=api.RetentionPolicy.LIMITS,
+                discard=api.DiscardPolicy.NEW,
+                storage=api.StorageType.FILE,
+                allow_direct=True,
+                deny_delete=True,
+            ),
+            api.StreamConfig(
+                name=space.control_stream,
+                subjects=[space.all_control],
+                retention=api.RetentionPolicy.LIMITS,
+                max_msgs_per_subject=1,
+                storage=api.StorageType.FILE,
+                allow_direct=True,
+            ),
+        ):
+            await self._ask(lambda js, config=config: _ensure_stream(js, config))
+
+    async def ensure_consumer(self, spec: ConsumerSpec) -> None:
+        """Make a pull consumer of the task stream where it is missing."""
+        config = api.ConsumerConfig(
+            durable_name=spec.name,
+            description=spec.description,
+            filter_subject=spec.filter,
+            ack_policy=api.AckPolicy.EXPLICIT,
+            ack_wait=30,
+            max_ack_pending=65_536,
+            max_waiting=16_384,
+        )
+        await self._ask(lambda js: js.add_consumer(self.space.task_stream, config))
+
+    async def delete_consumer(self, name: str) -> None:
+        """Remove a consumer; none is fine too."""
+        with contextlib.suppress(NotFoundError):
+            await self._ask(lambda js: js.delete_consumer(self.space.task_stream, name))
+
+    async def consumers(self) -> list[str]:
+        """Return the names of the task stream's consumers."""
+        infos: list[api.ConsumerInfo] = []
+        while True:
+            page = await self._ask(lambda js: js.consumers_info(self.space.task_stream, offset=len(infos)))
+            infos += page
+            if len(page) < 256:  # the server's page length
+                return [info.name for info in infos]
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Remove every message of a stream whose subject matches."""
+        await self._ask(lambda js: js.purge_stream(stream, subject=subject))
+
+    # Reads
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """Return the last message of a subject."""
+        try:
+            message = await self._ask(lambda js: js.get_msg(stream, subject=subject, direct=True))
+        except NotFoundError:
+            return None
+        return _stored(message)
+
+    async def chunks(self, study: str) -> list[Stored]:
+        """Return the chunks of a study that wait in the task stream."""
+        space, found = self.space, []
+        info = await self._ask(
+            lambda js: js.stream_info(space.task_stream, subjects_filter=space.chunks_of(study))
+        )
+        for subject in info.state.subjects or {}:
+            message = await self.last(space.task_stream, subject)
+            if message is not None:
+                found.append(message)
+        return found
+
+    async def last_sequence(self, stream: str) -> int:
+        """Return the sequence of a stream's newest message."""
+        info = await self._ask(lambda js: js.stream_info(stream))
+        return int(info.state.last_seq)
+
+    async def read_log(self, filter_subject: str, *, start: int) -> AsyncIterator[Stored]:
+        """Yield the log from sequence ``start`` on, for ever; raises `Outage` when a gap or a silence shows that it broke."""
+        js = self._need()
+        inbox = self._need_client().new_inbox()
+        queue: asyncio.Queue[Msg] = asyncio.Queue()
+        subscription = await self._need_client().subscribe(inbox, cb=queue.put, pending_bytes_limit=256 << 20)
+        config = api.ConsumerConfig(
+            deliver_subject=inbox,
+            filter_subject=filter_subject,
+            ack_policy=api.AckPolicy.NONE,
+            deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=start,
+            idle_heartbeat=5.0,
+            inactive_threshold=60.0,
+            mem_storage=True,
+            num_replicas=1,
+        )
+        try:
+            await self._ask(lambda js: js.add_consumer(self.space.report_stream, config))
+            expected = 1
+            while True:
+                try:
+                    message = await asyncio.wait_for(queue.get(), 12.0)
+                except asyncio.TimeoutError as error:
+                    raise Outage("the log fell silent") from error
+                if message.headers and message.headers.get("Status"):
+                    continue
+                metadata = message.metadata
+                if metadata.sequence.consumer != expected:
+                    raise Outage("a gap in the log's delivery")
+                expected += 1
+                yield Stored(
+                    metadata.sequence.stream, message.subject, metadata.timestamp.timestamp(), message.data
+                )
+        finally:
+            del js
+            with contextlib.suppress(*_OUTAGES):
+                await subscription.unsubscribe()
+
+    # Writes
+
+    async def publish_batch(
+        self, cursor: tuple[str, bytes], chunks: Sequence[tuple[str, bytes]], *, expected: int
+    ) -> int:
+        """Publish a cursor and chunks, all or nothing, if the cursor's last sequence is still ``expected`` (0: none).
+
+        Returns:
+            The cursor's new sequence.
+
+        Raises:
+            Conflict: it is not; nothing was published.
+            Outage: nobody knows; read the cursor.
+        """
+        client = self._need_client()
+        batch = f"{random.getrandbits(96):024x}"  # noqa: S311 an identifier
+        subject, data = cursor
+        headers = {
+            "Nats-Batch-Id": batch,
+            "Nats-Batch-Sequence": "1",
+            "Nats-Expected-Last-Subject-Sequence": str(expected),
+            "Nats-Rollup": "sub",
+        }
+        messages = [(subject, data, headers)]
+        for number, (chunk_subject, chunk) in enumerate(chunks, start=2):
+            messages.append((chunk_subject, chunk, {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}))
+        messages[-1][2]["Nats-Batch-Commit"] = "1"
+        try:
+            for each_subject, payload, each_headers in messages[:-1]:
+                await client.publish(each_subject, payload, headers=each_headers)
+            last_subject, payload, last_headers = messages[-1]
+            reply = await client.request(last_subject, payload, timeout=_REQUEST_SECONDS, headers=last_headers)
+        except _OUTAGES as error:
+            raise Outage(f"publishing chunks: {str(error) or type(error).__name__}") from error
+        answer = json.loads(reply.data)
+        if "error" in answer:
+            _raise_refusal(answer["error"])
+        return int(answer["seq"]) - len(messages) + 1
+
+    async def append(self, subject: str, data: bytes, *, expected: int) -> int:
+        """Append to the log if the subject's last sequence is still ``expected``; return the new one.
+
+        Raises:
+            Conflict: it is not.
+            Outage: nobody knows; the log will tell.
+        """
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        try:
+            ack = await self._ask(lambda js: js.publish(subject, data, headers=headers))
+        except APIError as error:
+            if error.err_code == WRONG_LAST_SEQUENCE:
+                raise Conflict(subject) from error
+            raise Outage(str(error)) from error
+        return int(ack.seq)
+
+    async def put(self, subject: str, data: bytes) -> None:
+        """Set a last value."""
+        try:
+            await self._ask(lambda js: js.publish(subject, data))
+        except APIError as error:
+            raise Outage(str(error)) from error
+
+    # Core NATS
+
+    async def listen(self, subject: str, take: Callable[[str, bytes], None]) -> None:
+        """Call ``take(subject, data)`` for each message, as long as this connection lives."""
+
+        async def deliver(message: Msg) -> None:
+            take(message.subject, message.data)
+
+        await self._need_client().subscribe(subject, cb=deliver)
+
+    async def tell(self, subject: str) -> None:
+        """Publish an empty message that nothing stores."""
+        with contextlib.suppress(*_OUTAGES):
+            await self._need_client().publish(subject, b"")
+
+    def _need(self) -> JetStreamContext:
+        if self._js is None:
+            raise Outage(self.problem or "not connected")
+        return self._js
+
+    def _need_client(self) -> Client:
+        if self._client is None or not self._client.is_connected:
+            raise Outage(self.problem or "not connected")
+        return self._client
+
+    async def _ask(self, request: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
+        """Make a request; what the server refuses passes through as `APIError`, all else is an `Outage`."""
+        js = self._need()
+        self._need_client()
+        try:
+            return await request(js)
+        except APIError as error:
+            if error.code == 503:
+                raise Outage(str(error)) from error
+            raise
+        except _OUTAGES as error:
+            raise Outage(str(error) or type(error).__name__) from error
+
+
+async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
+    assert config.name is not None
+    try:
+        await js.stream_info(config.name)
+    except NotFoundError:
+        await js.add_stream(config)
+
+
+def _stored(message: api.RawStreamMsg) -> Stored:
+    assert message.seq is not None
+    at = message.time.timestamp() if message.time is not None else 0.0
+    return Stored(message.seq, message.subject or "", at, message.data or b"")
+
+
+def _raise_refusal(error: dict[str, Any]) -> None:
+    if error.get("err_code") == WRONG_LAST_SEQUENCE:
+        raise Conflict(error.get("description", ""))
+    raise Outage(f"the broker refused a batch: {error.get('description', error)}")

@@ -1,0 +1,152 @@
+"""One study in the engine: its plan, its ledger, and how both stand to what the broker holds."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from merlin_study import subjects, wire
+from merlin_study.errors import Fault
+from merlin_study.ledger import Ledger
+from merlin_study.outcome import Outcome
+from merlin_study.plan import Plan
+
+from merlin_operator.stream import Stored
+from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
+
+RATE_SECONDS: Final = 60.0
+"""The span over which tasks a second are measured."""
+
+
+@dataclass
+class Study:
+    """A study that the engine looks after.
+
+    ``synced``: the ledger holds everything that the broker has, and ``cursor`` is the sequence to publish after. Only
+    then may chunks be issued. ``pending``: log entries that arrived while the past was still being read.
+    """
+
+    ref: StudyRef
+    generation: int
+    plan: Plan | None = None
+    faults: tuple[Fault, ...] = ()
+    created: float = 0.0
+    spec_site: str = ""
+    synced: bool = False
+    folded: int = 0
+    cursor: int = 0
+    epoch: int = 1
+    verdict: int = 0
+    served: float = 0.0
+    cancelled: bool = False
+    ledger: Ledger | None = None
+    pending: deque[Stored] = field(default_factory=deque)
+    judged: set[int] = field(default_factory=set)
+    samples: deque[tuple[float, int]] = field(default_factory=deque)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything left to do."""
+        return self.ledger is not None and not self.cancelled and not self.ledger.finished
+
+    @property
+    def site(self) -> str:
+        """The site that the study runs on; `subjects.ANY_SITE` until one is known."""
+        if self.ledger is not None and self.ledger.bound is not None:
+            return self.ledger.bound.site
+        return self.spec_site or subjects.ANY_SITE
+
+    def start_over(self) -> None:
+        """Forget what was folded; the next sync reads it again."""
+        if self.plan is not None:
+            self.ledger = Ledger(self.plan)
+        self.synced, self.folded, self.verdict = False, 0, 0
+        self.judged.clear()
+        self.pending.clear()
+        self.samples.clear()
+
+    def note_progress(self, now: float) -> None:
+        """Remember how many tasks are done, for the rate; ``now`` in monotonic seconds."""
+        if self.ledger is None:
+            return
+        done = sum(len(step.final) for step in self.ledger.steps)
+        if not self.samples or self.samples[-1][0] < now - 1.0:
+            self.samples.append((now, done))
+        while len(self.samples) > 1 and self.samples[0][0] < now - RATE_SECONDS:
+            self.samples.popleft()
+
+    def rate(self, now: float) -> float | None:
+        """Return tasks a second over the last minute, or None where that can't be said yet."""
+        if self.ledger is None or not self.samples:
+            return None
+        first_at, first_done = self.samples[0]
+        done = sum(len(step.final) for step in self.ledger.steps)
+        if now - first_at < 1.0:
+            return None
+        return (done - first_done) / (now - first_at)
+
+    def view(self, *, agents: int, waiting_for: str, broker_problem: str, clock: float | None = None) -> StudyView:
+        """Return the study as its user should see it."""
+        ledger = self.ledger
+        if ledger is None or self.plan is None:
+            return StudyView(self.ref, self.generation, faults=self.faults, finished=bool(self.faults), broker_problem=broker_problem)
+        steps = tuple(_step_view(ledger, at) for at in range(len(ledger.steps)))
+        rate = self.rate(time.monotonic() if clock is None else clock)
+        left = sum((step.total or 0) - step.done for step in steps)
+        known = all(step.total is not None for step in steps)
+        return StudyView(
+            self.ref,
+            self.generation,
+            steps=steps,
+            workspace=ledger.bound.workspace if ledger.bound is not None else self.plan.workspace,
+            site=ledger.bound.site if ledger.bound is not None else self.spec_site,
+            plan_hash=self.plan.hash,
+            unrolled=ledger.unrolled,
+            finished=ledger.finished or self.cancelled,
+            cancelled=self.cancelled,
+            rate=rate,
+            remaining_seconds=left / rate if rate and known else None,
+            started_at=ledger.first_at,
+            finished_at=ledger.last_at if ledger.finished else None,
+            first_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.first_failures),
+            last_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.last_failures),
+            doubled=ledger.doubled,
+            redundant=ledger.redundant,
+            agents=agents,
+            waiting_for=waiting_for,
+            broker_problem=broker_problem,
+        )
+
+    def entry(self, stored: Stored, decoded: wire.Bound | wire.Start | wire.Report | wire.Lost) -> None:
+        """Fold one entry of the log."""
+        assert self.ledger is not None
+        self.folded = stored.sequence
+        if isinstance(decoded, wire.Lost):
+            self.verdict = stored.sequence
+        self.ledger.apply(decoded, at=stored.at)
+
+
+def _step_view(ledger: Ledger, at: int) -> StepView:
+    step = ledger.steps[at]
+    running = queued = 0
+    for fence in ledger.fences.values():
+        if fence.chunk.step == at:
+            if fence.holder is None:
+                queued += fence.open.bit_count()
+            else:
+                running += fence.open.bit_count()
+    return StepView(
+        name=ledger.plan.steps[at].name,
+        total=step.total,
+        succeeded=step.outcomes[Outcome.SUCCEEDED],
+        soft_failed=step.outcomes[Outcome.SOFT_FAILED],
+        failed=step.outcomes[Outcome.FAILED],
+        timed_out=step.outcomes[Outcome.TIMED_OUT],
+        cancelled=step.outcomes[Outcome.CANCELLED],
+        running=running,
+        queued=queued,
+        retrying=ledger.waiting_tasks(at),
+        lost=ledger.lost[at],
+    )

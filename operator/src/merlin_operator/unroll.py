@@ -1,0 +1,200 @@
+"""Which chunks come next: a pure decision over ledgers, agents and what is out already.
+
+Nothing is published where no agent serves it, and never more than agents will drain within the window: at least two
+chunks a slot, else as many tasks as the measured rate empties in ``window`` seconds. Chunks are sized by guided
+self-scheduling (the rest of the work divided by four times the slots), so the end of a step comes in small pieces and no
+slot idles; a chunk also holds no more than about ten seconds of measured work a slot. Rests, retries and downstream steps
+travel in the urgent band. Studies that compete for one route take turns by task-seconds served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from merlin_study import subjects, wire
+from merlin_study.ledger import Ledger, Waiting
+from merlin_study.plan import INFO_STEP
+from merlin_study.steptasks import WINDOW, lowest
+from merlin_study.taskset import TaskSet
+
+MAX_CHUNK: Final = 256
+"""Tasks of one chunk: what one report can tell in full masks many times over, and what one loss may cost."""
+CHUNK_SECONDS: Final = 10.0
+"""Measured work of one chunk, per slot of an agent."""
+MAX_BATCH: Final = 200
+"""Chunks published at once; a batch of JetStream holds 1,000 messages."""
+URGENT: Final = "urgent"
+BULK: Final = "bulk"
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the agents of a queue and shape can take: ``slots`` in all, and tasks a second as measured (0: not yet)."""
+
+    slots: int
+    rate: float = 0.0
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A study that wants to issue. ``served`` is its share so far in task-seconds; less goes first."""
+
+    uid: str
+    plan_hash: str
+    epoch: int
+    ledger: Ledger
+    site: str
+    served: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """A chunk and the route that it is published on."""
+
+    route: subjects.Route
+    chunk: wire.Chunk
+
+
+@dataclass(slots=True)
+class _Room:
+    """What is out and unstarted on one queue and shape."""
+
+    chunks: int = 0
+    tasks: int = 0
+
+
+@dataclass(slots=True)
+class Unroller:
+    """One round of decisions; `next_chunks` fills it."""
+
+    capacity: Mapping[tuple[str, str, str], Capacity]
+    window: float
+    room: dict[tuple[str, str, str], _Room] = field(default_factory=dict)
+
+    def count_out(self, candidate: Candidate) -> None:
+        """Count the chunks of a study that are published and not started."""
+        for fence in candidate.ledger.fences.values():
+            if fence.holder is None:
+                room = self.room.setdefault(self._key(candidate, fence.chunk.step), _Room())
+                room.chunks += 1
+                room.tasks += len(fence.chunk.tasks)
+
+    @staticmethod
+    def _key(candidate: Candidate, step: int) -> tuple[str, str, str]:
+        planned = candidate.ledger.plan.steps[step]
+        return candidate.site, planned.queue, planned.shape
+
+    def has_room(self, key: tuple[str, str, str]) -> bool:
+        """Whether another chunk may be published for this site, queue and shape."""
+        capacity = self.capacity.get(key)
+        if capacity is None or capacity.slots < 1:
+            return False
+        room = self.room.get(key, _Room())
+        return room.chunks < 2 * capacity.slots or room.tasks < capacity.rate * self.window
+
+    def take(self, candidate: Candidate, now: float) -> Issue | None:
+        """Return the study's next chunk, or None where nothing may or need be issued."""
+        return self._take_waiting(candidate, now) or self._take_ready(candidate)
+
+    def _take_waiting(self, candidate: Candidate, now: float) -> Issue | None:
+        ledger, passed = candidate.ledger, []
+        issue = None
+        while issue is None and (waiting := ledger.due(now)) is not None:
+            key = self._key(candidate, waiting.step)
+            if not self.has_room(key):
+                passed.append(waiting)
+                continue
+            tasks, rest = _split(waiting.tasks, self._size(ledger, waiting.step, self.capacity[key], len(waiting.tasks)))
+            if rest is not None:
+                passed.append(waiting.of(rest))
+            issue = self._issue(candidate, waiting.step, tasks, URGENT, waiting)
+        for waiting in passed:
+            ledger.put_back(waiting)
+        return issue
+
+    def _take_ready(self, candidate: Candidate) -> Issue | None:
+        ledger = candidate.ledger
+        downstream_first = sorted(range(len(ledger.steps)), key=lambda at: not _is_downstream(ledger, at))
+        for step in downstream_first:
+            key = self._key(candidate, step)
+            if not ledger.steps[step].available or not self.has_room(key):
+                continue
+            size = self._size(ledger, step, self.capacity[key], ledger.steps[step].available)
+            tasks = ledger.steps[step].next_tasks(size)
+            if tasks is not None:
+                return self._issue(candidate, step, tasks, URGENT if _is_downstream(ledger, step) else BULK, None)
+        return None
+
+    @staticmethod
+    def _size(ledger: Ledger, step: int, capacity: Capacity, left: int) -> int:
+        size = min(MAX_CHUNK, WINDOW, -(-left // (4 * capacity.slots)))
+        mean = ledger.mean_seconds(step)
+        if mean is not None and mean > 0:
+            size = min(size, max(1, int(CHUNK_SECONDS / mean)))
+        return max(1, size)
+
+    def _issue(
+        self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None
+    ) -> Issue:
+        ledger = candidate.ledger
+        planned = ledger.plan.steps[step]
+        chunk = wire.Chunk(
+            study=candidate.uid,
+            plan=candidate.plan_hash,
+            epoch=candidate.epoch,
+            fence=ledger.next_fence,
+            step=step,
+            tasks=tasks,
+            attempt=waiting.attempt if waiting is not None else 1,
+            samples=ledger.geometry.samples,
+            restart=waiting.restart if waiting is not None else False,
+            lost=waiting.lost if waiting is not None else (),
+        )
+        ledger.issue(chunk)
+        room = self.room.setdefault(self._key(candidate, step), _Room())
+        room.chunks += 1
+        room.tasks += len(tasks)
+        candidate.served += len(tasks) * (ledger.mean_seconds(step) or 1.0)
+        return Issue(subjects.Route(candidate.site, planned.queue, planned.shape, band), chunk)
+
+
+def _is_downstream(ledger: Ledger, step: int) -> bool:
+    """Whether a step waits for another one that users know (the implicit sample step does not count)."""
+    steps = ledger.plan.steps
+    return any(steps[edge.parent].name != INFO_STEP for edge in steps[step].edges)
+
+
+def _split(tasks: TaskSet, most: int) -> tuple[TaskSet, TaskSet | None]:
+    """Return the ``most`` lowest tasks of a set, and the rest."""
+    taken = lowest(tasks.bits, most)
+    first = TaskSet.from_bits(tasks.first, taken)
+    assert first is not None
+    return first, TaskSet.from_bits(tasks.first, tasks.bits & ~taken)
+
+
+def next_chunks(
+    candidates: list[Candidate], capacity: Mapping[tuple[str, str, str], Capacity], *, window: float, now: float
+) -> Iterator[Issue]:
+    """Yield the chunks to publish now, each noted as issued in its ledger, in the order of publication.
+
+    Args:
+        candidates: the studies that may issue; ``served`` is brought up to date.
+        capacity: what live agents can take, by (site, queue, shape).
+        window: how far ahead of the agents to publish, in seconds of measured work.
+        now: Unix seconds by the broker's clock, for retries.
+    """
+    unroller = Unroller(capacity, window)
+    for candidate in candidates:
+        unroller.count_out(candidate)
+    hungry = list(candidates)
+    issued = 0
+    while hungry and issued < MAX_BATCH:
+        candidate = min(hungry, key=lambda each: each.served)
+        issue = unroller.take(candidate, now)
+        if issue is None:
+            hungry.remove(candidate)
+        else:
+            issued += 1
+            yield issue

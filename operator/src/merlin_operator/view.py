@@ -1,0 +1,103 @@
+"""What the engine knows of a study, as plain values: all that status, metrics and progress bars are made from.
+
+The engine makes a `StudyView` whenever one is asked for; nothing that reads it can change the study.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merlin_study import wire
+from merlin_study.errors import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRef:
+    """Which Study is meant: its object and its creation."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One step's tasks by state. ``total`` is None until the samples are measured.
+
+    ``running`` counts tasks in chunks that an agent has started, ``queued`` those published and not started,
+    ``retrying`` those that wait for their retry delay. ``lost`` counts executions lost with their agent (each is issued again).
+    """
+
+    name: str
+    total: int | None
+    succeeded: int = 0
+    soft_failed: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    cancelled: int = 0
+    running: int = 0
+    queued: int = 0
+    retrying: int = 0
+    lost: int = 0
+
+    @property
+    def done(self) -> int:
+        """Tasks with a final outcome."""
+        return self.succeeded + self.soft_failed + self.failed + self.timed_out + self.cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class FailureView:
+    """One task that did not succeed."""
+
+    step: str
+    failure: wire.Failure
+
+
+@dataclass(frozen=True, slots=True)
+class StudyView:
+    """A study as its user should see it.
+
+    ``faults`` is not empty exactly where the study was refused. ``unrolled``: every task has been issued at least once.
+    ``rate`` is tasks a second over the last minute, ``remaining_seconds`` an estimate from it (None: unknown).
+    ``started_at`` and ``finished_at`` are Unix times by the broker's clock. ``waiting_for`` says in one sentence why nothing moves, or is empty.
+    ``doubled`` counts executions that ran again without a retry, a restart or a verdict of loss; it must stay 0.
+    ``redundant`` counts results that came after a final outcome and were not applied.
+    """
+
+    ref: StudyRef
+    generation: int
+    faults: tuple[Fault, ...] = ()
+    steps: tuple[StepView, ...] = ()
+    workspace: str = ""
+    site: str = ""
+    plan_hash: str = ""
+    unrolled: bool = False
+    finished: bool = False
+    cancelled: bool = False
+    rate: float | None = None
+    remaining_seconds: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    first_failures: tuple[FailureView, ...] = ()
+    last_failures: tuple[FailureView, ...] = ()
+    doubled: int = 0
+    redundant: int = 0
+    agents: int = 0
+    waiting_for: str = ""
+    broker_problem: str = ""
+
+    @property
+    def total(self) -> int:
+        """Tasks of the study that are known so far."""
+        return sum(step.total or 0 for step in self.steps)
+
+    @property
+    def done(self) -> int:
+        """Tasks with a final outcome."""
+        return sum(step.done for step in self.steps)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the study is over and every task of it succeeded."""
+        return self.finished and not self.faults and all(step.succeeded == step.total for step in self.steps)

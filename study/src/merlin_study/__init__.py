@@ -1,0 +1,9 @@
+"""What Merlin's parts agree on: the language, the plan, the messages, the workspace, the outcomes.
+
+Read in the order in which data flows: ``loader`` and ``spec`` (what a user may say), ``expand``, ``parameters``,
+``graph`` and ``compile`` (what it means: a ``plan``), ``geometry`` (how tasks are numbered), ``taskset`` and ``bitmap``
+(sets of tasks), ``wire``, ``subjects`` and ``seal`` (what travels, where, and in which envelope), ``template``,
+``samples`` and ``workspace`` (what a task looks like on disk), ``outcome`` and ``ledger`` (what came of it).
+
+Nothing here does I/O or reads a clock: the operator, the agent and the command line each bring their own.
+"""

@@ -1,0 +1,137 @@
+"""A bit for each task of a step, in blocks of 64 KiB that exist only once they are touched.
+
+A step may have 10⁸ tasks: 12.5 MB of bits once all are touched, nothing before. A block that is all ones is a marker,
+not memory, so a step that runs through from the front holds one real block at a time. Setting bits inside a Python
+integer of that size would copy it each time (4.4 ms), so blocks are byte arrays and only the bytes in question are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from merlin_study.taskset import TaskSet
+
+BLOCK_BYTES: Final = 64 * 1024
+BLOCK_BITS: Final = BLOCK_BYTES * 8
+_FULL: Final = b"\xff" * BLOCK_BYTES
+
+
+class Bitmap:
+    """A growing set of non-negative integers with cheap ranges, masks and counts."""
+
+    __slots__ = ("_blocks", "_count")
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, bytearray | None] = {}  # None: every bit of the block is set
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self.read(index, 1))
+
+    def read(self, first: int, width: int) -> int:
+        """Return bits ``first … first + width - 1`` as an integer whose bit 0 is ``first``."""
+        result, got = 0, 0
+        while got < width:
+            block, offset = divmod(first + got, BLOCK_BITS)
+            take = min(width - got, BLOCK_BITS - offset)
+            result |= self._read_block(block, offset, take) << got
+            got += take
+        return result
+
+    def _read_block(self, block: int, offset: int, width: int) -> int:
+        if block not in self._blocks:
+            return 0
+        data = self._blocks[block]
+        if data is None:
+            return (1 << width) - 1
+        low, high = offset >> 3, (offset + width + 7) >> 3
+        return (int.from_bytes(data[low:high], "little") >> (offset & 7)) & ((1 << width) - 1)
+
+    def add(self, tasks: TaskSet) -> int:
+        """Set the bits of ``tasks``; return how many were not set before."""
+        if tasks.mask is None:
+            return self.add_range(tasks.first, tasks.width)
+        return self.add_bits(tasks.first, tasks.width, tasks.mask)
+
+    def add_range(self, first: int, width: int) -> int:
+        """Set ``width`` bits from ``first``; return how many were not set before."""
+        before, got = self._count, 0
+        while got < width:
+            block, offset = divmod(first + got, BLOCK_BITS)
+            take = min(width - got, BLOCK_BITS - offset)
+            if take == BLOCK_BITS:
+                self._count += BLOCK_BITS - self._block_count(block)
+                self._blocks[block] = None
+            else:
+                self._write_block(block, offset, take, (1 << take) - 1)
+            got += take
+        return self._count - before
+
+    def add_bits(self, first: int, width: int, bits: int) -> int:
+        """Set those of ``width`` bits from ``first`` that are set in ``bits``; return how many were not set before."""
+        before, got = self._count, 0
+        while got < width:
+            block, offset = divmod(first + got, BLOCK_BITS)
+            take = min(width - got, BLOCK_BITS - offset)
+            part = (bits >> got) & ((1 << take) - 1)
+            if part:
+                self._write_block(block, offset, take, part)
+            got += take
+        return self._count - before
+
+    def _write_block(self, block: int, offset: int, width: int, bits: int) -> None:
+        if block not in self._blocks:
+            self._blocks[block] = bytearray(BLOCK_BYTES)
+        data = self._blocks[block]
+        if data is None:
+            return
+        low, high = offset >> 3, (offset + width + 7) >> 3
+        old = int.from_bytes(data[low:high], "little")
+        new = old | bits << (offset & 7)
+        if new == old:
+            return
+        data[low:high] = new.to_bytes(high - low, "little")
+        self._count += new.bit_count() - old.bit_count()
+        if data[-1] == 0xFF and data == _FULL:
+            self._blocks[block] = None
+
+    def remove(self, tasks: TaskSet) -> int:
+        """Clear the bits of ``tasks``; return how many were set before."""
+        before, got, bits = self._count, 0, tasks.bits
+        while got < tasks.width:
+            block, offset = divmod(tasks.first + got, BLOCK_BITS)
+            take = min(tasks.width - got, BLOCK_BITS - offset)
+            part = (bits >> got) & ((1 << take) - 1)
+            if part and block in self._blocks:
+                self._clear_block(block, offset, take, part)
+            got += take
+        return before - self._count
+
+    def _clear_block(self, block: int, offset: int, width: int, bits: int) -> None:
+        data = self._blocks[block]
+        if data is None:
+            data = self._blocks[block] = bytearray(_FULL)
+        low, high = offset >> 3, (offset + width + 7) >> 3
+        old = int.from_bytes(data[low:high], "little")
+        new = old & ~(bits << (offset & 7))
+        data[low:high] = new.to_bytes(high - low, "little")
+        self._count -= old.bit_count() - new.bit_count()
+
+    def _block_count(self, block: int) -> int:
+        if block not in self._blocks:
+            return 0
+        data = self._blocks[block]
+        return BLOCK_BITS if data is None else int.from_bytes(data, "little").bit_count()
+
+    def sets(self, window: int = 4096) -> Iterator[TaskSet]:
+        """Yield the members as sets of at most ``window`` tasks' width, in order."""
+        for block in sorted(self._blocks):
+            for offset in range(0, BLOCK_BITS, window):
+                bits = self._read_block(block, offset, min(window, BLOCK_BITS - offset))
+                found = TaskSet.from_bits(block * BLOCK_BITS + offset, bits)
+                if found is not None:
+                    yield found

@@ -1,0 +1,340 @@
+"""From a specification to a plan: deterministic, without a clock, without a file.
+
+Variables first, then the graph in topological order: which parameters a step uses (its own and those that it inherits),
+whether it is sampled, which edges lead to it. What only an agent can know stays a token in the scripts. All faults are
+collected; a plan comes out only where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from merlin_study import checks, duration
+from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
+from merlin_study.geometry import edge_kind
+from merlin_study.loader import dump_quoted
+from merlin_study.notyet import not_yet, size_fault, token_faults
+from merlin_study.plan import INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
+from merlin_study.scalars import spell
+from merlin_study.shape import Shape, walltime_class
+from merlin_study.spec import Step, StudySpec
+from merlin_study.template import tokens
+from merlin_study.variables import Variables, expand_tree
+from merlin_study.workspace import safe_name
+
+_TASK_TOKENS: Final = frozenset(
+    {"WORKSPACE", "MERLIN_WORKSPACE", "MERLIN_INFO", "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_GLOB_PATH"}
+)
+"""What an agent fills in for each task."""
+_LATER: Final = {
+    "MERLIN_PATHS_ALL": "use $(MERLIN_GLOB_PATH), which names the same directories as a pattern",
+    "SPECROOT": "only `merlin run` knows the specification's directory; use a path on the site",
+}
+_LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun"})
+"""Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
+
+
+def compile_study(
+    spec: StudySpec,
+    *,
+    stamp: str,
+    base: str | None = None,
+    spec_root: str | None = None,
+    samples_directory: str = "",
+    original: str | None = None,
+) -> Plan:
+    """Return the plan of a study.
+
+    Args:
+        spec: what `merlin_study.parse.parse_spec` returned.
+        stamp: YYYYMMDD-HHMMSS of the submission; ends the workspace's name unless ``spec.runId`` does.
+        base: what the provenance files' names begin with; None takes the study's name.
+        spec_root: what ``$(SPECROOT)`` stands for; None where no file is at hand.
+        samples_directory: where ``merlin.samples.generate`` runs; empty for the study's workspace.
+        original: the specification's text as the user wrote it; None writes it anew.
+
+    Raises:
+        SpecError: the study is not one that can run; carries every fault found.
+    """
+    if faults := not_yet(spec):
+        raise SpecError(faults)
+    compiler = _Compiler(spec, stamp=stamp, base=base or safe_name(spec.description.name), spec_root=spec_root)
+    plan = compiler.plan(samples_directory=samples_directory, original=original)
+    if compiler.faults:
+        raise SpecError(compiler.faults)
+    return plan
+
+
+@dataclass
+class _Draft:
+    """A step while its place in the graph is worked out; ``at`` is its index in the specification."""
+
+    at: int
+    name: str
+    step: Step
+    cmd: str
+    restart: str
+    depends: list[tuple[str, bool]]
+    sampled: bool = False
+    uses: set[str] = field(default_factory=set)
+
+    @property
+    def path(self) -> str:
+        return f"spec.study[{self.at}]"
+
+
+class _Compiler:
+    def __init__(self, spec: StudySpec, *, stamp: str, base: str, spec_root: str | None) -> None:
+        self.spec, self.stamp, self.base = spec, stamp, base
+        self.variables = Variables(spec, stamp=stamp, base=base, spec_root=spec_root)
+        self.faults: list[Fault] = list(self.variables.faults)
+        self.keys = tuple(sorted(spec.global_parameters))
+        table = spec.merlin.samples
+        self.columns = tuple(table.column_labels) if table is not None else ()
+
+    def plan(self, *, samples_directory: str, original: str | None) -> Plan:
+        name = self.variables.expand(self.spec.description.name)
+        self._add(checks.check_study_name(name, "spec.description.name"))
+        drafts = self._drafts()
+        order = self._order(drafts)
+        samples = self._samples(samples_directory)
+        steps = self._steps(order, samples)
+        output_path = self.variables.output_path
+        if "~" in output_path or "$" in output_path:
+            self._refuse("spec.env.variables.OUTPUT_PATH", f"'~' and '$' in {output_path!r} are not supported yet; write the path out")
+        return Plan(
+            name=name,
+            workspace=f"{name.replace(' ', '_')}_{self.spec.run_id or self.stamp}",
+            output_path=output_path,
+            parameters=self._parameters(),
+            samples=samples,
+            steps=steps,
+            provenance=self._provenance(original),
+        )
+
+    def _add(self, fault: Fault | None) -> None:
+        if fault is not None:
+            self.faults.append(fault)
+
+    def _fault(self, path: str, message: str, reason: str = INVALID_SPEC) -> None:
+        self.faults.append(Fault(path, message, reason))
+
+    def _refuse(self, path: str, message: str) -> None:
+        self._fault(path, message, NOT_YET_SUPPORTED)
+
+    # Steps as they are written, variables expanded
+
+    def _drafts(self) -> list[_Draft]:
+        expand, drafts = self.variables.expand, []
+        for at, step in enumerate(self.spec.study):
+            draft = _Draft(
+                at,
+                expand(step.name),
+                step,
+                expand(step.run.cmd),
+                expand(step.run.restart or ""),
+                [checks.parse_depends(expand(entry)) for entry in step.run.depends],
+            )
+            self._add(checks.check_step_name(draft.name, f"{draft.path}.name"))
+            self._sizes(draft)
+            self.faults += token_faults(draft.cmd, f"{draft.path}.run.cmd")
+            self.faults += token_faults(draft.restart, f"{draft.path}.run.restart")
+            if tokens(draft.name):
+                self._fault(f"{draft.path}.name", f"{draft.name!r} holds a token that no variable defines", UNDEFINED_TOKEN)
+            drafts.append(draft)
+        names = [draft.name for draft in drafts]
+        written = [[expand(entry) for entry in draft.step.run.depends] for draft in drafts]
+        self.faults += checks.duplicate_faults(names) + checks.graph_faults(names, written)
+        return drafts
+
+    def _sizes(self, draft: _Draft) -> None:
+        """Judge sizes that were tokens until now: a step is one task on one core of one host."""
+        run, keys = draft.step.run, ("nodes", "procs", "cores per task", "gpus", "gpus per task")
+        for key, value in zip(keys, (run.nodes, run.procs, run.cores_per_task, run.gpus, run.gpus_per_task), strict=True):
+            if value is not None:
+                path = f"{draft.path}.run.{key}"
+                self._add(size_fault(key, self._number(value, path), path))
+
+    def _order(self, drafts: list[_Draft]) -> list[_Draft]:
+        """Return the steps so that each stands after what it depends on, else in the order of the text."""
+        if self.faults:
+            return drafts
+        placed: dict[str, _Draft] = {}
+        waiting = list(drafts)
+        while waiting:
+            ready = next(draft for draft in waiting if all(parent in placed for parent, _ in draft.depends))
+            placed[ready.name] = ready
+            waiting.remove(ready)
+        return list(placed.values())
+
+    # What each step uses
+
+    def _steps(self, order: Sequence[_Draft], samples: SampleTable | None) -> tuple[PlannedStep, ...]:
+        earlier: dict[str, _Draft] = {}
+        for draft in order:
+            self._use(draft, earlier, has_samples=samples is not None)
+            earlier[draft.name] = draft
+        planned: list[PlannedStep] = []
+        queue = next((self._queue(draft) for draft in order if draft.sampled), "merlin")
+        if samples is not None:
+            planned.append(_info_step(samples, queue=queue))
+        for draft in order:
+            planned.append(self._planned(draft, planned, has_samples=samples is not None))
+        return tuple(planned)
+
+    def _use(self, draft: _Draft, earlier: Mapping[str, _Draft], *, has_samples: bool) -> None:
+        """Find the parameters and samples that a step uses; refuse tokens of ours that nothing defines."""
+        funnels = {name for name, funnel in draft.depends if funnel}
+        for name, funnel in draft.depends:
+            if not funnel and name in earlier:
+                draft.uses |= earlier[name].uses
+        for path, text in self._texts(draft):
+            for token in tokens(self.variables.expand(text)):
+                stem, _, ending = token.rpartition(".")
+                key = stem if ending in ("label", "name") else token
+                if key in self.spec.global_parameters:
+                    draft.uses.add(key)
+                elif ending == "workspace" and stem in earlier:
+                    draft.uses |= set() if stem in funnels else earlier[stem].uses
+                elif not self._sample_token(token) and token not in _TASK_TOKENS:
+                    self._judge(token, path, earlier)
+        scripts = tokens(draft.cmd) + tokens(draft.restart)
+        draft.sampled = has_samples and any(self._sample_token(token) for token in scripts)
+
+    def _texts(self, draft: _Draft) -> list[tuple[str, str]]:
+        run = draft.step.run.model_dump(by_alias=True, exclude_unset=True)
+        texts = [(f"{draft.path}.run.{key}", value) for key, value in run.items() if isinstance(value, str)]
+        return [*texts, (f"{draft.path}.description", draft.step.description)]
+
+    def _sample_token(self, token: str) -> bool:
+        lowered = token.lower()
+        return lowered in ("merlin_sample_id", "merlin_sample_path") or lowered in (c.lower() for c in self.columns)
+
+    def _judge(self, token: str, path: str, earlier: Mapping[str, _Draft]) -> None:
+        """Refuse a token that looks like one of ours; any other is the shell's."""
+        known = [*self.variables.names, *self.keys, *self.columns, *_TASK_TOKENS]
+        if token in _LATER:
+            self._refuse(path, f"$({token}) is not supported yet; {_LATER[token]}")
+        elif token.endswith(".workspace"):
+            hint = did_you_mean(token, [f"{name}.workspace" for name in earlier])
+            self._fault(path, f"$({token}): no such step comes before this one{hint}", UNDEFINED_TOKEN)
+        elif token.startswith("MERLIN_") or (token.isupper() and did_you_mean(token, known)):
+            self._fault(path, f"$({token}) is not defined{did_you_mean(token, known)}", UNDEFINED_TOKEN)
+
+    # Steps as they are planned
+
+    def _planned(self, draft: _Draft, planned: Sequence[PlannedStep], *, has_samples: bool) -> PlannedStep:
+        run, expand = draft.step.run, self.variables.expand
+        by_name = {step.name: at for at, step in enumerate(planned)}
+        number = self._number
+        walltime = self._walltime(draft)
+        step = PlannedStep(
+            name=draft.name,
+            cmd=draft.cmd,
+            restart=draft.restart,
+            shell=expand(run.shell or self.spec.batch.shell),
+            queue=self._queue(draft),
+            shape=Shape(walltime_class=walltime_class(walltime)).token,
+            max_retries=number(run.max_retries, f"{draft.path}.run.max_retries"),
+            retry_delay=float(number(run.retry_delay, f"{draft.path}.run.retry_delay")),
+            walltime=walltime,
+            sampled=draft.sampled,
+            parameters=tuple(sorted(draft.uses)),
+            edges=(),
+            suffix=".slurm" if expand(self.spec.batch.type) in _LAUNCHED else "",
+        )
+        edges = [
+            Edge(parent=by_name[name], kind=edge_kind(step, planned[by_name[name]], funnel=funnel))
+            for name, funnel in draft.depends
+            if name in by_name
+        ]
+        needs_count = draft.sampled or "MERLIN_GLOB_PATH" in tokens(draft.cmd + draft.restart)
+        if has_samples and needs_count and not any(planned[edge.parent].sampled for edge in edges):
+            edges.insert(0, Edge(parent=0, kind=EdgeKind.ALL))
+        return step.model_copy(update={"edges": tuple(edges)})
+
+    def _queue(self, draft: _Draft) -> str:
+        queue = self.variables.expand(draft.step.run.task_queue)
+        if tokens(queue):
+            self._refuse(f"{draft.path}.run.task_queue", f"a queue that differs between combinations ({queue!r}) is not supported yet")
+        return queue
+
+    def _number(self, value: int | str, path: str) -> int:
+        text = self.variables.expand(str(value)).strip()
+        if text.isdecimal():
+            return int(text)
+        self._fault(path, f"expected a whole number, found {text!r}")
+        return 0
+
+    def _walltime(self, draft: _Draft) -> int | None:
+        value = draft.step.run.walltime
+        if value is None:
+            return None
+        try:
+            return duration.seconds(self.variables.expand(str(value)))
+        except ValueError as error:
+            self._fault(f"{draft.path}.run.walltime", str(error))
+            return None
+
+    # Tables
+
+    def _parameters(self) -> tuple[Parameter, ...]:
+        result = []
+        for key in self.keys:
+            parameter = self.spec.global_parameters[key]
+            values = tuple(self.variables.expand(spell(value)) for value in parameter.values)
+            label = self.variables.expand(parameter.label)
+            result.append(Parameter(key=key, values=values, labels=tuple(label.replace("%%", value) for value in values)))
+        return tuple(result)
+
+    def _samples(self, directory: str) -> SampleTable | None:
+        table = self.spec.merlin.samples
+        if table is None:
+            return None
+        path = "spec.merlin.samples"
+        if table.file is None:
+            self._fault(f"{path}.file", "is required: the .csv, .tab or .npy file that holds the samples")
+        if table.level_max_dirs < 2:
+            self._fault(f"{path}.level_max_dirs", "expected at least 2 directories a level, found 1; they would nest for ever")
+        file = self.variables.expand(table.file or "")
+        if not file.endswith((".csv", ".tab", ".npy")):
+            self._fault(f"{path}.file", f"expected a name that ends in .csv, .tab or .npy, found {file!r}")
+        generate = self.variables.expand(table.generate.cmd) if table.generate is not None else None
+        for text, where in ((generate or "", f"{path}.generate.cmd"), (file, f"{path}.file")):
+            for token in tokens(text):
+                if token not in ("MERLIN_INFO", "MERLIN_WORKSPACE"):
+                    self._judge(token, where, {})
+        return SampleTable(
+            generate=generate, file=file, columns=self.columns, level_max_dirs=table.level_max_dirs, directory=directory
+        )
+
+    def _provenance(self, original: str | None) -> dict[str, str]:
+        raw: dict[str, Any] = self.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        expanded = expand_tree(raw, self.variables)
+        dump: Callable[[Any], str] = dump_quoted
+        return {
+            f"{self.base}.orig.yaml": original if original is not None else dump(raw),
+            f"{self.base}.partial.yaml": dump(raw),
+            f"{self.base}.expanded.yaml": dump(expanded),
+        }
+
+
+def _info_step(samples: SampleTable, *, queue: str) -> PlannedStep:
+    """Return the implicit first step. Upstream runs its command with /bin/sh, whatever the batch block says."""
+    return PlannedStep(
+        name=INFO_STEP,
+        cmd=samples.generate or "",
+        restart="",
+        shell="/bin/sh",
+        queue=queue,
+        shape=Shape().token,
+        max_retries=0,
+        retry_delay=1.0,
+        walltime=None,
+        sampled=False,
+        parameters=(),
+        edges=(),
+        suffix="",
+    )

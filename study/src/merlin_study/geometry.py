@@ -1,0 +1,98 @@
+"""How a step's tasks are numbered: task index = combination × samples + sample.
+
+Nothing lists tasks. A step's combinations are the distinct label tuples of the parameters that it uses, in the order of
+the parameter table (equal combinations collapse, as in Maestro); each is represented by the first table row that has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from merlin_study.plan import EdgeKind, Plan, PlannedStep
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Task counts and coordinates of a plan's steps, once the number of samples is known.
+
+    ``samples`` is the length of the sample table: 0 where the study has none or it is not known yet.
+    """
+
+    plan: Plan
+    samples: int
+    _rows: dict[tuple[str, ...], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[str, ...]]:
+        return {parameter.key: parameter.labels for parameter in self.plan.parameters}
+
+    def rows(self, step: int) -> tuple[int, ...]:
+        """Return, for each combination of a step, the parameter table's row that represents it."""
+        keys = self.plan.steps[step].parameters
+        if keys not in self._rows:
+            self._rows[keys] = self._distinct(keys)
+        return self._rows[keys]
+
+    def _distinct(self, keys: tuple[str, ...]) -> tuple[int, ...]:
+        if not keys:
+            return (0,)
+        seen: dict[tuple[str, ...], int] = {}
+        for row, labels in enumerate(zip(*(self._columns[key] for key in keys), strict=True)):
+            seen.setdefault(labels, row)
+        return tuple(seen.values())
+
+    def samples_of(self, step: int) -> int:
+        """Return how many samples each combination of a step has: 1 for a step without samples."""
+        return self.samples if self.plan.steps[step].sampled else 1
+
+    def known(self, step: int) -> bool:
+        """Whether the step's number of tasks is known (a sampled step's is not before its samples are measured)."""
+        return not self.plan.steps[step].sampled or self.samples > 0
+
+    def total(self, step: int) -> int:
+        """Return the step's number of tasks, 0 while it is not known."""
+        return len(self.rows(step)) * self.samples_of(step)
+
+    def split(self, step: int, task: int) -> tuple[int, int]:
+        """Return (combination, sample) of a task; the sample is 0 for a step without samples.
+
+        Raises:
+            IndexError: the step has no such task.
+        """
+        if not 0 <= task < self.total(step):
+            raise IndexError(f"step {self.plan.steps[step].name} has {self.total(step)} tasks, none is {task}")
+        return divmod(task, self.samples_of(step))
+
+    def row(self, step: int, combination: int) -> int:
+        """Return the parameter table's row of a combination."""
+        return self.rows(step)[combination]
+
+    def combination_of_row(self, step: int, row: int) -> int:
+        """Return which combination of a step a row of the parameter table belongs to."""
+        return self._by_row(step)[row]
+
+    def _by_row(self, step: int) -> tuple[int, ...]:
+        keys = self.plan.steps[step].parameters
+        memo = ("#by-row", *keys)
+        if memo not in self._rows:
+            height = len(self.plan.parameters[0].labels) if self.plan.parameters else 1
+            index: dict[tuple[str, ...], int] = {}
+            result = []
+            for row in range(height):
+                labels = tuple(self._columns[key][row] for key in keys)
+                result.append(index.setdefault(labels, len(index)))
+            self._rows[memo] = tuple(result)
+        return self._rows[memo]
+
+    def parent_combination(self, step: int, combination: int, parent: int) -> int:
+        """Return the parent's combination that a step's combination depends on."""
+        return self.combination_of_row(parent, self.row(step, combination))
+
+
+def edge_kind(child: PlannedStep, parent: PlannedStep, *, funnel: bool) -> EdgeKind:
+    """Return how ``child`` waits for ``parent``: by task where both have the same tasks, else by projection."""
+    if funnel:
+        return EdgeKind.ALL
+    same = child.parameters == parent.parameters and child.sampled == parent.sampled
+    return EdgeKind.TASK if same else EdgeKind.PROJECT

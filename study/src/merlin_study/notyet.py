@@ -1,0 +1,170 @@
+"""What the language has and this version does not: one table, from which lines go as things are built.
+
+A key that is not built yet is refused, never ignored: a study that asks for GPUs and runs without them wastes an
+allocation. A value that asks for nothing (``suspend: false``, ``gpus: 0``) is no reason to refuse.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from merlin_study.checks import holds_token
+from merlin_study.errors import NOT_YET_SUPPORTED, Fault
+from merlin_study.spec import StudySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A key that is not built yet, or not for each of its values.
+
+    Attributes:
+        key: Where it stands below ``spec``; ``[]`` after a list stands for each of its entries.
+        harmless: Whether a value asks for nothing that is missing; given what the author wrote, never null.
+        cure: What to do instead.
+    """
+
+    key: tuple[str, ...]
+    harmless: Callable[[Any], bool]
+    cure: str = "remove it"
+
+
+def _is(*values: Any) -> Callable[[Any], bool]:
+    """Exactly one of these values is harmless."""
+    return lambda value: value in values
+
+
+def _at_most(most: int) -> Callable[[Any], bool]:
+    """A number up to this is harmless, and a token until it is expanded (see `size_fault`)."""
+    return lambda value: isinstance(value, str) or value <= most
+
+
+_EMPTY: Final = _is((), {}, [])
+_BUILT_TYPES: Final = ("local", "slurm", "flux", "lsf", "lsf-srun")
+_ONE: Final = "use 1, so that each task runs on one core of one host"
+_RUN: Final = ("study", "[]", "run")
+
+TABLE: Final = (
+    Missing(("batch", "type"), lambda value: value in _BUILT_TYPES or holds_token(value), "use local"),
+    Missing(("batch", "dry_run"), _is(False)),
+    Missing(("env", "dependencies", "paths"), _EMPTY, "name the path in env.variables"),
+    Missing(("env", "dependencies", "git"), _EMPTY, "clone in a step of its own"),
+    Missing(("env", "dependencies", "spack"), _EMPTY),
+    Missing((*_RUN, "nodes"), _at_most(1), _ONE),
+    Missing((*_RUN, "procs"), _at_most(1), _ONE),
+    Missing((*_RUN, "cores per task"), _at_most(1), _ONE),
+    Missing((*_RUN, "gpus"), _at_most(0)),
+    Missing((*_RUN, "gpus per task"), _at_most(0)),
+    *(
+        Missing((*_RUN, key), _is())
+        for key in (
+            *("slurm", "flux", "lsf", "bind", "bind gpus", "num resource set", "launch_distribution", "exit_on_error"),
+            *("tasks per rs", "rs per node", "cpus per rs"),
+        )
+    ),
+    Missing((*_RUN, "batch"), _EMPTY, "set spec.batch for the whole study"),
+    Missing((*_RUN, "warm"), _is(False)),
+    Missing((*_RUN, "preload"), _EMPTY),
+    Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
+    Missing(("files",), _EMPTY, "use a path that the site's machines see"),
+    Missing(("failurePolicy",), _is("ContinueOnSoftFail"), "remove it, or use ContinueOnSoftFail"),
+    Missing(("dialect",), _is("Merlin"), "remove it, or use Merlin"),
+    Missing(("outputs",), _is("full"), "remove it, or use full"),
+    Missing(("suspend",), _is(False)),
+    Missing(("cancel",), _is(False), "delete the Study instead"),
+    Missing(("priority",), _is(0)),
+    Missing(("maxInFlight",), _is()),
+    Missing(("purge",), _is(), "delete the Study instead"),
+    Missing(("restart",), _is()),
+    Missing(("ttlSecondsAfterFinished",), _is(), "delete the Study when it is done"),
+    Missing(("deletionPolicy",), _is("Delete"), "remove it, or use Delete"),
+    Missing(("rehearse",), _is()),
+)
+"""Every key that is not built yet."""
+
+TOKENS: Final[Mapping[str, str]] = {
+    "LAUNCHER": "start the program without it, on one core of one host",
+    "VLAUNCHER": "start the program without it, on one core of one host",
+    "MERLIN_HARD_FAIL": "exit $(MERLIN_SOFT_FAIL)",
+    "MERLIN_STOP_WORKERS": "exit $(MERLIN_SUCCESS), and stop agents by hand",
+    "MERLIN_RAISE_ERROR": "exit $(MERLIN_SOFT_FAIL)",
+}
+"""Every token that is not built yet, and what to do instead."""
+
+
+def not_yet(spec: StudySpec) -> list[Fault]:
+    """Find everything in a study that is not built yet.
+
+    Args:
+        spec: The study as written. What tokens become is the compiler's to check, with `size_fault` and `token_faults`.
+
+    Returns:
+        Faults with reason ``NotYetSupported``, in the order of the table, then of the text.
+    """
+    document = spec.model_dump(by_alias=True, exclude_unset=True)
+    faults = [
+        _fault(path, _shown(value), entry.cure)
+        for entry in TABLE
+        for path, value in _find(document, entry.key, "spec")
+        if value is not None and not entry.harmless(value)
+    ]
+    for path, text in _texts(document):
+        faults += token_faults(text, path)
+    return faults
+
+
+def size_fault(key: str, value: int, path: str) -> Fault | None:
+    """Judge a size whose token is expanded now.
+
+    Args:
+        key: Which of ``run``'s: ``nodes``, ``procs``, ``cores per task``, ``gpus`` or ``gpus per task``.
+        value: What it became.
+        path: Where it stands.
+    """
+    entry = next(entry for entry in TABLE if entry.key == (*_RUN, key))
+    return None if entry.harmless(value) else _fault(path, _shown(value), entry.cure)
+
+
+def token_faults(text: str, path: str) -> list[Fault]:
+    """Find tokens that are not built yet in a text, such as a script that is expanded now."""
+    return [_fault(path, f"$({name})", cure) for name, cure in TOKENS.items() if f"$({name})" in text]
+
+
+def _fault(path: str, what: str, cure: str) -> Fault:
+    """Every message of this table."""
+    return Fault(path, f"{what} is not supported yet; {cure}".lstrip(), NOT_YET_SUPPORTED)
+
+
+def _shown(value: Any) -> str:
+    """A value where it is a short one, since often another value of the key would be fine."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str() | int() | float():
+            return repr(value) if len(str(value)) <= 40 else ""
+        case _:
+            return ""
+
+
+def _find(value: Any, key: tuple[str, ...], path: str) -> Iterator[tuple[str, Any]]:
+    """Path and value of every place that a key of the table names."""
+    if not key:
+        yield path, value
+    elif key[0] == "[]":
+        for index, item in enumerate(value):
+            yield from _find(item, key[1:], f"{path}[{index}]")
+    elif isinstance(value, Mapping) and key[0] in value:
+        yield from _find(value[key[0]], key[1:], f"{path}.{key[0]}")
+
+
+def _texts(document: Any) -> Iterator[tuple[str, str]]:
+    """Path and text of everything that a script is made of."""
+    keys: tuple[tuple[str, ...], ...] = ((*_RUN, "cmd"), (*_RUN, "restart"), ("merlin", "samples", "generate", "cmd"))
+    for key in keys:
+        yield from _find(document, key, "spec")
+    for key in (("env", "variables"), ("env", "labels"), ("vars",)):
+        for path, table in _find(document, key, "spec"):
+            yield from ((f"{path}.{name}", text) for name, text in table.items() if isinstance(text, str))
+    for path, table in _find(document, ("global.parameters",), "spec"):
+        for name, parameter in table.items():
+            for index, value in enumerate(parameter["values"]):
+                yield f"{path}.{name}.values[{index}]", str(value)

@@ -1,0 +1,124 @@
+"""The plan: what a study's specification comes down to, and all that an agent needs to run any of its tasks.
+
+A plan is compiled once (`merlin_study.compile`), stored once under its hash, and cached by agents; chunks name plan,
+step and range only. It lists steps and the parameter table, never tasks: those are arithmetic (`merlin_study.geometry`).
+Compilation is deterministic, so whoever holds the specification can check the hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from functools import cached_property
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PLAN_VERSION: Final = 1
+"""Raised when an older agent could misread a plan."""
+
+INFO_STEP: Final = "merlin_info"
+"""The implicit first step of a study with samples: it makes the sample file if there is none, and measures it."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class EdgeKind(StrEnum):
+    """How a step waits for another.
+
+    TASK: each task for the task of the same index (same combinations, both sampled or both not).
+    PROJECT: each task for the tasks of the parent that share its combination and, where both have one, its sample.
+    ALL: every task for every task of the parent (``depends: [step_*]``).
+    """
+
+    TASK = "task"
+    PROJECT = "project"
+    ALL = "all"
+
+
+class Edge(_Model):
+    """One dependency of a step; ``parent`` is an index into the plan's steps."""
+
+    parent: int
+    kind: EdgeKind
+
+
+class Parameter(_Model):
+    """One column of the parameter table: value and label of each row, as text."""
+
+    key: str
+    values: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class SampleTable(_Model):
+    """Where the samples come from. ``file`` may be relative to the study's workspace.
+
+    ``generate`` runs where ``file`` does not exist yet, in ``directory`` (empty: the study's workspace).
+    """
+
+    generate: str | None
+    file: str
+    columns: tuple[str, ...]
+    level_max_dirs: int
+    directory: str = ""
+
+
+class PlannedStep(_Model):
+    """One step with everything expanded but what differs between its tasks.
+
+    ``parameters`` are the keys that the step uses, sorted; they decide its combinations. ``retry_delay`` and
+    ``walltime`` are in seconds. ``suffix`` goes between name and ending of the script (``.slurm`` for instance).
+    """
+
+    name: str
+    cmd: str
+    restart: str
+    shell: str
+    queue: str
+    shape: str
+    max_retries: int
+    retry_delay: float
+    walltime: int | None
+    sampled: bool
+    parameters: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    suffix: str
+
+
+class Plan(_Model):
+    """A compiled study.
+
+    ``workspace`` is the directory's name, ``<name>_<stamp>``; ``output_path`` is what the user gave for it to lie in
+    (empty or relative: below the agent's workspace root). ``provenance`` maps file names in ``merlin_info`` to texts.
+    Steps stand in topological order; with samples, the first one is `INFO_STEP`.
+    """
+
+    version: int = PLAN_VERSION
+    name: str
+    workspace: str
+    output_path: str
+    parameters: tuple[Parameter, ...]
+    samples: SampleTable | None
+    steps: tuple[PlannedStep, ...]
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @cached_property
+    def hash(self) -> str:
+        """Identifies the plan: SHA-256 of its canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Return the canonical JSON: fields in the order of the model, no spaces."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Plan:
+        """Parse what `to_json` wrote.
+
+        Raises:
+            pydantic.ValidationError: it is no plan of this version.
+        """
+        return cls.model_validate_json(data)

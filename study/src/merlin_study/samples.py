@@ -1,0 +1,42 @@
+"""Where a sample's directory lies, and what one row of a sample table is called.
+
+Merlin spreads the directories of N samples over levels of at most ``level_max_dirs`` entries each, so that no directory
+grows large. The path of a sample is its index written in base ``level_max_dirs``, one directory a digit; a single sample
+needs none. Checked against upstream for the table in its reference (25/25, 26/25, 10/9, 101/100 …).
+"""
+
+from __future__ import annotations
+
+import functools
+
+
+@functools.lru_cache(maxsize=256)
+def depth(count: int, level_max_dirs: int) -> int:
+    """Return how many levels of directories ``count`` samples need.
+
+    Raises:
+        ValueError: directories of one entry would nest for ever.
+    """
+    if count <= 1:
+        return 0
+    if level_max_dirs < 2:
+        raise ValueError(f"level_max_dirs must be at least 2, not {level_max_dirs}")
+    levels, room = 1, level_max_dirs
+    while room < count:
+        levels, room = levels + 1, room * level_max_dirs
+    return levels
+
+
+def path(index: int, count: int, level_max_dirs: int) -> str:
+    """Return the relative directory of sample ``index`` of ``count``, ``00/07`` for instance; empty for a single one."""
+    width = len(str(level_max_dirs))
+    digits = []
+    for _ in range(depth(count, level_max_dirs)):
+        index, digit = divmod(index, level_max_dirs)
+        digits.append(f"{digit:0{width}d}")
+    return "/".join(reversed(digits))
+
+
+def glob(count: int, level_max_dirs: int) -> str:
+    """Return the shell pattern that matches every sample's directory: one ``*/`` a level."""
+    return "*/" * depth(count, level_max_dirs)

@@ -1,0 +1,57 @@
+"""Shapes: what a task needs, as one subject token such as ``n1-c1-g0-m0-w0``.
+
+Nodes, cores, GPUs, memory class and declared-walltime class. Agents pull only shapes that fit what they have left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+WALLTIME_CLASSES: Final = (15 * 60, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
+"""Upper ends of the declared-walltime classes in seconds; class 0 is "none declared", 6 is "longer"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one task occupies; ``walltime_class`` is 0 for none declared, else 1 … 6."""
+
+    nodes: int = 1
+    cores: int = 1
+    gpus: int = 0
+    memory_class: int = 0
+    walltime_class: int = 0
+
+    @property
+    def token(self) -> str:
+        """The shape as a subject token."""
+        return f"n{self.nodes}-c{self.cores}-g{self.gpus}-m{self.memory_class}-w{self.walltime_class}"
+
+    @property
+    def least_seconds(self) -> int:
+        """The declared time that a task of this shape may need at most; 0 where none is declared or it is open-ended."""
+        if not 1 <= self.walltime_class <= len(WALLTIME_CLASSES):
+            return 0
+        return WALLTIME_CLASSES[self.walltime_class - 1]
+
+
+def walltime_class(seconds: int | None) -> int:
+    """Return the class of a declared walltime."""
+    if seconds is None:
+        return 0
+    for number, limit in enumerate(WALLTIME_CLASSES, start=1):
+        if seconds <= limit:
+            return number
+    return len(WALLTIME_CLASSES) + 1
+
+
+def parse(token: str) -> Shape:
+    """Parse a token.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = token.split("-")
+    if len(parts) != 5 or any(part[:1] != letter for part, letter in zip(parts, "ncgmw", strict=True)):
+        raise ValueError(f"not a shape: {token!r}")
+    return Shape(*(int(part[1:]) for part in parts))

@@ -1,0 +1,103 @@
+"""One step's tasks in the ledger: which may run, which were issued, which are over.
+
+Four bits a task and nothing else: *ready* (all it waits for is over), *issued* (in a chunk now or before), *final* (has
+an outcome) and *blocked* (failed, or cancelled because of a failure: what depends on it never runs). The next tasks to
+issue are those ready and not issued; a hint remembers below which index there are none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from merlin_study.bitmap import Bitmap
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+
+WINDOW: Final = 4096
+"""How many tasks are looked at at once in the search for the next chunk, so the widest chunk with gaps."""
+
+
+class StepTasks:
+    """The state of one step; ``total`` is None until the number of samples is known."""
+
+    __slots__ = ("_hint", "blocked", "combination_done", "final", "issued", "outcomes", "ready", "succeeded", "total")
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.ready = Bitmap()
+        self.issued = Bitmap()
+        self.final = Bitmap()
+        self.succeeded = Bitmap()
+        self.blocked = Bitmap()
+        self.outcomes: Counter[Outcome] = Counter()
+        self.combination_done: Counter[int] = Counter()
+        self._hint = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task has a final outcome."""
+        return self.total is not None and len(self.final) >= self.total
+
+    @property
+    def available(self) -> int:
+        """How many tasks are ready and not issued."""
+        return len(self.ready) - len(self.issued)
+
+    def make_ready(self, tasks: TaskSet) -> None:
+        """Allow tasks to be issued."""
+        self.ready.add(tasks)
+        self._hint = min(self._hint, tasks.first)
+
+    def make_all_ready(self) -> None:
+        """Allow every task to be issued, at a cost that does not depend on their number."""
+        if self.total:
+            self.ready.add_range(0, self.total)
+            self._hint = 0
+
+    def issue(self, tasks: TaskSet) -> None:
+        """Note that tasks are in a chunk. What was issued was ready, also where the log that made it so is gone."""
+        self.ready.add(tasks)
+        self.issued.add(tasks)
+
+    def next_tasks(self, most: int) -> TaskSet | None:
+        """Return up to ``most`` tasks that are ready and not issued, the lowest first; None where there are none."""
+        if not self.available or self.total is None:
+            return None
+        while self._hint < self.total:
+            first, width = self._hint, min(max(WINDOW, most), self.total - self._hint)
+            free = self.ready.read(first, width) & ~self.issued.read(first, width)
+            found = TaskSet.from_bits(first, lowest(free, most))
+            if found is not None:
+                self._hint = found.first
+                return found
+            self._hint += width
+        return None
+
+    def finish(self, tasks: TaskSet, outcome: Outcome, *, blocks: bool) -> TaskSet | None:
+        """Record a final outcome for those of ``tasks`` that have none yet; return them, or None."""
+        fresh = TaskSet.from_bits(tasks.first, tasks.bits & ~self.final.read(tasks.first, tasks.width))
+        if fresh is None:
+            return None
+        self.final.add(fresh)
+        self.issue(fresh)
+        self.outcomes[outcome] += len(fresh)
+        if outcome is Outcome.SUCCEEDED:
+            self.succeeded.add(fresh)
+        if blocks:
+            self.blocked.add(fresh)
+        return fresh
+
+
+def lowest(bits: int, most: int) -> int:
+    """Return the ``most`` lowest set bits of ``bits``."""
+    if bits.bit_count() <= most:
+        return bits
+    low, high = 0, bits.bit_length()
+    while low < high:
+        middle = (low + high) // 2
+        if (bits & ((1 << middle) - 1)).bit_count() < most:
+            low = middle + 1
+        else:
+            high = middle
+    return bits & ((1 << low) - 1)

@@ -1,0 +1,210 @@
+"""The names of subjects, streams and consumers, and what stands in their tokens.
+
+JetStream cannot look into a queue, so whatever must match is in the subject:
+
+    merlin.v1.<namespace>.task.<site>.<user>.<queue>.<shape>.<band>.<study uid>.<fence>    task stream (WorkQueue)
+    merlin.v1.<namespace>.cursor.<study uid>                                               task stream
+    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|verdict                         report stream (Limits)
+    merlin.v1.<namespace>.control.plan.<study uid>.<hash>, .study.<study uid>, .offer.<site>   control stream (last value)
+    merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
+
+Names that Merlin accepts are accepted: a token escapes what NATS or a file system could misread, reversibly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Final
+
+ROOT: Final = "merlin.v1"
+ANY_SITE: Final = "any"
+ALL_USERS: Final = "all"
+BOUND: Final = "bound"
+VERDICT: Final = "verdict"
+
+_EMPTY: Final = "="
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
+_ESCAPED: Final = re.compile(r"=([0-9A-F]{2})")
+
+
+def escape(text: str) -> str:
+    """Return ``text`` as one subject token: letters, digits, ``_`` and ``-`` stay, other bytes become ``=XX``.
+
+    The empty text becomes ``=``, which escapes nothing else.
+    """
+    if not text:
+        return _EMPTY
+    return "".join(c if _PLAIN.fullmatch(c) else "".join(f"={byte:02X}" for byte in c.encode()) for c in text)
+
+
+def unescape(token: str) -> str:
+    """Undo `escape`."""
+    if token == _EMPTY:
+        return ""
+    raw = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), token)
+    return raw.encode("latin-1").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All names of one namespace."""
+
+    namespace: str
+
+    @property
+    def _token(self) -> str:
+        return escape(self.namespace)
+
+    @property
+    def task_stream(self) -> str:
+        """The WorkQueue stream of chunks and cursors."""
+        return f"MERLIN_TASKS_{self._token}"
+
+    @property
+    def report_stream(self) -> str:
+        """The stream that is the log."""
+        return f"MERLIN_REPORTS_{self._token}"
+
+    @property
+    def control_stream(self) -> str:
+        """The stream of last values: plans, offers, words on studies."""
+        return f"MERLIN_CONTROL_{self._token}"
+
+    def chunk(self, route: Route, study: str, fence: int) -> str:
+        """Return the subject of one publication of a chunk."""
+        return f"{ROOT}.{self._token}.task.{route.token}.{study}.{fence}"
+
+    def chunks(self, route: Route) -> str:
+        """Return the filter of the consumer that serves a route."""
+        return f"{ROOT}.{self._token}.task.{route.token}.*.*"
+
+    def chunks_of(self, study: str) -> str:
+        """Return the filter for all of a study's chunks."""
+        return f"{ROOT}.{self._token}.task.*.*.*.*.*.{study}.*"
+
+    @property
+    def all_chunks(self) -> str:
+        """The filter for every chunk of the namespace."""
+        return f"{ROOT}.{self._token}.task.>"
+
+    def cursor(self, study: str) -> str:
+        """Return the subject of a study's cursor."""
+        return f"{ROOT}.{self._token}.cursor.{study}"
+
+    @property
+    def all_cursors(self) -> str:
+        """The filter for every cursor of the namespace."""
+        return f"{ROOT}.{self._token}.cursor.*"
+
+    def reports(self, study: str, fence: int) -> str:
+        """Return the subject of a fence's reports, whose first message is its claim."""
+        return f"{ROOT}.{self._token}.report.{study}.{fence}"
+
+    def bound(self, study: str) -> str:
+        """Return the subject whose first message binds a study to a site."""
+        return f"{ROOT}.{self._token}.report.{study}.{BOUND}"
+
+    def verdicts(self, study: str) -> str:
+        """Return the subject of the operator's verdicts, appended by compare-and-set."""
+        return f"{ROOT}.{self._token}.report.{study}.{VERDICT}"
+
+    def reports_of(self, study: str) -> str:
+        """Return the filter for a study's whole log."""
+        return f"{ROOT}.{self._token}.report.{study}.*"
+
+    @property
+    def all_reports(self) -> str:
+        """The filter for the log of every study of the namespace."""
+        return f"{ROOT}.{self._token}.report.>"
+
+    def plan(self, study: str, plan_hash: str) -> str:
+        """Return the subject under which a plan is stored."""
+        return f"{ROOT}.{self._token}.control.plan.{study}.{plan_hash}"
+
+    def plans_of(self, study: str) -> str:
+        """Return the filter for a study's plans."""
+        return f"{ROOT}.{self._token}.control.plan.{study}.*"
+
+    def control(self, study: str) -> str:
+        """Return the subject of the word on a study."""
+        return f"{ROOT}.{self._token}.control.study.{study}"
+
+    def offer(self, site: str) -> str:
+        """Return the subject of what a site's agents may pull."""
+        return f"{ROOT}.{self._token}.control.offer.{escape(site)}"
+
+    @property
+    def all_control(self) -> str:
+        """The filter for every last value of the namespace."""
+        return f"{ROOT}.{self._token}.control.>"
+
+    def heartbeat(self, site: str, agent: str) -> str:
+        """Return the subject of an agent's heartbeats."""
+        return f"{ROOT}.{self._token}.heartbeat.{escape(site)}.{escape(agent)}"
+
+    @property
+    def all_heartbeats(self) -> str:
+        """The filter for every heartbeat of the namespace."""
+        return f"{ROOT}.{self._token}.heartbeat.*.*"
+
+    @property
+    def rollcall(self) -> str:
+        """Where the operator asks every agent to announce itself at once."""
+        return f"{ROOT}.{self._token}.rollcall"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a chunk must match: where, whose, which queue, which shape, how soon. Fields are unescaped."""
+
+    site: str
+    queue: str
+    shape: str
+    band: str
+    user: str = ALL_USERS
+
+    @property
+    def token(self) -> str:
+        """The five subject tokens."""
+        return ".".join(escape(part) for part in (self.site, self.user, self.queue, self.shape, self.band))
+
+    @property
+    def consumer(self) -> str:
+        """A short, stable name for the route's consumer (NATS advises fewer than 32 characters)."""
+        return "r" + hashlib.sha256(self.token.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAddress:
+    """What a chunk's subject says."""
+
+    route: Route
+    study: str
+    fence: int
+
+
+def parse_chunk(subject: str) -> ChunkAddress:
+    """Return what a chunk's subject says.
+
+    Raises:
+        ValueError: it is not the subject of a chunk.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 11 or tokens[3] != "task":
+        raise ValueError(f"not the subject of a chunk: {subject!r}")
+    site, user, queue, shape, band = (unescape(token) for token in tokens[4:9])
+    return ChunkAddress(Route(site, queue, shape, band, user), tokens[9], int(tokens[10]))
+
+
+def parse_report(subject: str) -> tuple[str, str]:
+    """Return (study uid, fence or word) of a log entry's subject.
+
+    Raises:
+        ValueError: it is not the subject of a log entry.
+    """
+    tokens = subject.split(".")
+    if len(tokens) != 6 or tokens[3] != "report":
+        raise ValueError(f"not the subject of a log entry: {subject!r}")
+    return tokens[4], tokens[5]

@@ -1,0 +1,49 @@
+r"""Text with ``$(TOKEN)`` in it, split once and filled in for each task.
+
+Substitution is literal and happens once: what a value holds is never read as a token again, quoted or re-typed (upstream
+substitutes with regular expression templates, where a value ``C:\new`` becomes a line break). A token that the context
+does not define stays as it is, for the shell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+TOKEN: Final = re.compile(r"\$\(([^()$`\s]+)\)")
+"""A token as both Merlin and Maestro write it; what holds a space or a nested ``$`` is the shell's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Literal pieces and token names in turn: ``pieces[0]`` is text, ``pieces[1]`` a name, and so on."""
+
+    pieces: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Template:
+        """Split ``text`` at its tokens."""
+        return cls(tuple(TOKEN.split(text)))
+
+    def names(self) -> Iterator[str]:
+        """Yield the token names in the order in which they stand, repeats included."""
+        return iter(self.pieces[1::2])
+
+    def render(self, lookup: Callable[[str], str | None]) -> str:
+        """Return the text with each token replaced by ``lookup(name)``, or left alone where that is None."""
+        pieces = self.pieces
+        if len(pieces) == 1:
+            return pieces[0]
+        out = [pieces[0]]
+        for at in range(1, len(pieces), 2):
+            value = lookup(pieces[at])
+            out.append(f"$({pieces[at]})" if value is None else value)
+            out.append(pieces[at + 1])
+        return "".join(out)
+
+
+def tokens(text: str) -> list[str]:
+    """Return the names of the tokens in ``text``, in order."""
+    return TOKEN.findall(text)

@@ -1,0 +1,223 @@
+"""What travels between operator and agents, inside the envelope of `merlin_study.seal`.
+
+    operator → task stream      Chunk, Cursor
+    agent, operator → report stream   Bound, Start, Report (agents), Lost (operator): the log that the ledger folds
+    operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control: last value counts
+    agent → operator            Heartbeat, not stored
+
+Models are strict and closed: an unknown field, a wrong type or a version of another time is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+
+SCHEMA_VERSION: Final = 1
+MAX_REPORT_BYTES: Final = 64 * 1024
+MAX_EXCEPTIONS: Final = 20
+"""Failures that a report tells in full; the rest travel as masks per exit code."""
+MAX_TAIL: Final = 512
+"""Characters of standard error that travel with a failure."""
+
+
+class Message(BaseModel):
+    """The base of all messages: immutable, closed, strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def encode(self) -> bytes:
+        """Return the message as JSON."""
+        return self.model_dump_json().encode()
+
+
+class LostHolder(Message):
+    """A fence that was called lost, and who held it: its outcome log tells what it still finished."""
+
+    fence: int
+    agent: str
+
+
+class Chunk(Message):
+    """The unit of delivery: a range of one step's tasks, to be tried for the ``attempt``-th time.
+
+    ``step`` is an index into the plan's steps; ``samples`` the length of the sample table (0: none).
+    ``restart`` asks for the step's restart script where it has one. ``lost`` names earlier holders of these tasks.
+    """
+
+    study: str
+    plan: str
+    epoch: int
+    fence: int = Field(ge=1)
+    step: int = Field(ge=0)
+    tasks: TaskSet
+    attempt: int = Field(ge=1)
+    samples: int = 0
+    restart: bool = False
+    lost: tuple[LostHolder, ...] = ()
+
+
+class Cursor(Message):
+    """How far publication got: written in one batch with the chunks that it counts."""
+
+    study: str
+    plan: str
+    epoch: int
+    next_fence: int
+
+
+class Bound(Message):
+    """The first claim of a study: the site that runs it from now on, and the mark in its workspace."""
+
+    kind: Literal["bound"] = "bound"
+    site: str
+    agent: str
+    mark: str
+    workspace: str
+
+
+class Start(Message):
+    """An agent's claim of a chunk. It carries the chunk, because it outlives every copy of it."""
+
+    kind: Literal["start"] = "start"
+    agent: str
+    chunk: Chunk
+
+
+class Result(Message):
+    """Tasks that ended alike: one exit code (negative: that signal) and the outcome that the agent read from it."""
+
+    outcome: Outcome
+    code: int
+    tasks: TaskSet
+
+
+class Failure(Message):
+    """One task that did not succeed, told in full."""
+
+    task: int
+    outcome: Outcome
+    code: int
+    host: str
+    directory: str
+    tail: str = ""
+
+
+class SampleFacts(Message):
+    """What the implicit first step found: how many samples, how many columns, and the file's SHA-256."""
+
+    count: int
+    columns: int
+    digest: str
+
+
+class Report(Message):
+    """What came of a chunk's tasks since the last report of this fence.
+
+    ``serial`` counts the fence's reports from 1. ``final`` gives the chunk up: tasks of it without a result are handed
+    back. ``seconds`` is the sum of the tasks' run times.
+    """
+
+    kind: Literal["report"] = "report"
+    agent: str
+    fence: int
+    serial: int
+    step: int
+    attempt: int
+    results: tuple[Result, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    seconds: float = 0.0
+    samples: SampleFacts | None = None
+    refused: str = ""
+    final: bool = False
+
+
+class Lost(Message):
+    """The operator's verdict that a fence's holder is gone."""
+
+    kind: Literal["lost"] = "lost"
+    fence: int
+    agent: str
+
+
+LogEntry = Annotated[Bound | Start | Report | Lost, Field(discriminator="kind")]
+"""Anything in a study's part of the report stream."""
+
+_LOG: Final[TypeAdapter[Bound | Start | Report | Lost]] = TypeAdapter(LogEntry)
+
+
+def decode_log(data: bytes) -> Bound | Start | Report | Lost:
+    """Parse a log entry.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    return _LOG.validate_json(data)
+
+
+class AllocationFacts(Message):
+    """The batch job that an agent runs in; ``ends_at`` is a Unix time (0: no limit known)."""
+
+    scheduler: str = "none"
+    job_id: str = ""
+    nodes: int = 1
+    ends_at: float = 0.0
+
+
+class Heartbeat(Message):
+    """An agent's sign of life and what it can take. ``queues`` empty: any. ``holds``: fences started and not finished.
+
+    ``leaving``: the agent drains and takes nothing more; ``left``: this is its last word.
+    """
+
+    agent: str
+    site: str
+    host: str
+    pid: int
+    version: str
+    slots: int
+    busy: int = 0
+    queues: tuple[str, ...] = ()
+    allocation: AllocationFacts = AllocationFacts()
+    holds: tuple[tuple[str, int], ...] = ()
+    done: int = 0
+    refused: int = 0
+    problems: tuple[str, ...] = ()
+    leaving: bool = False
+    left: bool = False
+
+
+class Consumer(Message):
+    """A pull consumer of the task stream that the operator made: agents bind to it by name."""
+
+    name: str
+    queue: str
+    shape: str
+    band: Literal["urgent", "bulk"]
+
+
+class Timing(Message):
+    """The clocks that operator and agents share, all in seconds (DESIGN: heartbeat 10, lost 60, presence 30 and 90)."""
+
+    heartbeat: float = 10.0
+    lost_after: float = 60.0
+    presence: float = 30.0
+    presence_stale: float = 90.0
+
+
+class Offer(Message):
+    """What agents of a site may pull from now on."""
+
+    consumers: tuple[Consumer, ...] = ()
+    timing: Timing = Timing()
+
+
+class Control(Message):
+    """The word on a study that agents check at intake and hear while running."""
+
+    study: str
+    cancelled: bool = False

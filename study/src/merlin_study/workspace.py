@@ -1,0 +1,183 @@
+"""Where everything lies on disk: Merlin's layout, from the study's directory down to a task's files.
+
+    <root>/<name>_<stamp>/
+      merlin_info/                      provenance, samples, the workspace mark, outcome logs
+      <step>/[<combination>/][<sample path>/]
+        <step>[_<combination>][.slurm].sh  .out  .err  [.restart…]  MERLIN_FINISHED
+
+Pure arithmetic on strings; the agent makes the directories.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+from merlin_study import samples
+from merlin_study.geometry import Geometry
+from merlin_study.plan import INFO_STEP, Plan
+from merlin_study.template import Template
+
+INFO: Final = "merlin_info"
+FINISHED: Final = "MERLIN_FINISHED"
+MARK: Final = "workspace.json"
+"""In ``merlin_info``: which study the workspace belongs to. An agent that does not see it takes nothing of the study."""
+PLAN_FILE: Final = "plan.json"
+OUTCOMES: Final = "outcomes"
+"""In ``merlin_info``: one append-only log an agent, ``<agent>.jsonl``."""
+PRESENCE: Final = "agents"
+"""In ``merlin_info``: one file an agent, touched while it lives."""
+
+_SAFE: Final = frozenset(string.ascii_letters + string.digits + "-_.()")
+
+
+def safe_name(text: str) -> str:
+    """Return ``text`` as one directory name, as Maestro makes it: spaces become ``_``, what is unsafe is dropped."""
+    return "".join(c for c in text.replace(" ", "_") if c in _SAFE)
+
+
+def study_root(plan: Plan, workspace_root: str) -> str:
+    """Return the study's directory, below ``workspace_root`` unless the user gave an absolute ``OUTPUT_PATH``."""
+    below = posixpath.join(workspace_root, plan.output_path, plan.workspace)
+    return posixpath.normpath(below)
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """The names of the files of one task, all in its directory."""
+
+    cmd: str
+    restart: str
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of a study whose directory is ``root`` (absolute) and whose tasks ``geometry`` numbers."""
+
+    root: str
+    geometry: Geometry
+    _labels: dict[tuple[int, int], str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the geometry belongs to."""
+        return self.geometry.plan
+
+    @cached_property
+    def info(self) -> str:
+        """The directory ``merlin_info``."""
+        return f"{self.root}/{INFO}"
+
+    def combination_label(self, step: int, combination: int) -> str:
+        """Return the labels of a combination joined by dots, in the order of the sorted keys; empty without parameters."""
+        key = (step, combination)
+        if key not in self._labels:
+            row = self.geometry.row(step, combination)
+            by_key = {parameter.key: parameter.labels for parameter in self.plan.parameters}
+            self._labels[key] = ".".join(by_key[name][row] for name in self.plan.steps[step].parameters)
+        return self._labels[key]
+
+    def step_dir(self, step: int, combination: int | None = None) -> str:
+        """Return a step's directory, or that of one of its combinations."""
+        name = safe_name(self.plan.steps[step].name)
+        if self.plan.steps[step].name == INFO_STEP:
+            return self.info
+        label = "" if combination is None else safe_name(self.combination_label(step, combination))
+        return f"{self.root}/{name}/{label}" if label else f"{self.root}/{name}"
+
+    def sample_path(self, step: int, sample: int) -> str:
+        """Return a sample's directory below the step's, ``00/07`` for instance; empty where the step has none."""
+        planned, table = self.plan.steps[step], self.plan.samples
+        if not planned.sampled or table is None:
+            return ""
+        return samples.path(sample, self.geometry.samples, table.level_max_dirs)
+
+    def task_dir(self, step: int, task: int) -> str:
+        """Return the directory that a task runs in."""
+        combination, sample = self.geometry.split(step, task)
+        below = self.sample_path(step, sample)
+        directory = self.step_dir(step, combination)
+        return f"{directory}/{below}" if below else directory
+
+    def scripts(self, step: int, combination: int) -> Scripts:
+        """Return the file names of a combination's tasks (a sample's files carry no sample in their names)."""
+        planned = self.plan.steps[step]
+        if planned.name == INFO_STEP:
+            return Scripts("cmd.sh", "cmd.restart.sh", "cmd.out", "cmd.err")
+        label = safe_name(self.combination_label(step, combination))
+        stem = f"{safe_name(planned.name)}_{label}" if label else safe_name(planned.name)
+        ending = planned.suffix
+        return Scripts(f"{stem}{ending}.sh", f"{stem}.restart{ending}.sh", f"{stem}{ending}.out", f"{stem}{ending}.err")
+
+
+class TaskTokens:
+    """Fills a step's script for one of its tasks.
+
+    Defines parameters (``X``, ``X.label``, ``X.name``), ``<step>.workspace``, ``WORKSPACE``, the ``MERLIN_*`` tokens
+    that differ between studies, agents or tasks, and the sample's columns. Upstream matches sample columns without
+    regard to case; so do we.
+    """
+
+    def __init__(self, layout: Layout, step: int) -> None:
+        self._layout, self._step = layout, step
+        planned = layout.plan.steps[step]
+        self.cmd = Template.parse(planned.cmd)
+        self.restart = Template.parse(planned.restart)
+        self._steps = {other.name: index for index, other in enumerate(layout.plan.steps)}
+        self._funnels = {edge.parent for edge in planned.edges if edge.kind == "all"}
+        self._columns: dict[str, int] = {}
+        if planned.sampled and layout.plan.samples is not None:
+            self._columns = {name.lower(): at for at, name in enumerate(layout.plan.samples.columns)}
+        self._shared: dict[int, dict[str, str]] = {}
+
+    def render(self, template: Template, *, combination: int, sample: int, values: Sequence[str]) -> str:
+        """Return the script's text; ``values`` are the sample's columns, in the table's order."""
+        shared = self._shared.get(combination)
+        if shared is None:
+            shared = self._shared[combination] = self._of_combination(combination)
+
+        def lookup(name: str) -> str | None:
+            if name in shared:
+                return shared[name]
+            lowered = name.lower()
+            if lowered in self._columns:
+                at = self._columns[lowered]
+                return values[at] if at < len(values) else None
+            if lowered == "merlin_sample_id":
+                return str(sample)
+            if lowered == "merlin_sample_path":
+                return self._layout.sample_path(self._step, sample)
+            return self._workspace_of(name, combination)
+
+        return template.render(lookup)
+
+    def _of_combination(self, combination: int) -> dict[str, str]:
+        layout = self._layout
+        row = layout.geometry.row(self._step, combination)
+        values = {
+            "WORKSPACE": layout.step_dir(self._step, combination),
+            "MERLIN_WORKSPACE": layout.root,
+            "MERLIN_INFO": layout.info,
+        }
+        table = layout.plan.samples
+        if table is not None:
+            values["MERLIN_GLOB_PATH"] = samples.glob(layout.geometry.samples, table.level_max_dirs)
+        for parameter in layout.plan.parameters:
+            values[parameter.key] = parameter.values[row]
+            values[f"{parameter.key}.label"] = parameter.labels[row]
+            values[f"{parameter.key}.name"] = parameter.key
+        return values
+
+    def _workspace_of(self, name: str, combination: int) -> str | None:
+        other = self._steps.get(name.removesuffix(".workspace")) if name.endswith(".workspace") else None
+        if other is None:
+            return None
+        if other in self._funnels:
+            return self._layout.step_dir(other)
+        return self._layout.step_dir(other, self._layout.geometry.parent_combination(self._step, combination, other))
