@@ -57,7 +57,9 @@ class Credentials:
 class Settings(BaseSettings):
     """What an agent can be told; `merlin-agent --help` says the same."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, nested_model_default_partial_update=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, nested_model_default_partial_update=False
+    )
 
     server: str = "nats://127.0.0.1:4222"
     credentials: Path | None = None
@@ -84,7 +86,7 @@ class Settings(BaseSettings):
     @field_validator("keys", "workspace", "credentials")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - keeps symlinks
+        return None if value is None else Path(os.path.abspath(value.expanduser()))
 
     @classmethod
     def settings_customise_sources(
@@ -128,15 +130,21 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", metavar="FILE", help=f"the configuration file (default {_DEFAULT_FILE})")
     made.add_argument("--server", metavar="URL", help="the NATS server (default nats://127.0.0.1:4222)")
     made.add_argument("--credentials", metavar="FILE", help="a file of mode 0600 with token:, or user: and password:")
-    made.add_argument("--keys", metavar="DIR", help="the directory of seal.key and signing.key (default ~/.merlin/keys)")
+    made.add_argument(
+        "--keys", metavar="DIR", help="the directory of seal.key and signing.key (default ~/.merlin/keys)"
+    )
     made.add_argument("--namespace", metavar="NAME", help="the namespace whose studies to serve (default: default)")
     made.add_argument("--site", metavar="NAME", help="machines that share a file system (default: the cluster's name)")
     made.add_argument("--queues", metavar="A,B", help="serve only these queues (default: all)")
     made.add_argument("--slots", metavar="N", type=int, help="tasks at once (default: the cores given to us)")
     made.add_argument("--workspace", metavar="DIR", help="where studies' directories lie (default: here)")
-    made.add_argument("--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (30)")
+    made.add_argument(
+        "--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (30)"
+    )
     made.add_argument("--study", metavar="UID", help="serve only this study")
-    made.add_argument("--idle-exit", metavar="S", type=float, help="leave when nothing came for so long (default: stay)")
+    made.add_argument(
+        "--idle-exit", metavar="S", type=float, help="leave when nothing came for so long (default: stay)"
+    )
     made.add_argument("--lifeline", action="store_true", help="leave at once when standard input ends")
     made.add_argument("--verbose", action="store_true", help="log more")
     made.add_argument("--version", action="version", version=f"merlin-agent {version('merlin-agent')}")
@@ -186,11 +194,15 @@ def load_credentials(path: Path | None) -> Credentials:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        raise ConfigError(f"{path}: expected a credentials file, found none: {error.strerror}", UNREADABLE_KEYS) from error
+        raise ConfigError(
+            f"{path}: expected a credentials file, found none: {error.strerror}", UNREADABLE_KEYS
+        ) from error
     if mode & 0o077:
         raise ConfigError(f"{path}: expected mode 0600, found {mode:04o}; run: chmod 600 {path}", UNREADABLE_KEYS)
     values = _read_mapping(path, UNREADABLE_KEYS)
-    if set(values) not in ({"token"}, {"user", "password"}) or not all(isinstance(value, str) and value for value in values.values()):
+    if set(values) not in ({"token"}, {"user", "password"}) or not all(
+        isinstance(value, str) and value for value in values.values()
+    ):
         keys = ", ".join(sorted(map(str, values))) or "nothing"
         raise ConfigError(f"{path}: expected token:, or user: and password:, as text, found {keys}", UNREADABLE_KEYS)
     return Credentials(**values)
@@ -217,7 +229,7 @@ def check_workspace(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError("not writable for us")  # noqa: TRY301 - one message for both ways
+            raise PermissionError("not writable for us")
     except OSError as error:
         raise ConfigError(
             f"{directory}: expected a directory that we may write, found: {error.strerror or error}; give another --workspace",

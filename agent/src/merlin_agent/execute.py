@@ -36,7 +36,7 @@ class StepWork:
         self._restart = restart and bool(self._planned.restart)
         self._template = self._tokens.restart if self._restart else self._tokens.cmd
         self._texts: dict[int, str] = {}
-        self._scripts: dict[int, Scripts] = {}
+        self._scripts: dict[int, tuple[str, Scripts]] = {}
 
     @cached_property
     def _varies(self) -> bool:
@@ -58,10 +58,15 @@ class StepWork:
             RowError: the sample's row can't be read.
         """
         combination, sample = self._layout.geometry.split(self._step, task)
-        names = self._scripts.get(combination)
-        if names is None:
-            names = self._scripts[combination] = self._layout.scripts(self._step, combination)
-        directory = self._layout.task_dir(self._step, task)
+        shared = self._scripts.get(combination)
+        if shared is None:
+            shared = self._scripts[combination] = (
+                self._layout.step_dir(self._step, combination),
+                self._layout.scripts(self._step, combination),
+            )
+        directory, names = shared
+        if self._planned.sampled and (below := self._layout.sample_path(self._step, sample)):
+            directory = f"{directory}/{below}"
         name = names.restart if self._restart else names.cmd
         script = Script(
             directory,
@@ -133,7 +138,9 @@ def run_script(
                 files.mark(f"{script.directory}/{marker}")
         except OSError as error:
             # It did succeed, and its outcome is recorded; only a later restart from the files alone would run it again.
-            return Ended(task, Outcome.SUCCEEDED, 0, seconds, problem=f"{script.directory}: no {marker}: {error.strerror}")
+            return Ended(
+                task, Outcome.SUCCEEDED, 0, seconds, problem=f"{script.directory}: no {marker}: {error.strerror}"
+            )
         return Ended(task, Outcome.SUCCEEDED, 0, seconds)
     if slot.struck is Stop.HANDED_BACK:
         return Ended(task, None, seconds=seconds)
@@ -146,9 +153,7 @@ def run_script(
 
 def told(task: int, ends: Outcome, code: int, directory: str, tail: str) -> wire.Failure:
     """Return a failure in full."""
-    return wire.Failure(
-        task=task, outcome=ends, code=code, host=HOST, directory=directory, tail=tail[-wire.MAX_TAIL :]
-    )
+    return wire.Failure(task=task, outcome=ends, code=code, host=HOST, directory=directory, tail=tail[-wire.MAX_TAIL :])
 
 
 def unwritable(task: int, directory: str, error: OSError) -> Ended:
@@ -159,5 +164,3 @@ def unwritable(task: int, directory: str, error: OSError) -> Ended:
         errno.EACCES: "give this user the right to write there",
     }.get(error.errno or 0, "see to the file system")
     return Ended(task, None, problem=f"{directory}: can't be written: {error.strerror}; {cure}")
-
-

@@ -8,7 +8,17 @@ import secrets
 from typing import Final
 
 NOBODYS: Final = frozenset(
-    {errno.EDQUOT, errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+    {
+        errno.EDQUOT,
+        errno.ENOSPC,
+        errno.EIO,
+        errno.ESTALE,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+    }
 )
 """Faults of a disk or a host: they are no failure of a task."""
 

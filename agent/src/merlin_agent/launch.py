@@ -93,7 +93,7 @@ class DirectLauncher:
                     # A sibling that is just being started still holds the descriptor that the script was written by.
                     time.sleep(_BUSY_WAIT)
                     continue
-                if error.errno in _EXIT_CODES and os.path.isdir(script.directory):  # noqa: PTH112 - plain paths here
+                if error.errno in _EXIT_CODES and os.path.isdir(script.directory):
                     raise NotStartedError(_EXIT_CODES[error.errno], _explain(script, error)) from error
                 raise
         raise NotStartedError(NOT_EXECUTABLE, f"{script.path}: is being written by another process; nothing was run")
@@ -117,7 +117,7 @@ class DirectLauncher:
         )
 
     def _popen(self, script: Script) -> int:
-        with open(script.out, "ab") as out, open(script.err, "ab") as err:  # noqa: PTH123 - plain paths here
+        with open(script.out, "ab") as out, open(script.err, "ab") as err:
             process = subprocess.Popen(
                 [script.path],
                 cwd=script.directory,
@@ -140,7 +140,7 @@ class DirectLauncher:
 
 def _leave_common_directory() -> bool:
     try:
-        return ctypes.CDLL(None).unshare(_CLONE_FS) == 0
+        return bool(ctypes.CDLL(None).unshare(_CLONE_FS) == 0)
     except (OSError, AttributeError):
         return False
 

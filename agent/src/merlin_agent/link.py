@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from merlin_agent.broker import Answer, ConflictError, Handler, Message, Pulled, UnansweredError
 from merlin_agent.config import Credentials
 
-if "aiohttp" not in sys.modules:
+if "nats.aio.transport" not in sys.modules and "aiohttp" not in sys.modules:
     # nats-py imports aiohttp where it finds it, for websockets that we do not use: 10 MiB and half a second.
     sys.modules["aiohttp"] = None  # type: ignore[assignment]
     import nats.aio.client
@@ -93,7 +93,9 @@ class Link:
                 await self._connect(client, lost)
                 failures = 0
                 await lost.wait()
-                _log.warning("connection lost", extra={"server": self._server, "error": str(self._last_error or "closed")})
+                _log.warning(
+                    "connection lost", extra={"server": self._server, "error": str(self._last_error or "closed")}
+                )
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 self._complain(error)
             finally:
@@ -157,6 +159,16 @@ class Link:
         except (nats.errors.Error, OSError) as error:
             _log.debug("publish failed: %s", error)
 
+    async def flush(self) -> None:
+        """Wait until what was published has left, where there is a connection."""
+        client = self._client
+        if client is None:
+            return
+        try:
+            await client.flush(timeout=2)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            _log.debug("flush failed: %s", error)
+
     async def store(self, subject: str, data: bytes, *, message_id: str = "", first: bool = False) -> None:
         """See `broker.Broker`."""
         headers: dict[str, Any] = {}
@@ -210,7 +222,9 @@ class Link:
         pull = self._pulls[consumer] = _Pull(deliver, batch)
         try:
             inbox = await self._inbox(client, consumer)
-            await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", json.dumps(ask).encode(), reply=inbox)
+            await client.publish(
+                f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", json.dumps(ask).encode(), reply=inbox
+            )
             return await asyncio.wait_for(pull.ended, expires + REQUEST_TIMEOUT)
         except (nats.errors.Error, OSError, TimeoutError):
             return Pulled.GONE

@@ -11,7 +11,8 @@ import ast
 import math
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 _MAGIC: Final = b"\x93NUMPY"
@@ -19,7 +20,8 @@ _MAX_HEADER: Final = 64 * 1024
 _INTEGERS: Final = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 _FLOATS: Final = {"f2": ("e", 5), "f4": ("f", 9), "f8": ("d", 17)}
 _COMPLEX: Final = {"c8": ("f", 4), "c16": ("d", 8)}
-_HIGH: Final = {"f2": 16.0, "f4": 1e16, "f8": 1e16}
+_HIGH: Final = {"f2": 1e3, "f4": 1e6}
+"""From here on NumPy (since 2.4; before, from 1e16 on) writes narrow floats with an exponent."""
 
 
 class NpyError(ValueError):
@@ -30,20 +32,22 @@ class ArrayRows:
     """`rows.Rows` of an array of one or two dimensions; one of one dimension is a column."""
 
     def __init__(self, path: str) -> None:
-        with open(path, "rb") as file:  # noqa: PTH123 - plain paths here
-            start, header = _header(file.read(_MAX_HEADER + 16))
-            shape = header["shape"]
+        with open(path, "rb") as file:
+            header = _header(file.read(_MAX_HEADER + 16))
+            shape = header.shape
             if len(shape) not in (1, 2):
                 raise NpyError(f"expected an array of one or two dimensions, found shape {shape}; reshape it")
-            self.count = int(shape[0])
-            self.columns = int(shape[1]) if len(shape) == 2 else 1
-            self._size, self._read = _reader(header["descr"])
-            self._by_column = bool(header["fortran_order"]) and len(shape) == 2
-            self._start = start
-            needed = start + self.count * self.columns * self._size
-            file.seek(0, 2)
-            if file.tell() < needed:
-                raise NpyError(f"expected {needed} bytes for shape {shape}, found {file.tell()}; it was cut short, write it again")
+            self.count = shape[0]
+            self.columns = shape[1] if len(shape) == 2 else 1
+            self._size, self._read = _reader(header.descr)
+            self._by_column = header.by_column and len(shape) == 2
+            self._start = header.start
+            needed = self._start + self.count * self.columns * self._size
+            found = file.seek(0, 2)
+            if found < needed:
+                raise NpyError(
+                    f"expected {needed} bytes for shape {shape}, found {found}; it was cut short, write it again"
+                )
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def row(self, number: int) -> tuple[str, ...]:
@@ -60,7 +64,15 @@ class ArrayRows:
 _Reader = Callable[[mmap.mmap, int], str]
 
 
-def _header(data: bytes) -> tuple[int, dict[str, object]]:
+@dataclass(frozen=True, slots=True)
+class _Header:
+    start: int
+    descr: object
+    by_column: bool
+    shape: tuple[int, ...]
+
+
+def _header(data: bytes) -> _Header:
     if data[:6] != _MAGIC:
         raise NpyError("expected a file that numpy.save wrote, found something else")
     wide = data[6] >= 2
@@ -77,7 +89,7 @@ def _header(data: bytes) -> tuple[int, dict[str, object]]:
     shape = header["shape"]
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise NpyError(f"expected a shape, found {shape!r}")
-    return start, header
+    return _Header(start, header["descr"], bool(header["fortran_order"]), shape)
 
 
 def _reader(descr: object) -> tuple[int, _Reader]:
@@ -101,7 +113,9 @@ def _reader(descr: object) -> tuple[int, _Reader]:
         size = int(kind[1:])
         return size, lambda data, at: str(data[at : at + size].rstrip(b"\0"))
     if kind.startswith("O"):
-        raise NpyError("expected numbers or text, found pickled objects, which run code when they are read; save with allow_pickle=False")
+        raise NpyError(
+            "expected numbers or text, found pickled objects, which run code when they are read; save with allow_pickle=False"
+        )
     raise NpyError(f"expected numbers or text, found the type {descr!r}; convert it, with astype(str) for instance")
 
 
@@ -139,16 +153,29 @@ def _formatter(kind: str, letter: str, digits: int) -> Callable[[float], str]:
     def text(value: float) -> str:
         if not math.isfinite(value) or value == 0:
             return repr(value)
-        for precision in range(1, digits + 1):
-            short = f"{value:.{precision - 1}e}"
-            if layout.unpack(layout.pack(float(short)))[0] == value:
-                break
+        short = next(text for text in _shorter(value, digits) if _same(layout, float(text), value))
         mantissa, exponent = short.split("e")
         if 1e-4 <= abs(value) < high:
             return _positional(short)
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{exponent}"
 
     return text
+
+
+def _shorter(value: float, digits: int) -> Iterator[str]:
+    """Yield ``value`` with more and more digits; each also rounded up, which at a power of two may be the one that reads back."""
+    for precision in range(1, digits + 1):
+        near = f"{value:.{precision - 1}e}"
+        yield near
+        step = math.copysign(10.0 ** (int(near.split("e")[1]) - precision + 1), value)
+        yield f"{float(near) + step:.{precision - 1}e}"
+
+
+def _same(layout: struct.Struct, rounded: float, value: float) -> bool:
+    try:
+        return bool(layout.unpack(layout.pack(rounded))[0] == value)
+    except OverflowError:  # rounded up beyond the type
+        return False
 
 
 def _positional(short: str) -> str:

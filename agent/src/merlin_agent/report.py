@@ -97,7 +97,8 @@ def _packed(
     room = _BUDGET
     some_results: list[wire.Result] = []
     some_failures: list[wire.Failure] = []
-    for item in [*results, *failures]:
+    items: list[wire.Result | wire.Failure] = [*results, *failures]
+    for item in items:
         size = len(item.encode()) + 1
         if size > room and (some_results or some_failures):
             yield tuple(some_results), tuple(some_failures)

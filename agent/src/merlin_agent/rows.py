@@ -73,7 +73,9 @@ class TextRows:
                     "give every line the same number of values"
                 )
             if b"\r" in content:
-                raise RowError(f"{self._path}:{line}: expected lines that end in \\n or \\r\\n, found a bare \\r; convert the file")
+                raise RowError(
+                    f"{self._path}:{line}: expected lines that end in \\n or \\r\\n, found a bare \\r; convert the file"
+                )
             if self.count % STRIDE == 0:
                 self._marks.append(offset)
                 self._lines.append(line)
@@ -100,7 +102,9 @@ class TextRows:
         try:
             return tuple(value.decode() for value in content.split(self._separator))
         except UnicodeDecodeError as error:
-            raise RowError(f"{self._path}:{line}: expected UTF-8, found byte {content[error.start]:#04x}; convert the file") from error
+            raise RowError(
+                f"{self._path}:{line}: expected UTF-8, found byte {content[error.start]:#04x}; convert the file"
+            ) from error
 
 
 def open_rows(path: str) -> Rows:
@@ -123,7 +127,7 @@ def open_rows(path: str) -> Rows:
 
 
 def _mapped(path: str) -> bytes | mmap.mmap:
-    with open(path, "rb") as file:  # noqa: PTH123 - plain paths here
+    with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

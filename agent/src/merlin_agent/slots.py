@@ -206,7 +206,8 @@ class Slots:
         self._strike(run, why, signal.SIGKILL)
 
     def _strike(self, run: ChunkRun, why: Stop, number: signal.Signals) -> bool:
-        return any([slot.strike(why, number) for slot in self._slots if slot.run is run])
+        struck = [slot.strike(why, number) for slot in self._slots if slot.run is run]
+        return any(struck)
 
     def close(self) -> None:
         """Let the threads end."""
@@ -218,7 +219,7 @@ class Slots:
             slot.run = run
             try:
                 ended = work.execute(run, task, slot)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a task boundary: the outcome is recorded and the slot lives on
                 _log.exception("a task could not be run; this is a bug, please report it")
                 ended = Ended(task, None, problem=f"task {task}: {type(error).__name__}: {error}; this is a bug")
             slot.run = None

@@ -46,9 +46,10 @@ class Broker:
         self._token = secrets.token_hex(24)
         self.credentials = directory / "credentials.json"
         write_private(self.credentials, json.dumps({"token": self._token}))
-        self.url, self.child = "", self._on_port(free_port())
+        self.child, self.url = self._on_port(free_port())
 
-    def _on_port(self, port: int) -> Child:
+    def _on_port(self, port: int) -> tuple[Child, str]:
+        """Configure the server for a port; return it with its address."""
         config = self._directory / "nats.conf"
         lines = (
             f"listen: 127.0.0.1:{port}",
@@ -58,15 +59,11 @@ class Broker:
             f"authorization {{ token: {self._token} }}",
         )
         write_private(config, "\n".join(lines) + "\n")
-        self.url = f"nats://127.0.0.1:{port}"
         # Isolated and without site packages: the guard needs neither, and starts in half the time.
         start = [sys.executable, "-I", "-S", guard.__file__, str(self._directory)]
-        return Child(
-            "broker",
-            [*start, self._program, "--config", str(config)],
-            log=self._directory / "broker.log",
-            note=self._note,
-        )
+        argv = [*start, self._program, "--config", str(config)]
+        child = Child("broker", argv, log=self._directory / "broker.log", note=self._note)
+        return child, f"nats://127.0.0.1:{port}"
 
     async def start(self) -> None:
         """Start the server and return when it is ready.
@@ -80,7 +77,7 @@ class Broker:
                 return
             await self.child.stop(grace=1.0)
             said = self.child.tail()
-            self.child = self._on_port(free_port())  # somebody may have taken the port since it was looked at
+            self.child, self.url = self._on_port(free_port())  # somebody may have taken the port since it was looked at
         raise CliError(Exit.CANNOT_RUN, f"nats-server does not start; the end of what it says:\n{said}")
 
     async def ready(self) -> None:

@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,16 +29,15 @@ MAX_LINE: Final = 16 * 1024 * 1024
 
 
 class GaveUpError(Exception):
-    """A child died too often.
+    """A child that no restart will help.
 
     Attributes:
-        name: Which.
         tail: The end of its log.
     """
 
-    def __init__(self, name: str, tail: str) -> None:
-        super().__init__(f"the {name} died more than {MAX_DEATHS} times within a minute")
-        self.name, self.tail = name, tail
+    def __init__(self, message: str, tail: str) -> None:
+        super().__init__(message)
+        self.tail = tail
 
 
 class Backoff:
@@ -68,6 +67,8 @@ class Child:
         log: Path,
         note: Callable[[str], None],
         on_line: Callable[[bytes], None] | None = None,
+        hopeless: Collection[int] = (),
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """Keep what is needed to start it.
 
@@ -77,9 +78,12 @@ class Child:
             log: Where its standard error is appended, and its standard output unless `on_line` takes that.
             note: Tells the user that it died.
             on_line: Takes each line of its standard output.
+            hopeless: Exit codes that mean the same the next time, so that it is given up at once.
+            environ: Its environment; None for the command's own.
         """
         self.name, self.argv, self.log = name, list(argv), log
-        self._note, self._on_line = note, on_line
+        self._note, self._on_line, self._hopeless = note, on_line, hopeless
+        self._environ = environ
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
 
@@ -97,6 +101,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE if self._on_line else log,
                 stderr=log,
                 start_new_session=True,
+                env=self._environ,
                 limit=MAX_LINE,
             )
 
@@ -130,9 +135,11 @@ class Child:
             code = await self.ended()
             if self._stopping:
                 return
+            if code in self._hopeless:
+                raise GaveUpError(f"the {self.name} ended ({how(code)})", self.tail())
             delay = backoff.after_death(time.monotonic())
             if delay is None:
-                raise GaveUpError(self.name, self.tail())
+                raise GaveUpError(f"the {self.name} died more than {MAX_DEATHS} times within a minute", self.tail())
             self._note(f"The {self.name} died ({how(code)}); starting it again.")
             await asyncio.sleep(delay)
 

@@ -20,7 +20,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,8 +43,12 @@ DRAIN_GRACE: Final = 5
 """Seconds that running tasks get after Ctrl-C: short enough to wait for."""
 AGENT_GRACE: Final = DRAIN_GRACE + 25.0
 """Seconds for the agent to end, with its tasks; this only catches one that hangs."""
+PATIENCE: Final = 10.0
+"""Seconds that a study may wait for an agent before its user is told so: agents start within two."""
 ENGINE_GRACE: Final = 5.0
 BROKER_GRACE: Final = 5.0
+AGENT_GIVES_UP: Final = frozenset({2, 3, 4})
+"""The agent's exit codes for flags, keys and a workspace that it can't use: no restart changes them."""
 _SIGNALS: Final = {
     signal.SIGINT: Exit.INTERRUPTED,
     signal.SIGTERM: Exit.TERMINATED,
@@ -130,9 +133,19 @@ class _Session:
         self._signal: signal.Signals | None = None
         self._display: Display = display(console)
         self._began = time.monotonic()
-        self._broker = Broker(private, self._display.note)
-        self._engine = self._child("engine", self._engine_command(), self._heard)
-        self._agent = self._child("agent", self._agent_command())
+        self._waiting_since: float | None = None
+        note = self._display.note
+        self._broker = Broker(private, note)
+        # The command lines follow once the broker has its port.
+        self._engine = Child("engine", [], log=private / "engine.log", note=note, on_line=self._heard)
+        self._agent = Child(
+            "agent",
+            [],
+            log=private / "agent.log",
+            note=note,
+            hopeless=AGENT_GIVES_UP,
+            environ=_without_agent_settings(),
+        )
 
     async def run(self) -> Exit:
         """See `run`."""
@@ -201,13 +214,22 @@ class _Session:
         try:
             if json.loads(line).get("type") != "view":
                 return
-            self._progress = Progress.model_validate_json(line)
+            self._progress = self._patient(Progress.model_validate_json(line))
         except (ValueError, AttributeError, ValidationError):
             return
         self._display.update(self._progress)
         if self._progress.finished:
             self._engine.let_go()
             self._over.set()
+
+    def _patient(self, progress: Progress) -> Progress:
+        """Leave out why nothing moves until it has not moved for a while: at first the agent is only starting."""
+        now = time.monotonic()
+        if not progress.waiting_for:
+            self._waiting_since = None
+            return progress
+        self._waiting_since = self._waiting_since or now
+        return progress if now - self._waiting_since > PATIENCE else progress.model_copy(update={"waiting_for": ""})
 
     def _conclude(self) -> Exit:
         """Say how it went and where the outputs are."""
@@ -224,9 +246,6 @@ class _Session:
         if (self._job.directory / workspace.INFO / workspace.PLAN_FILE).exists():
             return f"go on with: merlin restart {summary.quoted(self._job.directory)} --local"
         return "nothing has run yet, so give the same command again"
-
-    def _child(self, name: str, argv: list[str], on_line: Callable[[bytes], None] | None = None) -> Child:
-        return Child(name, argv, log=self._private / f"{name}.log", note=self._display.note, on_line=on_line)
 
     def _engine_command(self) -> list[str]:
         job = self._job
@@ -245,6 +264,11 @@ class _Session:
     def _common(self) -> list[str]:
         credentials, keys = str(self._broker.credentials), str(self._private / "keys")
         return ["--server", self._broker.url, "--credentials", credentials, "--keys", keys, "--lifeline"]
+
+
+def _without_agent_settings() -> dict[str, str]:
+    """The environment, less what the user set up for agents of a site."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MERLIN_AGENT_")}
 
 
 def _python(module: str) -> list[str]:

@@ -7,6 +7,7 @@ the time of the last heartbeat) is written once a minute, what a user acts on at
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +22,13 @@ REFRESH: Final = timedelta(seconds=60)
 COLLECTED_AFTER: Final = timedelta(minutes=10)
 """Silence after which nobody expects the batch job's agents back."""
 SILENT_AFTER: Final = 60.0
-MAX_PROBLEMS: Final = 5
+MAX_LISTED: Final = 64
+"""Agents, hosts and queues that are named; the counts are of all of them."""
+MAX_MESSAGES: Final = 10
+SCHEDULERS: Final = ("slurm", "flux", "lsf", "pbs", "none")
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
-ACTIVE: Final = "Active"
+RUNNING: Final = "Running"
 """At least one agent takes work."""
 DRAINING: Final = "Draining"
 """Its agents finish what they have and take nothing more."""
@@ -77,6 +81,7 @@ class Ledger:
         self._known: dict[str, _Known] = {}
         self._groups: dict[str, list[AgentView]] = {}
         self._ended: set[str] = set()
+        self._refused: set[str] = set()
 
     def note(self, agents: Sequence[AgentView]) -> None:
         """Take note of the agents as they are now; a last word that is heard once is not forgotten."""
@@ -85,7 +90,7 @@ class Ledger:
             groups.setdefault(name_of(agent.heartbeat), []).append(agent)
         alive = {name for name, group in groups.items() if any(map(_expected, group))}
         self._ended = (self._ended | groups.keys()) - alive
-        self._groups = {name: groups[name] for name in sorted(alive)}
+        self._groups = {name: groups[name] for name in sorted(alive - self._refused)}
 
     def learn(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """Take over what exists on the server, for instance from an operator before this one."""
@@ -100,6 +105,11 @@ class Ledger:
         made = [Create(body_of(name, group)) for name, group in self._groups.items() if name not in self._known]
         told = [Update(name, status_of(group, now)) for name, group in self._groups.items() if name in self._known]
         return [*gone, *made, *(update for update in told if self._matters(update, now))]
+
+    def refused(self, change: Change) -> None:
+        """Note that the server will not have it, whatever we do: the other changes go on without this object."""
+        name = change.body["metadata"]["name"] if isinstance(change, Create) else change.name
+        self._refused.add(name)
 
     def done(self, change: Change, now: datetime) -> None:
         """Note that a change was carried out."""
@@ -125,47 +135,71 @@ class Ledger:
 def name_of(heartbeat: wire.Heartbeat) -> str:
     """Return the name of the object that an agent belongs to: readable, and by its digest never that of another."""
     facts = heartbeat.allocation
-    place = (heartbeat.site, facts.scheduler, facts.job_id or heartbeat.host)
-    readable = re.sub(r"[^a-z0-9]+", "-", "-".join(place).lower()).strip("-")[:42].rstrip("-")
-    digest = hashlib.sha256("\0".join((*place, "job" if facts.job_id else "host")).encode()).hexdigest()[:8]
+    return _name((heartbeat.site, facts.scheduler, facts.job_id or heartbeat.host, "job" if facts.job_id else "host"))
+
+
+@functools.lru_cache(maxsize=65_536)
+def _name(place: tuple[str, str, str, str]) -> str:
+    readable = re.sub(r"[^a-z0-9]+", "-", "-".join(place[:3]).lower()).strip("-")[:42].rstrip("-")
+    digest = hashlib.sha256("\0".join(place).encode()).hexdigest()[:8]
     return f"{readable or 'allocation'}-{digest}"
 
 
 def body_of(name: str, group: Sequence[AgentView]) -> dict[str, Any]:
     """Return the new object of a group of agents; its status is written afterwards."""
     heartbeat = group[0].heartbeat
-    facts = heartbeat.allocation
-    where = {"jobId": facts.job_id} if facts.job_id else {"host": heartbeat.host}
+    scheduler = heartbeat.allocation.scheduler
     return {
         "apiVersion": "merlin.dev/v1alpha1",
         "kind": "Allocation",
         "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "merlin-operator"}},
-        "spec": {"site": heartbeat.site, "scheduler": facts.scheduler, **where},
+        "spec": {
+            "site": heartbeat.site,
+            "scheduler": scheduler if scheduler in SCHEDULERS else "none",
+            "jobId": heartbeat.allocation.job_id or heartbeat.host,
+        },
     }
 
 
 def status_of(group: Sequence[AgentView], now: datetime) -> dict[str, Any]:
     """Return the whole status. Its keys are always the same ones, so that a merge patch replaces it."""
-    heard = [agent for agent in group if _heard_lately(agent)]
-    beats = [agent.heartbeat for agent in heard]
+    beats = [agent.heartbeat for agent in group if _heard_lately(agent)]
     ends_at = max((beat.allocation.ends_at for beat in beats), default=0.0)
-    problems = sorted({problem[:200] for beat in beats for problem in beat.problems})
     return {
-        "phase": _phase(beats),
-        "agents": len(beats),
+        "state": _state(beats),
+        "nodes": max(agent.heartbeat.allocation.nodes for agent in group),
+        "hosts": sorted({agent.heartbeat.host for agent in group})[:MAX_LISTED],
         "slots": sum(beat.slots for beat in beats),
-        "busySlots": sum(beat.busy for beat in beats),
-        "nodes": max((agent.heartbeat.allocation.nodes for agent in group), default=1),
+        "busy": sum(beat.busy for beat in beats),
+        "agentCount": len(beats),
+        "agents": [_agent(agent, now) for agent in sorted(group, key=_by_name)[:MAX_LISTED]],
+        "queues": sorted({queue for beat in beats for queue in beat.queues})[:MAX_LISTED],
         "endTime": _time(datetime.fromtimestamp(ends_at, UTC)) if ends_at else None,
-        "lastHeartbeatTime": _time(now - timedelta(seconds=min(agent.silent_for for agent in group))),
-        "problems": problems[:MAX_PROBLEMS],
+        "lastHeartbeat": _time(now - timedelta(seconds=min(agent.silent_for for agent in group))),
+        "messages": sorted({problem[:512] for beat in beats for problem in beat.problems})[-MAX_MESSAGES:],
     }
 
 
-def _phase(beats: Sequence[wire.Heartbeat]) -> str:
+def _agent(agent: AgentView, now: datetime) -> dict[str, Any]:
+    beat = agent.heartbeat
+    return {
+        "name": beat.agent,
+        "host": beat.host,
+        "version": beat.version,
+        "slots": beat.slots,
+        "busy": beat.busy,
+        "lastHeartbeat": _time(now - timedelta(seconds=agent.silent_for)),
+    }
+
+
+def _by_name(agent: AgentView) -> str:
+    return agent.heartbeat.agent
+
+
+def _state(beats: Sequence[wire.Heartbeat]) -> str:
     if not beats:
         return SILENT
-    return DRAINING if all(beat.leaving for beat in beats) else ACTIVE
+    return DRAINING if all(beat.leaving for beat in beats) else RUNNING
 
 
 def _expected(agent: AgentView) -> bool:
@@ -177,13 +211,14 @@ def _heard_lately(agent: AgentView) -> bool:
 
 
 def _telling(status: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written at once when it changes: of the busy slots only whether there are any."""
-    told = {key: value for key, value in status.items() if key != "lastHeartbeatTime" and value not in (None, [])}
-    return {**told, "busySlots": bool(told.get("busySlots"))}
+    """What is written at once when it changes: of what changes all the time only whether any slot is busy."""
+    told = {key: value for key, value in status.items() if key != "lastHeartbeat" and value not in (None, [])}
+    agents = [agent["name"] for agent in told.get("agents", ())]
+    return {**told, "busy": bool(told.get("busy")), "agents": agents}
 
 
 def _heard(raw: Mapping[str, Any]) -> datetime:
-    text = (raw.get("status") or {}).get("lastHeartbeatTime") or raw["metadata"]["creationTimestamp"]
+    text = (raw.get("status") or {}).get("lastHeartbeat") or raw["metadata"]["creationTimestamp"]
     return datetime.fromisoformat(text)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from merlin_study import wire
 from merlin_operator.view import StudyRef, StudyView
+from merlin_study import wire
 
 
 @dataclass(frozen=True, slots=True)

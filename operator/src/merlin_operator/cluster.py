@@ -12,6 +12,7 @@ the time of compiling would not do: kopf's own annotation, written meanwhile, ra
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -39,13 +40,14 @@ STUDY_INTERVAL: Final = 1.0
 GONE_INTERVAL: Final = 60.0
 """Seconds until a study that the server does not have is looked for again: the engine forgets a deleted one before."""
 STUDIES_PACE: Final = 1 / 20
-"""Seconds between any two writes of statuses."""
+"""Seconds between any two writes of statuses: an even pace, so that no second ever holds more than its share."""
 ALLOCATIONS_PACE: Final = 1 / 5
 PAGE: Final = 500
+CHANGED: Final = (409, 422)
+"""What the server answers where the object is not the one that a write is for: 422 is that of a JSON patch's test."""
 TIMEOUT: Final = (5, 15)
 """Seconds to connect and to answer; a request that takes longer is tried again later."""
 _METADATA: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"
-_MERGE: Final = "application/merge-patch+json"
 
 
 class ClusterConfigError(Exception):
@@ -143,9 +145,9 @@ class Api:
         """Return the metadata of all Studies, and nothing else of them."""
         return await self._list(STUDIES, accept=_METADATA.format(kind="PartialObjectMetadataList"))
 
-    async def patch_study_status(self, name: str, body: dict[str, Any]) -> None:
-        """Merge a status into a Study's."""
-        await self._patch_status(STUDIES, name, body)
+    async def patch_study_status(self, name: str, patch: list[dict[str, Any]]) -> None:
+        """Apply a JSON patch to a Study's status; 422 where one of its tests fails."""
+        await self._patch_status(STUDIES, name, patch, "application/json-patch+json")
         self.traffic.status_writes += 1
 
     async def allocations(self) -> list[dict[str, Any]]:
@@ -160,18 +162,18 @@ class Api:
     async def patch_allocation_status(self, name: str, body: dict[str, Any]) -> None:
         """Merge a status into an Allocation's."""
         self.traffic.allocation_writes += 1
-        await self._patch_status(ALLOCATIONS, name, body)
+        await self._patch_status(ALLOCATIONS, name, body, "application/merge-patch+json")
 
     async def delete_allocation(self, name: str) -> None:
         """Remove an Allocation."""
         self.traffic.allocation_writes += 1
         await self._call(self._objects.delete_namespaced_custom_object, ALLOCATIONS, name)
 
-    async def _patch_status(self, plural: str, name: str, body: dict[str, Any]) -> None:
+    async def _patch_status(self, plural: str, name: str, body: object, content: str) -> None:
         # The answer without the spec: it may be large, and we know it.
         accept = {"Accept": _METADATA.format(kind="PartialObjectMetadata")}
         patch = self._objects.patch_namespaced_custom_object_status
-        await self._call(patch, plural, name, body, _content_type=_MERGE, _headers=accept)
+        await self._call(patch, plural, name, body, _content_type=content, _headers=accept)
 
     async def _list(self, plural: str, accept: str = "application/json") -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
@@ -190,27 +192,13 @@ class Api:
                 function, GROUP, VERSION, self.namespace, *arguments, _request_timeout=TIMEOUT, **options
             )
         except client.ApiException as error:
-            self.traffic.errors += error.status not in (404, 409)
-            self.traffic.conflicts += error.status == 409
-            raise ApiError(error.status or 0, str(error.body or error.reason)) from error
+            self.traffic.errors += error.status not in (404, *CHANGED)
+            self.traffic.conflicts += error.status in CHANGED
+            raise ApiError(error.status or 0, _message(error)) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self.traffic.errors += 1
             raise ApiError(0, str(error)) from error
         return found
-
-
-class Pace:
-    """At most one turn in `interval` seconds: an even pace, so that no second ever holds more than its share."""
-
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
-        self._next = 0.0
-
-    async def turn(self) -> None:
-        """Wait for the next turn."""
-        now = time.monotonic()
-        self._next = max(now, self._next) + self._interval
-        await asyncio.sleep(self._next - self._interval - now)
 
 
 @dataclass(slots=True)
@@ -255,22 +243,20 @@ class ClusterBoard:
                 await self._write_study(view)
 
     async def _write_studies(self) -> None:
-        pace = Pace(STUDIES_PACE)
         while True:
             view = self._most_urgent()
             if view is None:
                 await self._wait_for_news()
-                continue
-            await pace.turn()
-            await self._write_study(view)
+            elif await self._write_study(view):
+                await asyncio.sleep(STUDIES_PACE)
 
     async def _wait_for_news(self) -> None:
         # A study may be due without news: its interval is over, or the server was away.
         self._news.clear()
         try:
-            await asyncio.wait_for(self._news.wait(), STUDIES_PACE)
+            await asyncio.wait_for(self._news.wait(), STUDY_INTERVAL / 4)
         except TimeoutError:
-            await asyncio.sleep(0)
+            return
 
     def _most_urgent(self) -> StudyView | None:
         """What has just finished or was refused first, then what has waited longest."""
@@ -285,20 +271,24 @@ class ClusterBoard:
     def _urgency(self, view: StudyView) -> tuple[bool, float]:
         return not conditions.is_over(view), self._shown[view.ref.uid].not_before
 
-    async def _write_study(self, view: StudyView) -> None:
+    async def _write_study(self, view: StudyView) -> bool:
+        """Bring a study's status up to date; False where nothing had to be asked of the server."""
         shown = self._shown[view.ref.uid]
         shown.not_before = time.monotonic() + STUDY_INTERVAL
         try:
             if shown.status is None or shown.generation != view.generation:
                 await self._read_study(view, shown)
-            if shown.status is not None:
-                await self._patch_study(view, shown)
+            return shown.status is not None and await self._patch_study(view, shown)
         except ApiError as error:
             shown.status = None  # whatever the server has now, it is read before the next attempt
             if error.status == 404:
                 shown.not_before += GONE_INTERVAL
-            elif error.status != 409:
+            elif error.status in CHANGED and shown.version:
+                # Somebody was faster (kopf's annotation, mostly): nothing was written, so this was not our turn.
+                shown.not_before = time.monotonic() + STUDY_INTERVAL / 10
+            else:
                 logger.warning("status not written, trying again: study=%s error=%s", view.ref.name, error)
+            return True
 
     async def _read_study(self, view: StudyView, shown: _Shown) -> None:
         """Learn what the server shows; a status of another generation is nothing that we could add to yet."""
@@ -311,34 +301,42 @@ class ClusterBoard:
             shown.status, shown.generation = found.status, found.generation
             shown.version = None if accepted else found.resource_version
 
-    async def _patch_study(self, view: StudyView, shown: _Shown) -> None:
+    async def _patch_study(self, view: StudyView, shown: _Shown) -> bool:
         assert shown.status is not None, "the status was read before"
         status = conditions.status_of(view, shown.status, datetime.now(UTC))
-        patch = merge_patch(shown.status, status)
+        patch = status_patch(shown.status, status)
         if patch:
-            # The uid keeps the status of a study that was deleted off another one of its name.
-            identity = {"uid": view.ref.uid} | ({"resourceVersion": shown.version} if shown.version else {})
-            await self.api.patch_study_status(view.ref.name, {"metadata": identity, "status": patch})
+            # Only a test of the uid keeps this off another study of the same name: a merge patch's uid is ignored here.
+            tests = {"uid": view.ref.uid} | ({"resourceVersion": shown.version} if shown.version else {})
+            guard = [{"op": "test", "path": f"/metadata/{key}", "value": value} for key, value in tests.items()]
+            await self.api.patch_study_status(view.ref.name, guard + patch)
         shown.view, shown.status, shown.version = view, status, None
+        return bool(patch)
 
     async def _write_allocations(self) -> None:
-        pace = Pace(ALLOCATIONS_PACE)
         while True:
             try:
-                await self._write_changes(pace)
+                await self._write_changes()
                 await asyncio.sleep(1.0)
             except ApiError as error:
                 self._allocations.learnt = False
                 logger.warning("allocations not written, trying again: error=%s", error)
                 await asyncio.sleep(10.0)
 
-    async def _write_changes(self, pace: Pace) -> None:
+    async def _write_changes(self) -> None:
         if not self._allocations.learnt:
             self._allocations.learn(await self.api.allocations())
         for change in self._allocations.changes(datetime.now(UTC)):
-            await pace.turn()
-            await self._write_change(change)
-            self._allocations.done(change, datetime.now(UTC))
+            try:
+                await self._write_change(change)
+            except ApiError as error:
+                if error.status not in (400, 422):
+                    raise
+                logger.warning("allocation refused, not shown: change=%s error=%s", type(change).__name__, error)
+                self._allocations.refused(change)
+            else:
+                self._allocations.done(change, datetime.now(UTC))
+            await asyncio.sleep(ALLOCATIONS_PACE)
 
     async def _write_change(self, change: allocations.Change) -> None:
         match change:
@@ -350,14 +348,18 @@ class ClusterBoard:
                 await self.api.delete_allocation(name)
 
 
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON merge patch (RFC 7386) that makes `new` of `old`; lists are replaced as a whole."""
-    patch: dict[str, Any] = {key: None for key in old if key not in new}
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            if nested := merge_patch(before, value):
-                patch[key] = nested
-        elif value != before:
-            patch[key] = value
-    return patch
+def _message(error: client.ApiException) -> str:
+    """What the API server says in its Status object, else whatever came."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (KeyError, TypeError, ValueError):
+        return str(error.body or error.reason)
+
+
+def status_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the JSON patch (RFC 6902) that makes the status `new` of `old`, whole field by whole field."""
+    if not old and new:
+        return [{"op": "add", "path": "/status", "value": dict(new)}]
+    gone = [{"op": "remove", "path": f"/status/{key}"} for key in old if key not in new]
+    changed = [(key, value) for key, value in new.items() if key not in old or old[key] != value]
+    return gone + [{"op": "add", "path": f"/status/{key}", "value": value} for key, value in changed]

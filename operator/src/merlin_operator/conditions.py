@@ -10,6 +10,8 @@ if that is still more than `MAX_BYTES`, `_fit` gives up the least useful parts f
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ MAX_STEPS: Final = 100
 MAX_FAILURES: Final = 5
 """At each end: the first ones tell what went wrong, the last ones whether it still does."""
 MAX_MESSAGE: Final = 1024
+MAX_FAULTS: Final = 4096
+"""Of the message that names all faults of a refused study, one a line."""
 
 COMPILING: Final = "Compiling"
 """The specification has not been judged yet."""
@@ -115,15 +119,14 @@ def is_over(view: StudyView) -> bool:
 
 def status_of(view: StudyView, previous: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return the whole status; `previous` is the one that stands on the server."""
-    counts = _counts(view.steps)
     status = {
         "observedGeneration": view.generation,
         "phase": state_of(view),
         "conditions": _timed(conditions_of(view), view.generation, previous.get("conditions", ()), now),
-        "workspace": _clean(view.workspace, MAX_MESSAGE),
+        "workspace": _clean(view.workspace, 4096),
         "site": view.site,
         "planHash": view.plan_hash,
-        "counts": {"total": counts.pop("total", 0), "done": counts.pop("done", 0), **counts} if view.steps else None,
+        "counts": _counts(view.steps) if view.steps else None,
         "agents": view.agents,
         "doubled": view.doubled,
         "rate": None if view.rate is None or is_over(view) else float(f"{view.rate:.3g}"),
@@ -159,9 +162,8 @@ def conditions_of(view: StudyView) -> tuple[Condition, ...]:
 
 def _accepted(view: StudyView) -> Condition:
     if view.faults:
-        faults = "; ".join(str(fault) for fault in view.faults)
-        count = f"{len(view.faults)} faults: " if len(view.faults) > 1 else ""
-        return Condition("Accepted", "False", view.faults[0].reason, _clean(count + faults, MAX_MESSAGE))
+        faults = _clean("\n".join(str(fault) for fault in view.faults), MAX_FAULTS)
+        return Condition("Accepted", "False", view.faults[0].reason, faults)
     if not view.plan_hash:
         return Condition("Accepted", "Unknown", COMPILING, _clean(view.waiting_for, MAX_MESSAGE))
     return Condition("Accepted", "True", COMPILED)
@@ -235,10 +237,11 @@ def _timed(
 
 
 def _counts(steps: Iterable[StepView]) -> dict[str, int]:
-    counts = dict.fromkeys(("total", "done", *_COUNTS), 0)
+    counts = dict.fromkeys(("total", "done", "allFailed", *_COUNTS), 0)
     for step in steps:
         counts["total"] += step.total or 0
         counts["done"] += step.done
+        counts["allFailed"] += _unsuccessful([step])
         for key, attribute in _COUNTS.items():
             counts[key] += getattr(step, attribute)
     return counts
@@ -268,14 +271,20 @@ def _failure(failure: FailureView, *, tail: int) -> dict[str, Any]:
     entry = {
         "step": failure.step,
         "task": told.task,
-        "outcome": told.outcome.value,
-        "exitCode": told.code,
+        "outcome": _camel(told.outcome.value),
+        # As a shell tells it: 128 and the number of the signal.
+        "exitCode": told.code if told.code >= 0 else 128 - told.code,
         "host": _clean(told.host, 253),
-        "directory": _clean(told.directory, 512),
+        "directory": _clean(told.directory, 1024),
         # The end of what a step wrote is what tells why it failed.
-        "tail": _clean(told.tail[-tail:] if tail else "", 512),
+        "stderr": _clean(told.tail[-tail:][::-1], 1024)[::-1] if tail else "",
     }
     return {key: value for key, value in entry.items() if value != ""}
+
+
+def _camel(word: str) -> str:
+    first, *rest = word.split("-")
+    return first + "".join(part.capitalize() for part in rest)
 
 
 def _estimated_end(view: StudyView, previous: Mapping[str, Any], now: datetime) -> str | None:
@@ -313,9 +322,17 @@ def _parsed(text: object) -> datetime | None:
 
 
 def _clean(text: str, limit: int) -> str:
-    """Text that any terminal and any JSON can carry; what is cut ends in an ellipsis."""
-    plain = "".join(c if c in "\n\t" or (c.isprintable() and not "\ud800" <= c <= "\udfff") else "�" for c in text)
-    return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+    """Text that any terminal and any JSON can carry, of at most `limit` stored bytes; a cut ends in an ellipsis."""
+    plain = "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text[: limit + 1])
+    sizes = list(itertools.accumulate(map(_stored_bytes, plain)))
+    if not sizes or sizes[-1] <= limit:
+        return plain
+    return plain[: bisect.bisect_right(sizes, limit - _stored_bytes("…"))] + "…"
+
+
+def _stored_bytes(text: str) -> int:
+    # Go's encoder, which stores it, writes these as six characters each.
+    return len(text.encode()) + sum(text.count(c) for c in '"\\\n\t') + 5 * sum(text.count(c) for c in "<>&")
 
 
 def _fit(status: dict[str, Any], view: StudyView) -> dict[str, Any]:
@@ -324,7 +341,7 @@ def _fit(status: dict[str, Any], view: StudyView) -> dict[str, Any]:
         failures = {} if tail is None else {"failures": _failures(view, tail=tail)}
         kept = {key: value for key, value in status.items() if key != "failures"}
         fitted = {**kept, **_steps(view.steps, shown), **{key: value for key, value in failures.items() if value}}
-        if _stored_bytes(fitted) <= MAX_BYTES:
+        if _size(fitted) <= MAX_BYTES:
             return fitted
     return {**kept, **_steps(view.steps, 0)}
 
@@ -337,7 +354,7 @@ def _steps(steps: Sequence[StepView], shown: int) -> dict[str, Any]:
     return {"steps": [_step(step) for step in steps[:shown]], "otherSteps": aggregate}
 
 
-def _stored_bytes(status: Mapping[str, Any]) -> int:
+def _size(status: Mapping[str, Any]) -> int:
+    # Quotes and the like are escaped in the text already.
     text = json.dumps(status, ensure_ascii=False, separators=(",", ":"))
-    # Go's encoder, which stores it, writes these as six characters each.
     return len(text.encode()) + 5 * sum(text.count(c) for c in "<>&\u2028\u2029")

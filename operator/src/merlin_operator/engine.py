@@ -22,6 +22,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from merlin_operator import fleet, unroll
+from merlin_operator.board import AgentView, Board, Submission
+from merlin_operator.stream import Broker, Conflict, ConsumerSpec, Outage, Stored
+from merlin_operator.study import Study
+from merlin_operator.view import StudyRef, StudyView
 from merlin_study import subjects, wire
 from merlin_study.compiler import compile_study
 from merlin_study.errors import SpecError
@@ -29,12 +34,6 @@ from merlin_study.ledger import Ledger
 from merlin_study.parse import parse_spec
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring, SealError
-
-from merlin_operator import fleet, unroll
-from merlin_operator.board import AgentView, Board, Submission
-from merlin_operator.stream import Broker, Conflict, ConsumerSpec, Outage, Stored
-from merlin_operator.study import Study
-from merlin_operator.view import StudyRef, StudyView
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ class Engine:
         study.plan = plan
         study.ledger = Ledger(plan)
 
-    async def forget(self, ref: StudyRef, *, timeout: float) -> bool:
+    async def forget(self, ref: StudyRef, *, timeout: float) -> bool:  # noqa: ASYNC109 the bound covers several requests
         """Cancel a study and remove what the broker holds of it; False where that took longer than ``timeout`` seconds."""
         study = self.studies.get(ref.uid)
         if study is not None:
@@ -170,9 +169,7 @@ class Engine:
 
     def counters(self) -> Counters:
         """Return the engine's counts so far."""
-        return replace(
-            self._counters, broker_reconnects=self.broker.reconnects, broker_connected=self.broker.connected
-        )
+        return replace(self._counters, broker_reconnects=self.broker.reconnects, broker_connected=self.broker.connected)
 
     def views(self) -> list[StudyView]:
         """Return every study as its user should see it."""
@@ -422,23 +419,8 @@ class Engine:
 
     async def _route(self, now: float) -> None:
         """Make the consumers that live agents and active studies need, remove others, and tell agents of them."""
-        live = list(self.fleet.live(now))
-        routes: dict[str, set[subjects.Route]] = {}
-        for agent in live:
-            routes.setdefault(agent.site, set())
-        for study in self.studies.values():
-            if not study.active or study.plan is None:
-                continue
-            for step in study.plan.steps:
-                for agent in live:
-                    site = None if study.site == subjects.ANY_SITE else study.site
-                    if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape):
-                        sites = {study.site, subjects.ANY_SITE} if not study.spec_site else {study.site}
-                        routes[agent.site] |= {
-                            subjects.Route(each, step.queue, step.shape, band)
-                            for each in sites
-                            for band in (unroll.URGENT, unroll.BULK)
-                        }
+        plans = [(study.site, study.plan) for study in self.studies.values() if study.active and study.plan is not None]
+        routes = fleet.routes(plans, list(self.fleet.live(now)))
         wanted = {route.consumer: route for each in routes.values() for route in each}
         if self._consumers is None:
             self._consumers = set(await self.broker.consumers())
@@ -460,7 +442,9 @@ class Engine:
         offer = wire.Offer(consumers=consumers, timing=self.config.timing)
         if self._offers.get(site) != offer:
             subject = self.space.offer(site)
-            await self.broker.put(subject, self.config.keyring.seal(offer.encode(), scope=AGENTS_SCOPE, context=subject))
+            await self.broker.put(
+                subject, self.config.keyring.seal(offer.encode(), scope=AGENTS_SCOPE, context=subject)
+            )
             self._offers[site] = offer
 
     # Chunks
@@ -498,7 +482,9 @@ class Engine:
             chunks.append((subject, seal(issue.chunk.encode(), scope=uid, context=subject)))
         try:
             study.cursor = await self.broker.publish_batch(
-                (cursor_subject, seal(cursor.encode(), scope=uid, context=cursor_subject)), chunks, expected=study.cursor
+                (cursor_subject, seal(cursor.encode(), scope=uid, context=cursor_subject)),
+                chunks,
+                expected=study.cursor,
             )
         except (Conflict, Outage) as error:
             study.synced = False
@@ -515,9 +501,7 @@ class Engine:
             for step in candidate.ledger.plan.steps:
                 key = (candidate.site, step.queue, step.shape)
                 slots = sum(
-                    agent.slots
-                    for agent in live
-                    if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape)
+                    agent.slots for agent in live if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape)
                 )
                 known = result.get(key)
                 result[key] = unroll.Capacity(slots, max(rate, known.rate if known is not None else 0.0))

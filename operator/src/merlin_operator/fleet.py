@@ -7,10 +7,11 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from merlin_study import shape, wire
+from merlin_study import shape, subjects, wire
+from merlin_study.plan import Plan
 
 
 @dataclass(slots=True)
@@ -65,9 +66,7 @@ class Fleet:
     def forget_long_gone(self, now: float) -> None:
         """Drop agents that have been gone for ten times the time after which they count as lost."""
         limit = 10 * self._timing.lost_after
-        self.members = {
-            name: member for name, member in self.members.items() if now - member.heard < max(limit, 60.0)
-        }
+        self.members = {name: member for name, member in self.members.items() if now - member.heard < max(limit, 60.0)}
 
 
 def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: str) -> bool:
@@ -78,3 +77,29 @@ def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: st
         return False
     needed = shape.parse(needs)
     return needed.nodes <= 1 and needed.gpus == 0 and needed.cores <= 1
+
+
+def routes(
+    studies: Iterable[tuple[str, Plan]], agents: Sequence[wire.Heartbeat]
+) -> dict[str, set[subjects.Route]]:
+    """Return, for each site with agents, the routes that they should pull.
+
+    A study that is bound to a site has its chunks there; chunks issued before it was bound still wait at
+    `subjects.ANY_SITE`, so agents of its site keep pulling both.
+
+    Args:
+        studies: the site (or `subjects.ANY_SITE`) and the plan of each study with work left.
+        agents: the last heartbeat of each agent that takes work.
+    """
+    found: dict[str, set[subjects.Route]] = {agent.site: set() for agent in agents}
+    for site, plan in studies:
+        bound = None if site == subjects.ANY_SITE else site
+        for queue, needs in {(step.queue, step.shape) for step in plan.steps}:
+            for agent in agents:
+                if serves(agent, site=bound, queue=queue, needs=needs):
+                    found[agent.site] |= {
+                        subjects.Route(each, queue, needs, band)
+                        for each in (site, subjects.ANY_SITE)
+                        for band in ("urgent", "bulk")
+                    }
+    return found

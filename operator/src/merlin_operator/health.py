@@ -104,6 +104,8 @@ class Health:
                 self._ready = True
             except ApiError as error:
                 logger.warning("studies not listed, trying again: error=%s", error)
+            except Exception:  # the judge must outlive what it judges
+                logger.exception("studies not compared, trying again")
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:

@@ -19,16 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from merlin_study import subjects, wire
-from merlin_study.plan import Plan
-from merlin_study.seal import Keyring
-
 from merlin_operator import resume
 from merlin_operator.board import AgentView
-from merlin_operator.config import read_credentials
+from merlin_operator.config import broker_options
 from merlin_operator.engine import Engine, EngineConfig
 from merlin_operator.stream import Conflict, Outage
 from merlin_operator.view import StudyRef, StudyView
+from merlin_study import subjects, wire
+from merlin_study.plan import Plan
+from merlin_study.seal import Keyring
 
 NAMESPACE: Final = "local"
 TIMING: Final = wire.Timing(heartbeat=1.0, lost_after=5.0, presence=1.0, presence_stale=4.0)
@@ -82,7 +81,7 @@ async def run(arguments: argparse.Namespace) -> None:
     config = EngineConfig(
         namespace=NAMESPACE,
         server=arguments.server,
-        options=read_credentials(arguments.credentials),
+        options=broker_options(arguments.credentials),
         keyring=Keyring.load(arguments.keys),
         timing=TIMING,
         window_seconds=10.0,

@@ -42,7 +42,9 @@ def successes(plan: Plan, entries: Iterable[outcomelog.Entry]) -> tuple[list[Bit
     return done, facts
 
 
-def entries(study: str, plan: Plan, done: list[Bitmap], facts: wire.SampleFacts | None) -> Iterator[wire.Start | wire.Report]:
+def entries(
+    study: str, plan: Plan, done: list[Bitmap], facts: wire.SampleFacts | None
+) -> Iterator[wire.Start | wire.Report]:
     """Yield a start and a final report for each set of tasks that succeeded, fences counted from 1."""
     fence = 0
     for step, tasks in enumerate(done):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 WRONG_LAST_SEQUENCE: Final = 10071
 _REQUEST_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 5
+_PAGE: Final = 256
+"""Consumers that the server lists at once."""
 _BACKOFF: Final = (0.1, 5.0)
 """Seconds between attempts to connect, at first and at most; each is drawn between half of it and all of it."""
 _OUTAGES: Final = (NatsError, OSError, asyncio.TimeoutError)
@@ -129,12 +131,13 @@ class Broker:
             self.problem = ""
             self._up.set()
 
-        self._client = await nats.connect(
+        self._client = Client()  # kept from here on, so that a refused attempt is closed as well
+        await self._client.connect(
             self._server,
             name="merlin-operator",
             connect_timeout=_CONNECT_SECONDS,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds, whatever its annotation says
             ping_interval=10,
             max_outstanding_pings=2,
             allow_reconnect=True,
@@ -195,7 +198,7 @@ class Broker:
                 allow_direct=True,
             ),
         ):
-            await self._ask(lambda js, config=config: _ensure_stream(js, config))
+            await self._ask(functools.partial(_ensure_stream, config=config))
 
     async def ensure_consumer(self, spec: ConsumerSpec) -> None:
         """Make a pull consumer of the task stream where it is missing."""
@@ -217,12 +220,16 @@ class Broker:
 
     async def consumers(self) -> list[str]:
         """Return the names of the task stream's consumers."""
-        infos: list[api.ConsumerInfo] = []
+        names: list[str] = []
         while True:
-            page = await self._ask(lambda js: js.consumers_info(self.space.task_stream, offset=len(infos)))
-            infos += page
-            if len(page) < 256:  # the server's page length
-                return [info.name for info in infos]
+            page = await self._consumer_page(len(names))
+            names += page
+            if len(page) < _PAGE:
+                return names
+
+    async def _consumer_page(self, offset: int) -> list[str]:
+        infos = await self._ask(lambda js: js.consumers_info(self.space.task_stream, offset=offset))
+        return [info.name for info in infos]
 
     async def purge(self, stream: str, subject: str) -> None:
         """Remove every message of a stream whose subject matches."""
@@ -241,9 +248,7 @@ class Broker:
     async def chunks(self, study: str) -> list[Stored]:
         """Return the chunks of a study that wait in the task stream."""
         space, found = self.space, []
-        info = await self._ask(
-            lambda js: js.stream_info(space.task_stream, subjects_filter=space.chunks_of(study))
-        )
+        info = await self._ask(lambda js: js.stream_info(space.task_stream, subjects_filter=space.chunks_of(study)))
         for subject in info.state.subjects or {}:
             message = await self.last(space.task_stream, subject)
             if message is not None:
@@ -255,9 +260,8 @@ class Broker:
         info = await self._ask(lambda js: js.stream_info(stream))
         return int(info.state.last_seq)
 
-    async def read_log(self, filter_subject: str, *, start: int) -> AsyncIterator[Stored]:
+    async def read_log(self, filter_subject: str, *, start: int) -> AsyncGenerator[Stored, None]:
         """Yield the log from sequence ``start`` on, for ever; raises `Outage` when a gap or a silence shows that it broke."""
-        js = self._need()
         inbox = self._need_client().new_inbox()
         queue: asyncio.Queue[Msg] = asyncio.Queue()
         subscription = await self._need_client().subscribe(inbox, cb=queue.put, pending_bytes_limit=256 << 20)
@@ -278,7 +282,7 @@ class Broker:
             while True:
                 try:
                     message = await asyncio.wait_for(queue.get(), 12.0)
-                except asyncio.TimeoutError as error:
+                except TimeoutError as error:
                     raise Outage("the log fell silent") from error
                 if message.headers and message.headers.get("Status"):
                     continue
@@ -286,11 +290,8 @@ class Broker:
                 if metadata.sequence.consumer != expected:
                     raise Outage("a gap in the log's delivery")
                 expected += 1
-                yield Stored(
-                    metadata.sequence.stream, message.subject, metadata.timestamp.timestamp(), message.data
-                )
+                yield Stored(metadata.sequence.stream, message.subject, metadata.timestamp.timestamp(), message.data)
         finally:
-            del js
             with contextlib.suppress(*_OUTAGES):
                 await subscription.unsubscribe()
 
@@ -309,7 +310,7 @@ class Broker:
             Outage: nobody knows; read the cursor.
         """
         client = self._need_client()
-        batch = f"{random.getrandbits(96):024x}"  # noqa: S311 an identifier
+        batch = f"{random.getrandbits(96):024x}"
         subject, data = cursor
         headers = {
             "Nats-Batch-Id": batch,
@@ -395,7 +396,7 @@ class Broker:
             raise Outage(str(error) or type(error).__name__) from error
 
 
-async def _ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
+async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> None:
     assert config.name is not None
     try:
         await js.stream_info(config.name)

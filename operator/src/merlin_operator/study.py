@@ -7,14 +7,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_operator.stream import Stored
+from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
 from merlin_study import subjects, wire
 from merlin_study.errors import Fault
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
-
-from merlin_operator.stream import Stored
-from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
 
 RATE_SECONDS: Final = 60.0
 """The span over which tasks a second are measured."""
@@ -91,7 +90,9 @@ class Study:
         """Return the study as its user should see it."""
         ledger = self.ledger
         if ledger is None or self.plan is None:
-            return StudyView(self.ref, self.generation, faults=self.faults, finished=bool(self.faults), broker_problem=broker_problem)
+            return StudyView(
+                self.ref, self.generation, faults=self.faults, finished=bool(self.faults), broker_problem=broker_problem
+            )
         steps = tuple(_step_view(ledger, at) for at in range(len(ledger.steps)))
         rate = self.rate(time.monotonic() if clock is None else clock)
         left = sum((step.total or 0) - step.done for step in steps)
@@ -110,7 +111,9 @@ class Study:
             remaining_seconds=left / rate if rate and known else None,
             started_at=ledger.first_at,
             finished_at=ledger.last_at if ledger.finished else None,
-            first_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.first_failures),
+            first_failures=tuple(
+                FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.first_failures
+            ),
             last_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.last_failures),
             doubled=ledger.doubled,
             redundant=ledger.redundant,

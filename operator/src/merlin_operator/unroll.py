@@ -106,7 +106,9 @@ class Unroller:
             if not self.has_room(key):
                 passed.append(waiting)
                 continue
-            tasks, rest = _split(waiting.tasks, self._size(ledger, waiting.step, self.capacity[key], len(waiting.tasks)))
+            tasks, rest = _split(
+                waiting.tasks, self._size(ledger, waiting.step, self.capacity[key], len(waiting.tasks))
+            )
             if rest is not None:
                 passed.append(waiting.of(rest))
             issue = self._issue(candidate, waiting.step, tasks, URGENT, waiting)
@@ -135,9 +137,7 @@ class Unroller:
             size = min(size, max(1, int(CHUNK_SECONDS / mean)))
         return max(1, size)
 
-    def _issue(
-        self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None
-    ) -> Issue:
+    def _issue(self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None) -> Issue:
         ledger = candidate.ledger
         planned = ledger.plan.steps[step]
         chunk = wire.Chunk(

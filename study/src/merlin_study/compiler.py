@@ -103,7 +103,10 @@ class _Compiler:
         steps = self._steps(order, samples)
         output_path = self.variables.output_path
         if "~" in output_path or "$" in output_path:
-            self._refuse("spec.env.variables.OUTPUT_PATH", f"'~' and '$' in {output_path!r} are not supported yet; write the path out")
+            self._refuse(
+                "spec.env.variables.OUTPUT_PATH",
+                f"'~' and '$' in {output_path!r} are not supported yet; write the path out",
+            )
         return Plan(
             name=name,
             workspace=f"{name.replace(' ', '_')}_{self.spec.run_id or self.stamp}",
@@ -142,7 +145,9 @@ class _Compiler:
             self.faults += token_faults(draft.cmd, f"{draft.path}.run.cmd")
             self.faults += token_faults(draft.restart, f"{draft.path}.run.restart")
             if tokens(draft.name):
-                self._fault(f"{draft.path}.name", f"{draft.name!r} holds a token that no variable defines", UNDEFINED_TOKEN)
+                self._fault(
+                    f"{draft.path}.name", f"{draft.name!r} holds a token that no variable defines", UNDEFINED_TOKEN
+                )
             drafts.append(draft)
         names = [draft.name for draft in drafts]
         written = [[expand(entry) for entry in draft.step.run.depends] for draft in drafts]
@@ -152,7 +157,9 @@ class _Compiler:
     def _sizes(self, draft: _Draft) -> None:
         """Judge sizes that were tokens until now: a step is one task on one core of one host."""
         run, keys = draft.step.run, ("nodes", "procs", "cores per task", "gpus", "gpus per task")
-        for key, value in zip(keys, (run.nodes, run.procs, run.cores_per_task, run.gpus, run.gpus_per_task), strict=True):
+        for key, value in zip(
+            keys, (run.nodes, run.procs, run.cores_per_task, run.gpus, run.gpus_per_task), strict=True
+        ):
             if value is not None:
                 path = f"{draft.path}.run.{key}"
                 self._add(size_fault(key, self._number(value, path), path))
@@ -258,7 +265,10 @@ class _Compiler:
     def _queue(self, draft: _Draft) -> str:
         queue = self.variables.expand(draft.step.run.task_queue)
         if tokens(queue):
-            self._refuse(f"{draft.path}.run.task_queue", f"a queue that differs between combinations ({queue!r}) is not supported yet")
+            self._refuse(
+                f"{draft.path}.run.task_queue",
+                f"a queue that differs between combinations ({queue!r}) is not supported yet",
+            )
         return queue
 
     def _number(self, value: int | str, path: str) -> int:
@@ -286,7 +296,9 @@ class _Compiler:
             parameter = self.spec.global_parameters[key]
             values = tuple(self.variables.expand(spell(value)) for value in parameter.values)
             label = self.variables.expand(parameter.label)
-            result.append(Parameter(key=key, values=values, labels=tuple(label.replace("%%", value) for value in values)))
+            result.append(
+                Parameter(key=key, values=values, labels=tuple(label.replace("%%", value) for value in values))
+            )
         return tuple(result)
 
     def _samples(self, directory: str) -> SampleTable | None:
@@ -297,7 +309,9 @@ class _Compiler:
         if table.file is None:
             self._fault(f"{path}.file", "is required: the .csv, .tab or .npy file that holds the samples")
         if table.level_max_dirs < 2:
-            self._fault(f"{path}.level_max_dirs", "expected at least 2 directories a level, found 1; they would nest for ever")
+            self._fault(
+                f"{path}.level_max_dirs", "expected at least 2 directories a level, found 1; they would nest for ever"
+            )
         file = self.variables.expand(table.file or "")
         if not file.endswith((".csv", ".tab", ".npy")):
             self._fault(f"{path}.file", f"expected a name that ends in .csv, .tab or .npy, found {file!r}")
@@ -323,7 +337,7 @@ class _Compiler:
 
 def _info_step(samples: SampleTable, *, queue: str) -> PlannedStep:
     """Return the implicit first step. Upstream runs its command with /bin/sh, whatever the batch block says."""
-    return PlannedStep(
+    return PlannedStep(  # noqa: S604 the shell is the point
         name=INFO_STEP,
         cmd=samples.generate or "",
         restart="",

@@ -36,6 +36,9 @@ UNSAFE_NAME: Final = "UnsafeName"
 NOT_YET_SUPPORTED: Final = "NotYetSupported"
 """Part of the language, but not built yet: refused instead of ignored."""
 
+MAX_SHOWN: Final = 1000
+"""Characters of a path or message; a user's own text may be any length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -51,6 +54,11 @@ class Fault:
     path: str
     message: str
     reason: str = INVALID_SPEC
+
+    def __post_init__(self) -> None:
+        """Keep one fault on one line of bounded length, whatever the user's text that it quotes."""
+        object.__setattr__(self, "path", _printable(self.path))
+        object.__setattr__(self, "message", _printable(self.message))
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
@@ -91,6 +99,13 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     folded = {_fold(candidate): candidate for candidate in reversed(known)}
     close = folded.get(_fold(word)) or next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.7)), None)
     return f" (did you mean '{close}'?)" if close is not None and close != word else ""
+
+
+def _printable(text: str) -> str:
+    """The text with line breaks and the like written as escapes, and its middle left out where it is endless."""
+    if len(text) > MAX_SHOWN:
+        text = f"{text[: MAX_SHOWN - 200]} ... {text[-200:]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _fold(word: str) -> str:

@@ -85,7 +85,9 @@ class Ledger:
         self.last_failures: deque[tuple[int, wire.Failure]] = deque(maxlen=KEPT_FAILURES)
         self.first_at: float | None = None
         self.last_at: float | None = None
-        self.steps = [StepTasks(self.geometry.total(i) if self.geometry.known(i) else None) for i in range(len(plan.steps))]
+        self.steps = [
+            StepTasks(self.geometry.total(i) if self.geometry.known(i) else None) for i in range(len(plan.steps))
+        ]
         self._readiness = Readiness(self.geometry, self.steps)
         self._closed = Bitmap()
         self._lost_serials: dict[int, tuple[wire.Chunk, int]] = {}
@@ -149,16 +151,26 @@ class Ledger:
         self.seconds[step] += report.seconds
         self.last_at = at
         for result in report.results:
-            told = result.tasks.bits << max(result.tasks.first - fence.chunk.tasks.first, 0)
-            if result.tasks.first < fence.chunk.tasks.first or told & ~fence.chunk.tasks.bits:
-                self.misplaced += len(result.tasks)
-                continue
-            fence.open &= ~told
-            self.tried[step] += len(result.tasks)
-            self._result(fence.chunk, result, at)
+            self._told(fence, result, at)
         if report.final:
             self._close(report.fence)
             self._again(fence, at, lost=fence.chunk.lost)
+
+    def _told(self, fence: Fence, result: wire.Result, at: float) -> None:
+        """Take one result of a current fence: of tasks that are the chunk's and have none from this fence yet."""
+        chunk = fence.chunk
+        shift = result.tasks.first - chunk.tasks.first
+        told = result.tasks.bits << shift if shift >= 0 else 0
+        if shift < 0 or told & ~chunk.tasks.bits:
+            self.misplaced += len(result.tasks)
+            return
+        tasks = TaskSet.from_bits(chunk.tasks.first, told & fence.open)
+        self.redundant += (told & ~fence.open).bit_count()
+        if tasks is None:
+            return
+        fence.open &= ~told
+        self.tried[chunk.step] += len(tasks)
+        self._result(chunk, result.outcome, tasks, at)
 
     def _late_report(self, report: wire.Report) -> None:
         """Take the successes of a fence that was called lost, and count the rest."""
@@ -176,30 +188,31 @@ class Ledger:
             else:
                 self.redundant += len(result.tasks)
 
-    def _result(self, chunk: wire.Chunk, result: wire.Result, at: float) -> None:
+    def _result(self, chunk: wire.Chunk, reported: Outcome, tasks: TaskSet, at: float) -> None:
         planned = self.plan.steps[chunk.step]
-        outcome = after_budget(result.outcome, attempt=chunk.attempt, max_retries=planned.max_retries)
+        outcome = after_budget(reported, attempt=chunk.attempt, max_retries=planned.max_retries)
         if outcome in FINAL:
-            fresh = self._finish(chunk.step, result.tasks, outcome)
-            again = len(result.tasks) - (len(fresh) if fresh is not None else 0)
+            fresh = self._finish(chunk.step, tasks, outcome)
+            again = len(tasks) - (len(fresh) if fresh is not None else 0)
             self.redundant += again
             self.doubled += 0 if chunk.lost else again
             return
-        over = self.steps[chunk.step].final.read(result.tasks.first, result.tasks.width)
-        tasks = TaskSet.from_bits(result.tasks.first, result.tasks.bits & ~over)
-        if tasks is None:
-            self.redundant += len(result.tasks)
+        over = self.steps[chunk.step].final.read(tasks.first, tasks.width)
+        unfinished = TaskSet.from_bits(tasks.first, tasks.bits & ~over)
+        if unfinished is None:
+            self.redundant += len(tasks)
         elif outcome is Outcome.LOST:
-            self._wait(at, chunk.step, tasks, chunk.attempt, restart=chunk.restart, lost=chunk.lost)
+            self._wait(at, chunk.step, unfinished, chunk.attempt, restart=chunk.restart, lost=chunk.lost)
         else:
             wants_restart = outcome is Outcome.RESTART and bool(planned.restart)
-            self._wait(at + planned.retry_delay, chunk.step, tasks, chunk.attempt + 1, restart=wants_restart)
+            self._wait(at + planned.retry_delay, chunk.step, unfinished, chunk.attempt + 1, restart=wants_restart)
 
     def _note_failures(self, step: int, report: wire.Report) -> None:
         for failure in report.failures:
-            if after_budget(
-                failure.outcome, attempt=report.attempt, max_retries=self.plan.steps[step].max_retries
-            ) not in FINAL:
+            if (
+                after_budget(failure.outcome, attempt=report.attempt, max_retries=self.plan.steps[step].max_retries)
+                not in FINAL
+            ):
                 continue
             if len(self.first_failures) < KEPT_FAILURES:
                 self.first_failures.append((step, failure))
@@ -225,7 +238,14 @@ class Ledger:
             self._wait(at, fence.chunk.step, tasks, fence.chunk.attempt, restart=fence.chunk.restart, lost=lost)
 
     def _wait(
-        self, due: float, step: int, tasks: TaskSet, attempt: int, *, restart: bool, lost: tuple[wire.LostHolder, ...] = ()
+        self,
+        due: float,
+        step: int,
+        tasks: TaskSet,
+        attempt: int,
+        *,
+        restart: bool,
+        lost: tuple[wire.LostHolder, ...] = (),
     ) -> None:
         waiting = Waiting(due, next(self._numbers), step, tasks, attempt, restart, lost)
         heapq.heappush(self._waiting, waiting)

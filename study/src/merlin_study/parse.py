@@ -27,6 +27,7 @@ from merlin_study.translate import QUOTE, block_of, translate
 MAX_DEPTH: Final = 64
 MAX_FAULTS: Final = 100
 """More would fill a condition's message and help nobody."""
+MAX_KEYS_SHOWN: Final = 12
 
 
 def parse_spec(
@@ -58,7 +59,9 @@ def parse_spec(
         notes.faults += [fault for fault in translated if fault]
     notes.judge(_View(pruned), root)
     if notes.faults:
-        raise SpecError(dict.fromkeys(notes.faults[:MAX_FAULTS])) from None
+        faults = list(dict.fromkeys(notes.faults))
+        more = [Fault(root, f"and {len(faults) - MAX_FAULTS} faults more")] if len(faults) > MAX_FAULTS else []
+        raise SpecError([*faults[:MAX_FAULTS], *more])
     assert spec is not None
     return spec, notes.warnings
 
@@ -125,6 +128,7 @@ class _Notes:
                 return [self.clean(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
             case str() if fault := _bad_text(value):
                 self.fault(path, fault)
+                return value.encode("utf-8", "replace").decode().replace("\0", "?")
             case float() if not math.isfinite(value):
                 self.fault(path, f"expected a finite number, found {describe(value)}; quote it if the text is meant")
             case _:
@@ -155,8 +159,10 @@ class _Notes:
                 if self.unknown == "warn":
                     self.warnings.append(f"{place}: unknown key, dropped{hint}")
                 else:
-                    message = f"unknown key{hint or '; known are ' + ', '.join(sorted(fields)[:60])}"
-                    self.faults.append(Fault(place, message, UNKNOWN_FIELD))
+                    known = (
+                        f"; known are {', '.join(sorted(fields))}" if len(fields) <= MAX_KEYS_SHOWN else "; remove it"
+                    )
+                    self.faults.append(Fault(place, f"unknown key{hint or known}", UNKNOWN_FIELD))
             elif value is not None:
                 kept[key] = self._prune_value(fields[key], value, place)
         return kept
@@ -297,7 +303,8 @@ class _View:
             for name in self.mapping(*keys):
                 yield f"{'.'.join(keys)}.{name}", name
         for index, name in enumerate(self.columns()):
-            yield f"merlin.samples.column_labels[{index}]", name
+            if name:
+                yield f"merlin.samples.column_labels[{index}]", name
 
     def batch_types(self) -> Iterator[tuple[str, str]]:
         """Path and text of every ``batch.type``."""

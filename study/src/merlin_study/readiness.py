@@ -53,6 +53,8 @@ class Readiness:
 
     def _read_edge(self, edge: Edge, span: Span) -> tuple[int, int]:
         parent = self._steps[edge.parent]
+        if parent.total is None:
+            return 0, 0
         if edge.kind is EdgeKind.TASK:
             return parent.final.read(span.first, span.width), parent.blocked.read(span.first, span.width)
         if edge.kind is EdgeKind.ALL:

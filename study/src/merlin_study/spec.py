@@ -504,7 +504,7 @@ class StudySpec(Block):
         alias="deletionPolicy",
         description="What deleting the Study does to what NATS holds of it: Delete or Retain. Files always stay. Default Delete.",
     )
-    rehearse: Annotated[float, Field(ge=0, le=31_536_000)] | None = Field(
+    rehearse: Annotated[float, Field(strict=True, ge=0, le=31_536_000)] | None = Field(
         default=None,
         description="Seconds after which each task is reported as done instead of being run: a dry run of the whole path.",
     )

@@ -1,0 +1,43 @@
+# Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
+.PHONY: demo check test bench docs control-plane wheels clean help
+.DEFAULT_GOAL := help
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+.venv/.locked: uv.lock pyproject.toml $(wildcard */pyproject.toml) tools/bootstrap
+	@tools/bootstrap
+	@touch $@
+
+demo: .venv/.locked ## run a study of a thousand tasks on this machine
+	@merlin run docs/examples/demo.yaml --local
+
+check: .venv/.locked ## formatter, linter, types, layers, links of the docs
+	ruff format --check .
+	ruff check .
+	ruff format --check tools/control-plane/build && ruff check tools/control-plane/build
+	mypy
+	mypy tools/control-plane/build
+	lint-imports
+	mkdocs build --strict --quiet --site-dir .cache/site
+
+test: .venv/.locked ## all tests, on real servers
+	pytest $(PYTEST_ARGS)
+
+bench: .venv/.locked ## measure tasks a second beside HyperQueue and xargs
+	python tools/bench.py
+
+docs: .venv/.locked ## build the documentation into site/
+	mkdocs build --strict --site-dir site
+
+control-plane: .venv/.locked ## build and cache kube-apiserver and etcd for the tests
+	tools/control-plane/build
+
+wheels: .venv/.locked ## build the four distributions into dist/
+	.cache/uv/bin/uv build --all-packages --wheel --out-dir dist --quiet
+
+clean: ## remove what make made in this folder
+	rm -rf .venv .cache site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,233 @@
+"""The agent's parts and their lives: what starts in which order, what a signal does, what is told when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from importlib.metadata import version
+from typing import Final
+
+from merlin_agent import allocation, launch
+from merlin_agent.beat import Beat, Problems
+from merlin_agent.binding import Place
+from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.config import Credentials, Settings
+from merlin_agent.demand import Load, Mean
+from merlin_agent.intake import Intake, Taste
+from merlin_agent.life import Lives
+from merlin_agent.link import Link
+from merlin_agent.post import Post
+from merlin_agent.presence import Presence
+from merlin_agent.reaper import Reaper
+from merlin_agent.record import Recorder
+from merlin_agent.slots import Slots
+from merlin_agent.studies import Studies
+from merlin_study import wire
+from merlin_study.outcome import Outcome
+from merlin_study.seal import Keyring
+from merlin_study.subjects import Space
+
+_log: Final = logging.getLogger(__name__)
+
+TERM_GRACE: Final = 5.0
+"""Seconds between SIGTERM and SIGKILL for a task that has to end."""
+
+
+def new_id(host: str) -> str:
+    """Return a name for an agent that no other has had or will have."""
+    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+class Agent:
+    """One `merlin-agent`; `run` returns when it has left."""
+
+    def __init__(self, settings: Settings, *, keys: Keyring, credentials: Credentials) -> None:
+        self._settings = settings
+        self._host = socket.gethostname()
+        self.id = new_id(self._host)
+        self._allocation = allocation.facts(os.environ)
+        self._problems = Problems()
+        self._mean = Mean()
+        self._done = self._refused = 0
+        self._leaving = False
+        self._leave, self._hurry = asyncio.Event(), asyncio.Event()
+        self._link = Link(server=settings.server, credentials=credentials, name=self.id)
+        post = Post(self._link, keys, Space(settings.namespace))
+        self._reaper = Reaper(settings.slots)
+        self._slots = Slots(
+            settings.slots,
+            launcher=launch.DirectLauncher(launch.environment(os.environb)),
+            watch=self._reaper.watch,
+            deliver=self._on_ended,
+            grace=TERM_GRACE,
+        )
+        self._presence = Presence(self.id, self._reaper.remove_at_end)
+        self._recorder = Recorder(self._complain)
+        self._studies = Studies(post, Place(settings.site, self.id), str(settings.workspace), self._on_cancel)
+        self._lives = Lives(
+            self.id,
+            post=post,
+            studies=self._studies,
+            slots=self._slots,
+            recorder=self._recorder,
+            presence=self._presence,
+            timing=lambda: self._intake.offer.timing,
+            complain=self._complain,
+        )
+        self._intake = Intake(
+            post,
+            Taste(settings.site, settings.queues, settings.study),
+            load=self._load,
+            seconds_left=lambda: allocation.seconds_left(self._allocation, time.time()),
+            accept=self._lives.accept,
+            refuse=self._on_refused,
+        )
+        self._lives.serve(self._intake)
+        self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
+        self._link.listen(post.space.rollcall, lambda _: self._beat.soon())
+        self._link.on_connect(self._beat.soon)
+
+    async def run(self) -> None:
+        """Work until asked to leave."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        self._slots.start()
+        _log.info("agent %s serves site %s with %d slots", self.id, self._settings.site, self._slots.count)
+        linked = asyncio.create_task(self._link.run())
+        helpers = [asyncio.create_task(part) for part in (self._beat.run(), self._intake.run(), self._be_present())]
+        if self._settings.idle_exit is not None:
+            helpers.append(asyncio.create_task(self._leave_when_idle(self._settings.idle_exit)))
+        if self._settings.lifeline:
+            self._watch_lifeline(loop)
+        leaving = asyncio.create_task(self._leave.wait())
+        try:
+            await asyncio.wait({leaving, linked, *helpers}, return_when=asyncio.FIRST_COMPLETED)
+            for part in (linked, *helpers):
+                if part.done():
+                    part.result()  # a part that ended by itself broke: say so, and leave properly all the same
+        finally:
+            await self._go(helpers, linked)
+
+    async def _go(self, helpers: list[asyncio.Task[None]], linked: asyncio.Task[None]) -> None:
+        self._leaving = True
+        await self._intake.stop()
+        self._beat.soon()
+        await self._lives.drain(self._settings.drain_grace, self._hurry)
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+        self._slots.close()
+        self._recorder.close()
+        self._presence.leave()
+        await self._beat.send()
+        await self._link.flush()
+        linked.cancel()
+        await asyncio.gather(linked, return_exceptions=True)
+        self._reaper.close()
+
+    def _on_signal(self) -> None:
+        if self._leave.is_set():
+            _log.warning("leaving at once")
+            self._hurry.set()
+            return
+        _log.info("draining; a second signal leaves at once")
+        self._leave.set()
+
+    def _watch_lifeline(self, loop: asyncio.AbstractEventLoop) -> None:
+        def readable() -> None:
+            with contextlib.suppress(BlockingIOError):
+                if os.read(sys.stdin.fileno(), 4096):
+                    return
+            loop.remove_reader(sys.stdin.fileno())
+            self._hurry.set()
+            self._leave.set()
+
+        loop.add_reader(sys.stdin.fileno(), readable)
+
+    async def _leave_when_idle(self, seconds: float) -> None:
+        last = time.monotonic()
+        while True:
+            if not self._lives.empty or self._intake.waiting:
+                last = time.monotonic()
+            left = max(last, self._intake.last_arrival) + seconds - time.monotonic()
+            if left <= 0:
+                _log.info("nothing came for %g s; leaving", seconds)
+                self._leave.set()
+                return
+            await asyncio.sleep(min(left, 1.0))
+
+    async def _be_present(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._intake.offer.timing.presence)
+            for info in self._lives.infos():
+                try:
+                    await loop.run_in_executor(None, self._presence.enter, info)
+                except OSError as error:
+                    self._complain(f"{info}: the presence file can't be touched: {error.strerror}")
+
+    def _load(self) -> Load:
+        ready = self._slots.feed.ready + self._lives.entering
+        return Load(slots=self._slots.count, busy=self._slots.busy, ready=ready, mean=self._mean.value)
+
+    def _describe(self) -> wire.Heartbeat:
+        return wire.Heartbeat(
+            agent=self.id,
+            site=self._settings.site,
+            host=self._host,
+            pid=os.getpid(),
+            version=version("merlin-agent"),
+            slots=self._slots.count,
+            busy=self._slots.busy,
+            queues=self._settings.queues,
+            allocation=self._allocation,
+            holds=self._lives.holds(),
+            done=self._done,
+            refused=self._refused,
+            problems=self._problems.current(),
+            leaving=self._leaving,
+            left=self._leaving and self._lives.empty,
+        )
+
+    def _on_ended(self, batch: list[tuple[ChunkRun, Ended]]) -> None:
+        seconds, count = 0.0, 0
+        for run, ended in batch:
+            run.ended()
+            life = self._lives.by_run[run]
+            life.pending.add(ended)
+            if ended.problem:
+                self._complain(ended.problem)
+            if ended.outcome is None:
+                if ended.problem:
+                    self._intake.pause()
+                    self._lives.hand_back(life)
+            else:
+                seconds, count = seconds + ended.seconds, count + 1
+                if ended.outcome is Outcome.SUCCEEDED:
+                    self._intake.go_on()
+            life.settle()
+        self._done += count
+        self._mean.add(seconds, count)
+        self._intake.wake()
+
+    def _on_cancel(self, study: str) -> None:
+        _log.info("study %s is cancelled", study)
+        self._intake.cancel(study)
+        self._lives.cancel(study)
+
+    def _on_refused(self, problem: str) -> None:
+        self._refused += 1
+        self._complain(problem)
+
+    def _complain(self, problem: str) -> None:
+        if self._problems.note(problem):
+            _log.warning("%s", problem)
+            self._beat.soon()

@@ -1,0 +1,308 @@
+"""Intake: from the consumers that the operator offers to chunks that are worth a claim.
+
+    offer ─► consumers that fit ─► sweep (what is there, urgent first) ─► long polls (nothing was there) ─► held ─► claim
+
+While there is room, a sweep asks each consumer in turn for what it has; only when none has anything, all are polled for seconds. So
+urgent chunks come first, and an agent at rest costs one message a consumer every ten seconds. What does not open is refused: counted,
+told in the heartbeat, terminated, never run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import ValidationError
+
+from merlin_agent import demand
+from merlin_agent.broker import Answer, Message, Pulled, UnansweredError
+from merlin_agent.demand import Backoff, Load
+from merlin_agent.post import AGENTS, Post
+from merlin_study import subjects
+from merlin_study.bitmap import Bitmap
+from merlin_study.seal import SealError
+from merlin_study.taskset import TaskSet
+from merlin_study.wire import Chunk, Consumer, Offer
+
+POLL: Final = 10.0
+REREAD: Final = 30.0
+_LONGEST_BACKOFF: Final = 30.0
+_FOREIGN_DELAY: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A chunk that was fetched and opened."""
+
+    message: Message
+    chunk: Chunk
+    consumer: str
+    urgent: bool
+
+
+@dataclass(slots=True)
+class _Source:
+    """What is remembered of a consumer between pulls."""
+
+    gone: Backoff = field(default_factory=lambda: Backoff(0.5, _LONGEST_BACKOFF))
+    shunned: Backoff = field(default_factory=lambda: Backoff(1.0, _LONGEST_BACKOFF))
+    armed: bool = False
+
+    def rests(self, now: float) -> bool:
+        return self.armed or now < max(self.gone.until, self.shunned.until)
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """What this agent serves. ``study`` empty: any."""
+
+    site: str
+    queues: tuple[str, ...]
+    study: str
+
+
+class Intake:
+    """Fetches chunks and hands each to ``accept`` when there is room for it."""
+
+    def __init__(
+        self,
+        post: Post,
+        taste: Taste,
+        *,
+        load: Callable[[], Load],
+        seconds_left: Callable[[], float],
+        accept: Callable[[Held], None],
+        refuse: Callable[[str], None],
+    ) -> None:
+        self._post, self._taste = post, taste
+        self._load, self._seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
+        self._wake = asyncio.Event()
+        self._offer_wanted = asyncio.Event()
+        self._sources: dict[str, _Source] = {}
+        self._polls: set[asyncio.Task[None]] = set()
+        self._held: list[Held] = []
+        self._claimed: dict[str, Bitmap] = {}
+        self._cancelled: set[str] = set()
+        self._width = 1.0
+        self._turn = 0
+        self._paused = Backoff(2.0, _LONGEST_BACKOFF)
+        self._stopped = False
+        self.offer = Offer()
+        self.last_arrival = time.monotonic()
+        post.broker.listen(post.space.offer(taste.site), self._on_offer)
+        post.broker.on_connect(self._offer_wanted.set)
+
+    def wake(self) -> None:
+        """Look again whether there is room."""
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Take nothing for a while, longer each time: the host can't run tasks."""
+        self._paused.fail(time.monotonic())
+
+    def go_on(self) -> None:
+        """Tasks run again: the next `pause` is a short one."""
+        if time.monotonic() >= self._paused.until:
+            self._paused.succeed()
+
+    def shun(self, consumer: str) -> None:
+        """Leave a consumer alone for a while, longer each time: its chunks are not for us."""
+        self._source(consumer).shunned.fail(time.monotonic())
+
+    def praise(self, consumer: str) -> None:
+        """A consumer's chunk could be run."""
+        self._source(consumer).shunned.succeed()
+
+    def forget(self, held: Held) -> None:
+        """A chunk was accepted and then not claimed: it may come again."""
+        self._known(held.chunk.study).remove(_one(held.chunk.fence))
+
+    def cancel(self, study: str) -> None:
+        """Drop what waits of a study, and whatever still comes of it."""
+        self._cancelled.add(study)
+        dropped = [held for held in self._held if held.chunk.study == study]
+        self._held = [held for held in self._held if held.chunk.study != study]
+        for held in dropped:
+            self._answer(held.message, Answer.DONE)
+
+    @property
+    def waiting(self) -> int:
+        """How many chunks are held unclaimed."""
+        return len(self._held)
+
+    async def stop(self) -> None:
+        """Take nothing more and give back what was not accepted."""
+        self._stopped = True
+        for held in self._held:
+            await self._post.broker.answer(held.message, Answer.BACK)
+        self._held.clear()
+
+    async def run(self) -> None:
+        """Fetch and hand over until cancelled."""
+        rereading = asyncio.create_task(self._keep_offer())
+        try:
+            while True:
+                self._wake.clear()
+                self._hand_over()
+                wanted = self._wanted()
+                if wanted and await self._sweep(wanted):
+                    continue
+                if wanted:
+                    self._arm()
+                await self._rest()
+        finally:
+            rereading.cancel()
+            for poll in self._polls:
+                poll.cancel()
+
+    async def _rest(self) -> None:
+        """Wait until something changes, or the nearest back-off is over."""
+        now = time.monotonic()
+        ends = [max(source.gone.until, source.shunned.until) for source in self._sources.values() if not source.armed]
+        ends = [end for end in (*ends, self._paused.until) if end > now]
+        try:
+            await asyncio.wait_for(self._wake.wait(), min(ends) - now if ends else None)
+        except TimeoutError:
+            return
+
+    def _hand_over(self) -> None:
+        while self._held and not self._stopped and demand.room(self._load()) > 0:
+            urgent = next((at for at, held in enumerate(self._held) if held.urgent), 0)
+            held = self._held.pop(urgent)
+            if not self._known(held.chunk.study).add(_one(held.chunk.fence)):
+                raise AssertionError(f"fence {held.chunk.fence} was accepted twice; this is a bug")
+            self._accept(held)
+
+    def _wanted(self) -> int:
+        if self._stopped or time.monotonic() < self._paused.until:
+            return 0
+        return demand.to_fetch(self._load(), held=len(self._held), width=self._width)
+
+    def _consumers(self) -> list[Consumer]:
+        left = self._seconds_left()
+        fit = [c for c in self.offer.consumers if demand.serves(c, queues=self._taste.queues, seconds_left=left)]
+        now = time.monotonic()
+        return [c for c in demand.in_order(fit, self._turn) if not self._source(c.name).rests(now)]
+
+    async def _sweep(self, wanted: int) -> bool:
+        """Ask one consumer after the other for what it has; return whether there was anything."""
+        self._turn += 1
+        before = len(self._held)
+        for consumer in self._consumers():
+            missing = wanted - (len(self._held) - before)
+            if missing <= 0 or self._stopped:
+                break
+            await self._pull(consumer, batch=missing, expires=0.0)
+        return len(self._held) > before
+
+    def _arm(self) -> None:
+        for consumer in self._consumers():
+            self._source(consumer.name).armed = True
+            poll = asyncio.create_task(self._poll(consumer))
+            self._polls.add(poll)
+            poll.add_done_callback(self._polls.discard)
+
+    async def _poll(self, consumer: Consumer) -> None:
+        try:
+            await self._pull(consumer, batch=1, expires=POLL)
+        finally:
+            self._source(consumer.name).armed = False
+            self.wake()
+
+    async def _pull(self, consumer: Consumer, *, batch: int, expires: float) -> None:
+        def deliver(message: Message) -> None:
+            self._arrived(message, consumer)
+
+        source = self._source(consumer.name)
+        stream = self._post.space.task_stream
+        how = await self._post.broker.pull(stream, consumer.name, deliver, batch=batch, expires=expires)
+        if how is Pulled.GONE:
+            source.gone.fail(time.monotonic())
+            self._offer_wanted.set()
+        else:
+            source.gone.succeed()
+
+    def _arrived(self, message: Message, consumer: Consumer) -> None:
+        try:
+            chunk = open_chunk(self._post, message)
+        except (SealError, ValidationError, ValueError) as error:
+            self._refuse(f"{message.subject}: refused: {str(error).splitlines()[0]}")
+            self._answer(message, Answer.NEVER)
+            return
+        self.last_arrival = time.monotonic()
+        if self._taste.study and chunk.study != self._taste.study:
+            self.shun(consumer.name)
+            self._answer(message, Answer.BACK, delay=_FOREIGN_DELAY)
+        elif chunk.fence in self._known(chunk.study) or chunk.study in self._cancelled:
+            self._answer(message, Answer.DONE)
+        elif any(held.chunk.fence == chunk.fence and held.chunk.study == chunk.study for held in self._held):
+            return  # a second copy of what we hold: the first one's answer serves for both
+        elif self._stopped or len(self._held) >= demand.may_hold(self._load(), width=self._width):
+            self._answer(message, Answer.BACK)
+        else:
+            self._width = 0.7 * self._width + 0.3 * len(chunk.tasks)
+            self._held.append(Held(message, chunk, consumer.name, consumer.band == "urgent"))
+            self.wake()
+
+    def _answer(self, message: Message, answer: Answer, *, delay: float = 0.0) -> None:
+        task = asyncio.create_task(self._post.broker.answer(message, answer, delay=delay))
+        self._polls.add(task)
+        task.add_done_callback(self._polls.discard)
+
+    def _source(self, name: str) -> _Source:
+        return self._sources.setdefault(name, _Source())
+
+    def _known(self, study: str) -> Bitmap:
+        return self._claimed.setdefault(study, Bitmap())
+
+    def _on_offer(self, message: Message) -> None:
+        self._take_offer(message.subject, message.data)
+
+    def _take_offer(self, subject: str, data: bytes) -> None:
+        try:
+            offer = Offer.model_validate_json(self._post.open(subject, data, scope=AGENTS))
+        except (SealError, ValidationError) as error:
+            self._refuse(f"{subject}: refused: {str(error).splitlines()[0]}")
+            return
+        if offer != self.offer:
+            self.offer = offer
+            names = {consumer.name for consumer in offer.consumers}
+            self._sources = {name: source for name, source in self._sources.items() if name in names or source.armed}
+            self.wake()
+
+    async def _keep_offer(self) -> None:
+        """Read the offer when connected, when a consumer is gone, and now and then."""
+        subject = self._post.space.offer(self._taste.site)
+        while True:
+            self._offer_wanted.clear()
+            try:
+                data = await self._post.broker.last(self._post.space.control_stream, subject)
+                if data is not None:
+                    self._take_offer(subject, data)
+            except UnansweredError:
+                pass  # the streams are not there yet, or the broker is not; the next turn tells
+            await asyncio.sleep(0.2)
+            try:
+                await asyncio.wait_for(self._offer_wanted.wait(), REREAD)
+            except TimeoutError:
+                continue
+
+
+def open_chunk(post: Post, message: Message) -> Chunk:
+    """Return the chunk of a message.
+
+    Raises:
+        SealError, ValueError: it is none, or not for this place.
+    """
+    address = subjects.parse_chunk(message.subject)
+    chunk = Chunk.model_validate_json(post.open(message.subject, message.data, scope=address.study))
+    if (chunk.study, chunk.fence) != (address.study, address.fence):
+        raise SealError(f"says study {chunk.study} and fence {chunk.fence}, unlike its subject")
+    return chunk
+
+
+def _one(fence: int) -> TaskSet:
+    return TaskSet(first=fence, width=1)

@@ -1,0 +1,60 @@
+"""Messages as they travel: sealed for their subject, opened from it, sent until somebody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from merlin_agent.broker import Broker, UnansweredError
+from merlin_study import wire
+from merlin_study.seal import Keyring
+from merlin_study.subjects import Space
+
+AGENTS: Final = "agents"
+"""The scope of what belongs to no study."""
+_LONGEST_WAIT: Final = 5.0
+
+T = TypeVar("T")
+
+
+class Post:
+    """Broker, keys and names in one hand."""
+
+    def __init__(self, broker: Broker, keys: Keyring, space: Space) -> None:
+        self.broker, self._keys, self.space = broker, keys, space
+
+    async def announce(self, subject: str, message: wire.Message) -> None:
+        """Send a message to whoever listens."""
+        await self.broker.publish(subject, self._keys.seal(message.encode(), scope=AGENTS, context=subject))
+
+    async def store(
+        self, study: str, subject: str, message: wire.Message, *, message_id: str = "", first: bool = False
+    ) -> None:
+        """Append a message to a study's log.
+
+        Raises:
+            ConflictError, UnansweredError: as `Broker.store`.
+        """
+        sealed = self._keys.seal(message.encode(), scope=study, context=subject)
+        await self.broker.store(subject, sealed, message_id=message_id, first=first)
+
+    def open(self, subject: str, data: bytes, *, scope: str) -> bytes:
+        """Return the payload of a message.
+
+        Raises:
+            SealError: nobody whom we trust sent it there.
+        """
+        return self._keys.open(data, scope=scope, context=subject)
+
+
+async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again and again, with growing waits, until the broker answers."""
+    wait = 0.1
+    while True:
+        try:
+            return await ask()
+        except UnansweredError:
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter is no secret
+            wait = min(_LONGEST_WAIT, wait * 2)

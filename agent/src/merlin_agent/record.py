@@ -1,0 +1,107 @@
+"""The agent's outcome log in each workspace: what ended is on disk before the broker hears of it.
+
+One thread writes for all chunks. What gathers while a batch is synced goes with the next one, so the number of syncs follows the
+disk, not the tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from merlin_study import outcomelog
+from merlin_study.wire import Result
+from merlin_study.workspace import OUTCOMES
+
+_log: Final = logging.getLogger(__name__)
+_MAX_LOG: Final = 1 << 30
+
+
+def log_path(info: str, agent: str) -> str:
+    """Return an agent's outcome log in a study's ``merlin_info``."""
+    return f"{info}/{OUTCOMES}/{agent}.jsonl"
+
+
+class Recorder:
+    """Appends lines to files and returns when they are synced."""
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        self._complain = complain
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
+        self._waiting: list[tuple[str, bytes, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def append(self, path: str, line: bytes) -> None:
+        """Append a line; one that can't be written is a problem told, and no reason to keep a result from the broker."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((path, line, written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        await written
+
+    async def _write_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            by_path: dict[str, list[bytes]] = {}
+            for path, line, _ in batch:
+                by_path.setdefault(path, []).append(line)
+            for path, lines in by_path.items():
+                try:
+                    await loop.run_in_executor(self._thread, _append, path, b"".join(lines))
+                except OSError as error:
+                    self._complain(f"{path}: the outcome log can't be written: {error.strerror}")
+            for _, _, written in batch:
+                if not written.done():
+                    written.set_result(None)
+
+    def close(self) -> None:
+        """End the thread once it has written."""
+        self._thread.shutdown(wait=True)
+
+
+def _append(path: str, data: bytes) -> None:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            data = b"\n" + data  # a full disk tore our last line
+        while data:
+            data = data[os.write(handle, data) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class HolderLog:
+    """What a lost holder's log says of one fence; read again as long as the holder may still write."""
+
+    def __init__(self, path: str, study: str, fence: int) -> None:
+        self._path, self._study, self._fence = path, study, fence
+        self._offset = 0
+        self.closed = False
+        """Whether the holder itself gave the chunk up: nothing of it runs any more."""
+
+    def news(self) -> list[Result]:
+        """Return the results that came since the last call."""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read(_MAX_LOG)
+            whole = data[: data.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            found: list[Result] = []
+            for entry in outcomelog.decode_lines(whole).entries:
+                if entry.study == self._study and entry.report is not None and entry.report.fence == self._fence:
+                    found.extend(entry.report.results)
+                    self.closed |= entry.report.final
+            return found
+        return []

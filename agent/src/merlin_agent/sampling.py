@@ -1,0 +1,100 @@
+"""The implicit first step, ``merlin_info``: make the sample file if there is none, and measure it.
+
+As upstream, ``generate`` is a shell command; its script and output lie in ``merlin_info`` as ``cmd.sh``, ``cmd.out`` and ``cmd.err``. What
+upstream finds out only when it loads the file is this step's failure: no file, no rows, unequal rows, too few columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from merlin_agent import files
+from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.execute import StepWork, run_script, told, unwritable
+from merlin_agent.launch import Script
+from merlin_agent.rows import RowError, open_rows
+from merlin_agent.slots import Slot
+from merlin_study.outcome import Outcome
+from merlin_study.wire import SampleFacts
+from merlin_study.workspace import Layout
+
+_BLOCK = 1 << 20
+
+
+def sample_file(layout: Layout, step: StepWork) -> str:
+    """Return where the study's sample file lies; ``step`` fills in its tokens."""
+    table = layout.plan.samples
+    assert table is not None, "a study without samples has no sample file; this is a bug"
+    return os.path.normpath(os.path.join(layout.root, step.render(table.file)))
+
+
+class SamplingWork:
+    """`slots.Work` of the implicit step, which has one task."""
+
+    def __init__(self, layout: Layout, step: StepWork) -> None:
+        self._layout, self._step = layout, step
+
+    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+        """See `slots.Work`."""
+        del run
+        table = self._layout.plan.samples
+        assert table is not None, "the step merlin_info belongs to studies with samples; this is a bug"
+        path = sample_file(self._layout, self._step)
+        script, text = self._step.script(task)
+        seconds = 0.0
+        if not os.path.exists(path) and text.strip():
+            directory = os.path.join(self._layout.root, self._step.render(table.directory))
+            made = self._generate(task, slot, script, text, os.path.normpath(directory))
+            if made.outcome is not Outcome.SUCCEEDED:
+                return made
+            seconds = made.seconds
+        try:
+            facts = measure(path, len(table.columns))
+        except RowError as error:
+            return self._failed(task, script, str(error), seconds)
+        return Ended(task, Outcome.SUCCEEDED, 0, seconds, samples=facts)
+
+    def _generate(self, task: int, slot: Slot, script: Script, text: str, directory: str) -> Ended:
+        try:
+            files.make_directory(directory)
+            files.write_script(script.path, "/bin/sh", text, replace=True)
+        except OSError as error:
+            return unwritable(task, script.directory, error)
+        inside = Script(directory, script.path, script.out, script.err, "/bin/sh")
+        return run_script(slot, task, inside, walltime=self._step.walltime(), tells=lambda: True, marker="")
+
+    def _failed(self, task: int, script: Script, message: str, seconds: float) -> Ended:
+        try:
+            files.append(script.err, f"{message}\n")
+        except OSError as error:
+            return unwritable(task, script.directory, error)
+        failure = told(task, Outcome.FAILED, 1, script.directory, message)
+        return Ended(task, Outcome.FAILED, 1, seconds, failure)
+
+
+def measure(path: str, columns: int) -> SampleFacts:
+    """Return how many rows and columns a sample file has, and its digest.
+
+    Raises:
+        RowError: it can't be read, is empty, or has fewer than ``columns`` columns.
+    """
+    if not os.path.exists(path):
+        raise RowError(
+            f"{path}: expected the sample file, found none; check merlin.samples.generate.cmd and merlin.samples.file"
+        )
+    rows = open_rows(path)
+    if rows.count == 0:
+        raise RowError(f"{path}: expected at least one sample, found none")
+    if rows.columns < columns:
+        raise RowError(
+            f"{path}: expected {columns} columns, one a label of merlin.samples.column_labels, found {rows.columns}"
+        )
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise RowError(f"{path}: can't be read: {error.strerror}") from error
+    return SampleFacts(count=rows.count, columns=rows.columns, digest=digest.hexdigest())

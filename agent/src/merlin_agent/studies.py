@@ -1,0 +1,186 @@
+"""The studies that this agent works for: plan, place, word and layout of each, fetched once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import ValidationError
+
+from merlin_agent import binding
+from merlin_agent.binding import Place, RefusedError
+from merlin_agent.broker import Message
+from merlin_agent.execute import StepWork
+from merlin_agent.post import Post, until_answered
+from merlin_agent.rows import RowError, Rows, open_rows
+from merlin_agent.sampling import sample_file
+from merlin_study import workspace
+from merlin_study.geometry import Geometry
+from merlin_study.plan import INFO_STEP, PLAN_VERSION, Plan
+from merlin_study.seal import SealError
+from merlin_study.wire import Chunk, Control
+from merlin_study.workspace import Layout
+
+MAX_PLAN: Final = 64 << 20
+"""A larger plan is refused before it fills the memory; the operator admits 400,000 characters of scripts."""
+
+
+class NotYetError(Exception):
+    """The plan is not there or does not open; the chunk goes back."""
+
+
+@dataclass(slots=True)
+class Study:
+    """What is shared by all chunks of a study."""
+
+    uid: str
+    plan: Plan
+    root: str
+    bound: bool = False
+    _layouts: dict[int, Layout] = field(default_factory=dict)
+    _steps: dict[tuple[int, int, bool], StepWork] = field(default_factory=dict)
+    _rows: Rows | None = None
+
+    @property
+    def info(self) -> str:
+        """The directory ``merlin_info``."""
+        return f"{self.root}/{workspace.INFO}"
+
+    def layout(self, samples: int) -> Layout:
+        """Return the layout for so many samples."""
+        if samples not in self._layouts:
+            self._layouts[samples] = Layout(self.root, Geometry(self.plan, samples))
+        return self._layouts[samples]
+
+    def step(self, chunk: Chunk) -> StepWork:
+        """Return the work of a chunk's step; may read the sample file, so call it in a thread.
+
+        Raises:
+            RefusedError: chunk and plan don't fit, or the samples can't be read here.
+        """
+        key = (chunk.step, chunk.samples, chunk.restart)
+        if key not in self._steps:
+            layout = self.layout(chunk.samples)
+            self._check(layout, chunk)
+            self._steps[key] = StepWork(layout, chunk.step, rows=self._table(chunk), restart=chunk.restart)
+        if chunk.tasks.end > self.layout(chunk.samples).geometry.total(chunk.step):
+            raise RefusedError(
+                f"chunk {chunk.fence}: names tasks that step {self.plan.steps[chunk.step].name!r} does not have"
+            )
+        return self._steps[key]
+
+    def _check(self, layout: Layout, chunk: Chunk) -> None:
+        if chunk.step >= len(self.plan.steps):
+            raise RefusedError(f"chunk {chunk.fence}: names step {chunk.step} of {len(self.plan.steps)}")
+        inside = self.root + "/"
+        for combination in range(len(layout.geometry.rows(chunk.step))):
+            directory = layout.step_dir(chunk.step, combination)
+            if os.path.normpath(directory) != directory or not directory.startswith(inside):
+                raise RefusedError(
+                    f"{directory}: is no proper directory inside the workspace; the step's name or label is refused"
+                )
+
+    def _table(self, chunk: Chunk) -> Rows | None:
+        if not self.plan.steps[chunk.step].sampled:
+            return None
+        if self._rows is None:
+            first = self.layout(0)
+            path = sample_file(first, StepWork(first, 0, rows=None, restart=False))
+            try:
+                self._rows = open_rows(path)
+            except RowError as error:
+                raise RefusedError(str(error)) from error
+        if self._rows.count != chunk.samples:
+            found, self._rows = self._rows.count, None
+            raise RefusedError(
+                f"{self.root}: expected {chunk.samples} samples, found {found}; the file was changed after it was measured"
+            )
+        return self._rows
+
+
+class Studies:
+    """Opens studies, and hears when one is cancelled."""
+
+    def __init__(self, post: Post, place: Place, workspace_root: str, on_cancel: Callable[[str], None]) -> None:
+        self._post, self._place, self._workspace_root, self._on_cancel = post, place, workspace_root, on_cancel
+        self._studies: dict[tuple[str, str], Study] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+        self._asked: set[str] = set()
+        self.cancelled: set[str] = set()
+        post.broker.listen(post.space.control("*"), self._on_control)
+        post.broker.on_connect(self._asked.clear)  # a word may have been missed
+
+    async def open(self, chunk: Chunk) -> Study:
+        """Return the study of a chunk, bound to this site.
+
+        Raises:
+            NotYetError: there is no plan that opens.
+            RefusedError: this agent can't run it.
+            OSError: its workspace can't be written.
+        """
+        async with self._opening.setdefault(chunk.study, asyncio.Lock()):
+            await self._hear(chunk.study)
+            key = (chunk.study, chunk.plan)
+            if key not in self._studies:
+                plan = await self._plan(chunk)
+                root = workspace.study_root(plan, self._workspace_root)
+                self._studies[key] = Study(chunk.study, plan, root)
+            study = self._studies[key]
+            if not study.bound and chunk.study not in self.cancelled:
+                await binding.bind(self._post, self._place, study=chunk.study, plan=study.plan, root=study.root)
+                study.bound = True
+            return study
+
+    async def _plan(self, chunk: Chunk) -> Plan:
+        subject = self._post.space.plan(chunk.study, chunk.plan)
+        data = await until_answered(lambda: self._post.broker.last(self._post.space.control_stream, subject))
+        if data is None:
+            raise NotYetError(f"{subject}: expected the plan, found none")
+        try:
+            plan = Plan.from_json(_inflated(self._post.open(subject, data, scope=chunk.study)))
+        except (SealError, ValidationError, zlib.error) as error:
+            raise NotYetError(f"{subject}: {str(error).splitlines()[0]}") from error
+        if plan.hash != chunk.plan or plan.version != PLAN_VERSION:
+            raise NotYetError(
+                f"{subject}: expected the plan of this hash in version {PLAN_VERSION}, found {plan.hash[:16]} in {plan.version}"
+            )
+        name = plan.workspace
+        if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in plan.output_path:
+            raise NotYetError(f"{subject}: {name!r} is no name for a workspace")
+        return plan
+
+    async def _hear(self, study: str) -> None:
+        if study in self._asked:
+            return
+        subject = self._post.space.control(study)
+        data = await until_answered(lambda: self._post.broker.last(self._post.space.control_stream, subject))
+        if data is not None:
+            self._on_control(Message(subject, data))
+        self._asked.add(study)
+
+    def _on_control(self, message: Message) -> None:
+        study = message.subject.rpartition(".")[2]
+        try:
+            word = Control.model_validate_json(self._post.open(message.subject, message.data, scope=study))
+        except (SealError, ValidationError):
+            return  # nobody whom we trust said anything
+        if word.study == study and word.cancelled and study not in self.cancelled:
+            self.cancelled.add(study)
+            self._on_cancel(study)
+
+
+def is_sampling(study: Study, step: int) -> bool:
+    """Whether a step is the implicit one that makes and measures the samples."""
+    return study.plan.steps[step].name == INFO_STEP
+
+
+def _inflated(data: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    text = inflater.decompress(data, MAX_PLAN)
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise zlib.error(f"larger than {MAX_PLAN} bytes, or cut short")
+    return text

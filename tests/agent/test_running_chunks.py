@@ -1,0 +1,43 @@
+"""A real agent runs chunks from a real broker."""
+
+import stat
+from pathlib import Path
+
+from tests.agent.standin import Standin, a_parameter, a_plan, a_step
+from tests.ground import Broker, eventually
+
+
+def test_all_tasks_run_once_in_merlins_layout(broker: Broker, tmp_path: Path) -> None:
+    """Every task of a chunk leaves its directory with script, output and marker, and is told exactly once."""
+    plan = a_plan(
+        a_step("sim", "echo $(X) in $(WORKSPACE)\necho again >> count\necho oops >&2", parameters=("X",)),
+        parameters=(a_parameter("X", "a", "b", "c"),),
+    )
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        chunk = operator.issue(range(3))
+        operator.agent()
+        reports = operator.final(chunk)
+        assert operator.counts(reports) == {("succeeded", 0): 3}
+        assert [report.serial for report in reports] == list(range(1, len(reports) + 1))
+        assert len(operator.starts(chunk.fence)) == 1
+        eventually(lambda: operator.waiting() == 0)
+        for value in "abc":
+            directory = operator.root / "sim" / f"X.{value}"
+            assert sorted(path.name for path in directory.iterdir()) == [
+                "MERLIN_FINISHED",
+                "count",
+                f"sim_X.{value}.err",
+                f"sim_X.{value}.out",
+                f"sim_X.{value}.sh",
+            ]
+            script = directory / f"sim_X.{value}.sh"
+            assert script.read_text().startswith(f"#!/bin/bash\n\necho {value} in {directory}\n")
+            assert stat.S_IMODE(script.stat().st_mode) & 0o700 == 0o700
+            assert (directory / f"sim_X.{value}.out").read_text() == f"{value} in {directory}\n"
+            assert (directory / f"sim_X.{value}.err").read_text() == "oops\n"
+            assert (directory / "count").read_text() == "again\n"
+            assert (directory / "MERLIN_FINISHED").read_bytes() == b""
+        info = operator.root / "merlin_info"
+        assert (info / "study.orig.yaml").read_text() == "description: {}\n"
+        assert (info / "plan.json").read_bytes() == plan.to_json()

@@ -1,0 +1,211 @@
+"""The pure core under random deliveries: whatever happens on the way, every task ends once and nothing starts too early."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merlin_operator.unroll import Candidate, Capacity, next_chunks
+from merlin_study import wire
+from merlin_study.ledger import Ledger
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+from tests.folding.studies import Expansion, Shape, Task, offset, plan_of
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    rows = draw(st.integers(1, 4))
+    keys = draw(st.sampled_from([(), ("A",), ("A", "B")]))
+    labels = {key: tuple(draw(st.lists(st.integers(1, 3), min_size=rows, max_size=rows))) for key in keys}
+    steps = []
+    for at in range(draw(st.integers(1, 4))):
+        used = tuple(key for key in keys if draw(st.booleans()))
+        parents = [(parent, draw(st.booleans())) for parent in range(at) if draw(st.booleans())]
+        steps.append((draw(st.booleans()), used, tuple(parents)))
+    return Shape(tuple(steps), labels, draw(st.integers(1, 7)))
+
+
+class World:
+    """A ledger, an unroller, and agents that behave as badly as the seed says; checks every promise on the way."""
+
+    def __init__(self, shape: Shape, seed: int) -> None:
+        self.shape, self.naive = shape, Expansion(shape)
+        self.plan = plan_of(shape.yaml())
+        self.first = offset(self.plan)
+        self.ledger = Ledger(self.plan)
+        self.random = random.Random(seed)
+        self.log: list[tuple[wire.Bound | wire.Start | wire.Report | wire.Lost, float]] = []
+        self.now = 1000.0
+        self.waiting: dict[int, wire.Chunk] = {}
+        self.running: dict[int, tuple[wire.Chunk, str, int]] = {}
+        self.open: dict[int, set[int]] = {}
+        self.over: set[Task] = set()
+        self.served = 0.0
+        self.zombies: list[wire.Report] = []
+
+    def spelled(self, step: int, index: int) -> Task | None:
+        at = step - self.first
+        return self.naive.tasks[at][index] if at >= 0 else None
+
+    def apply(self, entry: wire.Bound | wire.Start | wire.Report | wire.Lost) -> None:
+        self.log.append((entry, self.now))
+        self.ledger.apply(entry, at=self.now)
+        if self.random.random() < 0.2:  # everything may come twice
+            self.ledger.apply(entry, at=self.now)
+
+    def issue(self) -> None:
+        candidate = Candidate("u", self.plan.hash, 1, self.ledger, "any", self.served)
+        capacity = {("any", step.queue, step.shape): Capacity(self.random.randint(1, 3)) for step in self.plan.steps}
+        for issue in next_chunks([candidate], capacity, window=1.0, now=self.now):
+            chunk = issue.chunk
+            for index in chunk.tasks.indices():
+                task = self.spelled(chunk.step, index)
+                if task is not None:
+                    assert self.naive.parents(task) <= self.over, "issued before what it waits for was over"
+                out = {**self.waiting, **{fence: run[0] for fence, run in self.running.items()}}
+                twice = any(other.step == chunk.step and index in self.open[fence] for fence, other in out.items())
+                assert not twice, "out twice"
+            self.waiting[chunk.fence] = chunk
+            self.open[chunk.fence] = set(chunk.tasks.indices())
+
+    def act(self) -> None:
+        self.now += self.random.random()
+        choice = self.random.random()
+        if self.waiting and (choice < 0.4 or not self.running):
+            chunk = self.waiting.pop(self.random.choice(list(self.waiting)))
+            agent = f"a{self.random.randint(0, 2)}"
+            self.running[chunk.fence] = (chunk, agent, 0)
+            self.apply(wire.Start(agent=agent, chunk=chunk))
+        elif self.running:
+            fence = self.random.choice(list(self.running))
+            if choice > 0.9 and self.open[fence]:
+                chunk, agent, serial = self.running.pop(fence)
+                self.zombies.append(
+                    self.report(chunk, agent, serial + 1, TaskSet.of(self.open[fence]), Outcome.SUCCEEDED)
+                )
+                self.apply(wire.Lost(fence=fence, agent=agent))
+            else:
+                self.progress(fence)
+        if self.zombies and self.random.random() < 0.3:
+            late = self.zombies.pop()
+            self.apply(late)
+            for index in late.results[0].tasks.indices():
+                self.finish(late.step, index)
+
+    def progress(self, fence: int) -> None:
+        chunk, agent, serial = self.running[fence]
+        some = [index for index in sorted(self.open[fence]) if self.random.random() < 0.7]
+        self.open[fence] -= set(some)
+        final = self.random.random() < 0.6
+        if final:
+            del self.running[fence]
+        else:
+            self.running[fence] = (chunk, agent, serial + 1)
+        outcome = Outcome.SUCCEEDED
+        if chunk.step >= self.first and self.random.random() < 0.3:
+            outcome = self.random.choice([Outcome.RETRY, Outcome.RESTART, Outcome.SOFT_FAILED])
+        tasks = TaskSet.of(some) if some else None
+        self.apply(self.report(chunk, agent, serial + 1, tasks, outcome, final=final))
+        if some and (outcome is not Outcome.RETRY and outcome is not Outcome.RESTART):
+            for index in some:
+                self.finish(chunk.step, index)
+
+    def report(
+        self, chunk: wire.Chunk, agent: str, serial: int, tasks: TaskSet | None, outcome: Outcome, *, final: bool = True
+    ) -> wire.Report:
+        facts = wire.SampleFacts(count=self.shape.samples, columns=1, digest="d") if chunk.step < self.first else None
+        results = (wire.Result(outcome=outcome, code=0, tasks=tasks),) if tasks is not None else ()
+        return wire.Report(
+            agent=agent,
+            fence=chunk.fence,
+            serial=serial,
+            step=chunk.step,
+            attempt=chunk.attempt,
+            results=results,
+            samples=facts if results else None,
+            final=final,
+        )
+
+    def finish(self, step: int, index: int) -> None:
+        task = self.spelled(step, index)
+        if task is not None:
+            self.over.add(task)
+
+    def run(self) -> None:
+        for _ in range(20_000):
+            if self.ledger.finished:
+                return
+            self.issue()
+            self.act()
+        pytest.fail("the study never ended")
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**32))
+def test_every_task_ends_once_whatever_happens(shape: Shape, seed: int) -> None:
+    """Chunks lost, reported in parts, reported twice, retried or handed back: each task gets one outcome, none starts early."""
+    world = World(shape, seed)
+    world.run()
+    for at, tasks in enumerate(world.naive.tasks):
+        step = world.ledger.steps[at + world.first]
+        assert step.total == len(tasks)
+        assert sum(step.outcomes.values()) == len(tasks)
+    assert world.ledger.misplaced == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**32))
+def test_the_ledger_is_a_function_of_the_log(shape: Shape, seed: int) -> None:
+    """An operator that starts in the middle, folding the same entries, knows what the first one knew."""
+    world = World(shape, seed)
+    world.run()
+    again = Ledger(world.plan)
+    for entry, at in world.log:
+        again.apply(entry, at=at)
+    assert [step.outcomes for step in again.steps] == [step.outcomes for step in world.ledger.steps]
+    assert again.finished
+    assert again.lost == world.ledger.lost
+
+
+def test_nothing_is_issued_where_no_agent_serves() -> None:
+    """Without capacity for its queue a study waits; nothing is published ahead of agents that may never come."""
+    ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
+    assert list(next_chunks([Candidate("u", "h", 1, ledger, "any")], {}, window=60, now=0)) == []
+
+
+def test_studies_take_turns_by_task_seconds() -> None:
+    """Two studies on one queue: the one that was served less goes first, so both get half of what is issued."""
+    yaml = Shape(((True, (), ()),), {}, 100_000).yaml()
+    ledgers = [Ledger(plan_of(yaml)) for _ in range(2)]
+    for ledger in ledgers:
+        ledger.apply(
+            wire.Start(
+                agent="a",
+                chunk=wire.Chunk(
+                    study="u", plan="h", epoch=1, fence=1, step=0, tasks=TaskSet(first=0, width=1), attempt=1
+                ),
+            ),
+            at=0,
+        )
+        ledger.apply(
+            wire.Report(
+                agent="a",
+                fence=1,
+                serial=1,
+                step=0,
+                attempt=1,
+                final=True,
+                results=(wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=TaskSet(first=0, width=1)),),
+                samples=wire.SampleFacts(count=100_000, columns=1, digest="d"),
+            ),
+            at=0,
+        )
+    candidates = [Candidate(f"u{at}", "h", 1, ledger, "any") for at, ledger in enumerate(ledgers)]
+    step = ledgers[0].plan.steps[1]
+    issued = list(next_chunks(candidates, {("any", step.queue, step.shape): Capacity(8)}, window=0, now=0))
+    shares = [sum(len(issue.chunk.tasks) for issue in issued if issue.chunk.study == each.uid) for each in candidates]
+    assert shares[0] == shares[1] > 0

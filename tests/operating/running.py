@@ -1,0 +1,138 @@
+"""An operator that runs in a thread of the test, with kopf and the API server real and the engine a recorder."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kubernetes import client
+
+from merlin_operator import __main__, cluster, handlers, health, metrics
+from merlin_operator.board import Submission
+from merlin_operator.view import StudyRef
+from tests.ground import free_port
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What an engine counts."""
+
+    issued_tasks: int = 0
+    issued_chunks: int = 0
+    reports: int = 0
+    refused: int = 0
+    lost_fences: int = 0
+    broker_reconnects: int = 0
+    broker_connected: bool = True
+
+
+@dataclass
+class RecordingEngine:
+    """Does nothing and remembers what it was asked; `forgets` is its answer, None for one that never comes."""
+
+    forgets: bool | None = True
+    fails: int = 0
+    deaf: bool = False
+    quiet: float = 0.0
+    observed: list[Submission] = field(default_factory=list)
+    forgotten: list[StudyRef] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Work for ever."""
+        await asyncio.Event().wait()
+
+    async def observe(self, submission: Submission) -> None:
+        """Record."""
+        if self.fails:
+            self.fails -= 1
+            raise ConnectionError("the broker is away " * 100)
+        if not self.deaf:
+            self.observed.append(submission)
+
+    async def forget(self, ref: StudyRef, *, timeout: float) -> bool:  # noqa: ASYNC109 the interface
+        """Record, and answer as told."""
+        self.forgotten.append(ref)
+        if self.forgets is None:
+            await asyncio.sleep(timeout * 1000)
+        return bool(self.forgets)
+
+    def known(self) -> frozenset[tuple[str, int]]:
+        """Return all that was observed."""
+        return frozenset((each.ref.uid, each.generation) for each in self.observed)
+
+    def quiet_seconds(self) -> float:
+        """Return what the test says."""
+        return self.quiet
+
+    def counters(self) -> Counts:
+        """Return zeros."""
+        return Counts()
+
+    def generations(self, name: str) -> list[int]:
+        """Return which generations of a Study were observed, in order."""
+        return [each.generation for each in self.observed if each.ref.name == name]
+
+
+@dataclass
+class Running:
+    """A running operator."""
+
+    operator: handlers.Operator
+    engine: RecordingEngine
+    url: str
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def board(self) -> cluster.ClusterBoard:
+        """What it shows."""
+        return self.operator.board
+
+    def show(self, *views: Any, agents: Any = ()) -> None:
+        """Show views as an engine would."""
+        asyncio.run_coroutine_threadsafe(self.board.show(views, agents), self.loop).result(5)
+
+
+@contextlib.contextmanager
+def running(
+    configuration: client.Configuration,
+    namespace: str,
+    engine: RecordingEngine,
+    *,
+    forget_seconds: float = 1.0,
+    interval: float = 60.0,
+) -> Iterator[Running]:
+    """Run an operator until the block ends, and require that it ends within seconds and without failures."""
+    api = cluster.Api(configuration, namespace)
+    board = cluster.ClusterBoard(api)
+    judged = health.Health(engine, api, interval=interval)
+    registry = metrics.registry_of(metrics.MerlinCollector(engine, board))
+    port = free_port()
+    operator = handlers.Operator(engine, board, judged, registry, "127.0.0.1", port, forget_seconds=forget_seconds)
+    loops: list[asyncio.AbstractEventLoop] = []
+    errors: list[BaseException] = []
+
+    async def work() -> None:
+        loops.append(asyncio.get_running_loop())
+        await __main__.run(operator, namespace)
+
+    def thread_main() -> None:
+        try:
+            asyncio.run(work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=thread_main, name="operator")
+    thread.start()
+    while not operator.sites and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield Running(operator, engine, f"http://127.0.0.1:{port}", loops[0])
+    finally:
+        loops[0].call_soon_threadsafe(operator.stop.set)
+        thread.join(15)
+        assert not thread.is_alive(), "the operator ends within seconds"
+    assert not errors, errors
+    assert not operator.failures, operator.failures

@@ -1,0 +1,147 @@
+"""`not_yet`: what the language has and this version refuses, and what asks for nothing and passes."""
+
+from typing import Any
+
+import pytest
+
+from merlin_study.notyet import TABLE, TOKENS, not_yet, size_fault, token_faults
+from merlin_study.parse import parse_spec
+from merlin_study.spec import StudySpec
+
+
+def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
+    raw = {
+        "description": {"name": "a", "description": "b"},
+        "study": [{"name": "s", "description": "b", "run": {"cmd": "true", **(run or {})}}],
+        **top,
+    }
+    spec, _ = parse_spec(raw)
+    found = not_yet(spec)
+    assert {fault.reason for fault in found} <= {"NotYetSupported"}
+    return [str(fault) for fault in found]
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"nodes": 2}, "nodes: 2 is not supported yet; use 1, so that each task runs on one core of one host"),
+        ({"procs": 4}, "procs: 4 is not supported yet; use 1, so that each task runs on one core of one host"),
+        ({"cores per task": 2}, "cores per task: 2 is not supported yet; use 1, so that each task runs on one core of one host"),
+        ({"gpus": 1}, "gpus: 1 is not supported yet; remove it"),
+        ({"gpus per task": 1}, "gpus per task: 1 is not supported yet; remove it"),
+        ({"slurm": "--overlap"}, "slurm: '--overlap' is not supported yet; remove it"),
+        ({"num resource set": 1}, "num resource set: 1 is not supported yet; remove it"),
+        ({"batch": {"type": "flux"}}, "batch: is not supported yet; set spec.batch for the whole study"),
+        ({"warm": True}, "warm: true is not supported yet; remove it"),
+        ({"preload": ["numpy"]}, "preload: is not supported yet; remove it"),
+        ({"cmd": "$(LAUNCHER)[1n] ./a"}, "cmd: $(LAUNCHER) is not supported yet; start the program without it, on one core of one host"),
+        ({"restart": "exit $(MERLIN_HARD_FAIL)"}, "restart: $(MERLIN_HARD_FAIL) is not supported yet; exit $(MERLIN_SOFT_FAIL)"),
+    ],
+)  # fmt: skip
+def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], message: str) -> None:
+    assert faults(run) == [f"spec.study[0].run.{message}"]
+
+
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [
+        ({"batch": {"type": "pbs"}}, "batch.type: 'pbs' is not supported yet; use local"),
+        ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
+        ({"env": {"dependencies": {"paths": [{"name": "A", "path": "/a"}]}}}, "env.dependencies.paths: is not supported yet; name the path in env.variables"),
+        ({"env": {"variables": {"RUN": "$(LAUNCHER) x"}}}, "env.variables.RUN: $(LAUNCHER) is not supported yet; start the program without it, on one core of one host"),
+        ({"global.parameters": {"A": {"values": ["$(VLAUNCHER)"], "label": "A.%%"}}}, "global.parameters.A.values[0]: $(VLAUNCHER) is not supported yet; start the program without it, on one core of one host"),
+        ({"merlin": {"samples": {"count": 3}}}, "merlin.samples.count: 3 is not supported yet; write a file with as many rows"),
+        ({"files": [{"name": "a", "path": "/a"}]}, "files: is not supported yet; use a path that the site's machines see"),
+        ({"failurePolicy": "FailFast"}, "failurePolicy: 'FailFast' is not supported yet; remove it, or use ContinueOnSoftFail"),
+        ({"dialect": "Maestro"}, "dialect: 'Maestro' is not supported yet; remove it, or use Merlin"),
+        ({"outputs": "lean"}, "outputs: 'lean' is not supported yet; remove it, or use full"),
+        ({"suspend": True}, "suspend: true is not supported yet; remove it"),
+        ({"cancel": True}, "cancel: true is not supported yet; delete the Study instead"),
+        ({"priority": 1}, "priority: 1 is not supported yet; remove it"),
+        ({"maxInFlight": 1}, "maxInFlight: 1 is not supported yet; remove it"),
+        ({"purge": "1"}, "purge: '1' is not supported yet; delete the Study instead"),
+        ({"restart": {"id": "1"}}, "restart: is not supported yet; remove it"),
+        ({"ttlSecondsAfterFinished": 0}, "ttlSecondsAfterFinished: 0 is not supported yet; delete the Study when it is done"),
+        ({"deletionPolicy": "Retain"}, "deletionPolicy: 'Retain' is not supported yet; remove it, or use Delete"),
+        ({"rehearse": 0}, "rehearse: 0.0 is not supported yet; remove it"),
+    ],
+)  # fmt: skip
+def test_a_study_that_asks_for_what_is_missing_is_refused(top: dict[str, Any], message: str) -> None:
+    assert faults(**top) == [f"spec.{message}"]
+
+
+def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
+    run = {
+        "nodes": 1,
+        "procs": "$(N)",
+        "cores per task": 1,
+        "gpus": 0,
+        "gpus per task": 0,
+        "walltime": 60,
+        "exclusive": True,
+        "reservation": "r",
+        "qos": "q",
+        "batch": {},
+        "warm": False,
+        "preload": [],
+        "priority": "high",
+        "task_queue": "q",
+        "max_retries": 2,
+        "retry_delay": 3,
+        "restart": "exit $(MERLIN_RETRY)",
+        "shell": "/bin/sh",
+    }
+    batch = {
+        "type": "slurm",
+        "bank": "b",
+        "queue": "q",
+        "nodes": 9,
+        "walltime": 1,
+        "flux_path": "p",
+        "launch_args": "-x",
+    }
+    top: dict[str, Any] = {
+        "suspend": False,
+        "cancel": False,
+        "priority": 0,
+        "failurePolicy": "ContinueOnSoftFail",
+        "files": [],
+        "dialect": "Merlin",
+        "outputs": "full",
+        "deletionPolicy": "Delete",
+        "site": "here",
+        "runId": "1",
+        "batch": {**batch, "dry_run": False, "worker_launch": "w"},
+        "env": {"variables": {"N": 2}, "labels": {"L": True}, "sources": ["s"], "dependencies": {"paths": []}},
+        "merlin": {
+            "samples": {"file": "f.csv"},
+            "resources": {"workers": {"w": {"batch": {"type": "flux"}, "nodes": 3}}},
+        },
+        "vars": {"N": 3},
+        "user": {"x": "$(LAUNCHER)"},
+    }
+    assert faults(run, **top) == []
+
+
+def test_what_a_token_becomes_is_judged_again() -> None:
+    assert size_fault("procs", 1, "p") is size_fault("gpus", 0, "p") is None
+    assert str(size_fault("procs", 2, "p")).startswith("p: 2 is not supported yet")
+    assert [fault.path for fault in token_faults("$(MERLIN_STOP_WORKERS) $(MERLIN_SUCCESS)", "p")] == ["p"]
+
+
+def test_every_key_of_the_table_is_a_key_of_the_language() -> None:
+    """A line of the table that nothing can match would let through what it means to refuse."""
+    schema = StudySpec.model_json_schema(by_alias=True)
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        options = [option for option in node.get("anyOf", [node]) if option != {"type": "null"}]
+        found: dict[str, Any] = (
+            schema["$defs"][options[0]["$ref"].split("/")[-1]] if "$ref" in options[0] else options[0]
+        )
+        return found
+
+    for entry in TABLE:
+        node = schema
+        for part in entry.key:
+            node = resolve(node["items"] if part == "[]" else node["properties"][part])
+    assert set(TOKENS) == {"LAUNCHER", "VLAUNCHER", "MERLIN_HARD_FAIL", "MERLIN_STOP_WORKERS", "MERLIN_RAISE_ERROR"}
