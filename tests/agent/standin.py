@@ -75,6 +75,14 @@ def a_parameter(key: str, *values: str) -> Parameter:
     return Parameter(key=key, values=values, labels=tuple(f"{key}.{value}" for value in values))
 
 
+def a_sampled_plan(directory: Path, count: int, cmd: str, **changes: Any) -> Plan:
+    """A plan whose step 1, ``sim``, runs ``cmd`` for so many samples (columns A and B) that a file in ``directory`` holds."""
+    table = directory / "samples.csv"
+    table.write_text("".join(f"{number},{number * number}\n" for number in range(count)))
+    samples = SampleTable(generate=None, file=str(table), columns=("A", "B"), level_max_dirs=25)
+    return a_plan(a_step("sim", cmd, sampled=True, **changes), samples=samples)
+
+
 class Standin:
     """The operator's side of one namespace and one study."""
 

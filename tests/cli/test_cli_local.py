@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -32,7 +33,7 @@ study:
       cmd: cat "$(step.workspace)"/$(MERLIN_GLOB_PATH)runs.txt | wc -l > lines.txt
 merlin:
   samples:
-    generate: {{cmd: "seq 1 {TASKS} > $(MERLIN_INFO)/n.csv"}}
+    generate: {{cmd: 'seq 1 {TASKS} > "$(MERLIN_INFO)/n.csv"'}}
     file: $(MERLIN_INFO)/n.csv
     column_labels: [N]
 """
@@ -47,7 +48,9 @@ PARTS = {"broker": "nats-server", "engine": "merlin_operator.local", "agent": "m
 
 
 class Merlin:
-    """One command, running in a directory of its own."""
+    """One command, running in a directory of its own; what a test leaves running, the fixture `place` kills."""
+
+    started: ClassVar[list["Merlin"]] = []
 
     def __init__(self, directory: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
         self.directory = directory
@@ -61,6 +64,7 @@ class Merlin:
             env={**os.environ, **(environ or {})},
             process_group=0,
         )
+        self.started.append(self)
 
     def ended(self, timeout: float = 90) -> tuple[int, list[str], str]:
         """Exit code, lines of standard output, standard error."""
@@ -97,6 +101,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     here = tmp_path / "here with space"
     here.mkdir()
     yield here
+    while Merlin.started:
+        with Merlin.started.pop().process as process:  # closes its pipes and waits
+            process.kill()
     eventually(lambda: not running_below(tmp_path), message=f"no process is left below {tmp_path}")
     eventually(lambda: not list(private.glob("merlin-*")), message="no private directory is left")
 

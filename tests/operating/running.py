@@ -36,13 +36,16 @@ class RecordingEngine:
     forgets: bool | None = True
     fails: int = 0
     deaf: bool = False
+    dies: str = ""
     quiet: float = 0.0
     observed: list[Submission] = field(default_factory=list)
     forgotten: list[StudyRef] = field(default_factory=list)
 
     async def run(self) -> None:
-        """Work for ever."""
-        await asyncio.Event().wait()
+        """Work for ever, or until the test says so."""
+        while not self.dies:  # noqa: ASYNC110 - the test sets it from another thread
+            await asyncio.sleep(0.05)
+        raise RuntimeError(self.dies)
 
     async def observe(self, submission: Submission) -> None:
         """Record."""
@@ -108,7 +111,7 @@ def running(
     api = cluster.Api(configuration, namespace)
     board = cluster.ClusterBoard(api)
     judged = health.Health(engine, api, interval=interval)
-    registry = metrics.registry_of(metrics.MerlinCollector(engine, board))
+    registry = metrics.registry_of(metrics.MerlinCollector(engine, board, namespace))
     port = free_port()
     operator = handlers.Operator(engine, board, judged, registry, "127.0.0.1", port, forget_seconds=forget_seconds)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -131,7 +134,8 @@ def running(
     try:
         yield Running(operator, engine, f"http://127.0.0.1:{port}", loops[0])
     finally:
-        loops[0].call_soon_threadsafe(operator.stop.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the operator has ended by itself
+            loops[0].call_soon_threadsafe(operator.stop.set)
         thread.join(15)
         assert not thread.is_alive(), "the operator ends within seconds"
     assert not errors, errors

@@ -215,7 +215,7 @@ WORST = st.sampled_from(["x", "<", "\u2028", "\x00", "\U0001f600", '"', "é", "\
 def test_no_study_makes_a_status_of_32_kib(
     *, steps: int, name: str, tail: str, failures: int, faults: int, finished: bool
 ) -> None:
-    views = tuple(StepView(f"{number:03}" + name * 197, many, *[many // 8] * 7, many, many) for number in range(steps))
+    views = tuple(replace(FULL, name=f"{number:03}" + name * 197) for number in range(steps))
     told = tuple(
         failure(tail=tail * 512, host=tail * 300, directory=tail * 2000, outcome=Outcome.TIMED_OUT)
         for _ in range(failures)

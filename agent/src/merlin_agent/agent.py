@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 from importlib.metadata import version
 from typing import Final
@@ -81,6 +82,7 @@ class Agent:
             timing=lambda: self._intake.offer.timing,
             complain=self._complain,
         )
+        self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
             post,
             Taste(settings.site, settings.queues, settings.study),
@@ -88,9 +90,9 @@ class Agent:
             seconds_left=lambda: allocation.seconds_left(self._allocation, time.time()),
             accept=self._lives.accept,
             refuse=self._on_refused,
+            retimed=self._beat.soon,
         )
         self._lives.serve(self._intake)
-        self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._link.listen(post.space.rollcall, lambda _: self._beat.soon())
         self._link.on_connect(self._beat.soon)
 
@@ -142,15 +144,18 @@ class Agent:
         self._leave.set()
 
     def _watch_lifeline(self, loop: asyncio.AbstractEventLoop) -> None:
-        def readable() -> None:
-            with contextlib.suppress(BlockingIOError):
-                if os.read(sys.stdin.fileno(), 4096):
-                    return
-            loop.remove_reader(sys.stdin.fileno())
+        def ended() -> None:
             self._hurry.set()
             self._leave.set()
 
-        loop.add_reader(sys.stdin.fileno(), readable)
+        def watch() -> None:  # a thread, because epoll knows neither files nor /dev/null
+            with contextlib.suppress(OSError):
+                while os.read(sys.stdin.fileno(), 4096):
+                    continue
+            with contextlib.suppress(RuntimeError):  # the loop is closed: we have left already
+                loop.call_soon_threadsafe(ended)
+
+        threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
     async def _leave_when_idle(self, seconds: float) -> None:
         last = time.monotonic()
@@ -201,10 +206,12 @@ class Agent:
         seconds, count = 0.0, 0
         for run, ended in batch:
             run.ended()
-            life = self._lives.by_run[run]
-            life.pending.add(ended)
             if ended.problem:
                 self._complain(ended.problem)
+            life = self._lives.by_run.get(run)
+            if life is None:  # its life broke, and was logged as the bug that it is
+                continue
+            life.pending.add(ended)
             if ended.outcome is None:
                 if ended.problem:
                     self._intake.pause()

@@ -30,7 +30,6 @@ from merlin_study.wire import Chunk, Consumer, Offer
 POLL: Final = 10.0
 REREAD: Final = 30.0
 _LONGEST_BACKOFF: Final = 30.0
-_FOREIGN_DELAY: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,9 @@ class Intake:
         seconds_left: Callable[[], float],
         accept: Callable[[Held], None],
         refuse: Callable[[str], None],
+        retimed: Callable[[], None],
     ) -> None:
-        self._post, self._taste = post, taste
+        self._post, self._taste, self._retimed = post, taste, retimed
         self._load, self._seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
         self._wake = asyncio.Event()
         self._offer_wanted = asyncio.Event()
@@ -235,7 +235,7 @@ class Intake:
         self.last_arrival = time.monotonic()
         if self._taste.study and chunk.study != self._taste.study:
             self.shun(consumer.name)
-            self._answer(message, Answer.BACK, delay=_FOREIGN_DELAY)
+            self._answer(message, Answer.BACK)  # at once, for others; we ourselves stay away for a while
         elif chunk.fence in self._known(chunk.study) or chunk.study in self._cancelled:
             self._answer(message, Answer.DONE)
         elif any(held.chunk.fence == chunk.fence and held.chunk.study == chunk.study for held in self._held):
@@ -247,8 +247,8 @@ class Intake:
             self._held.append(Held(message, chunk, consumer.name, consumer.band == "urgent"))
             self.wake()
 
-    def _answer(self, message: Message, answer: Answer, *, delay: float = 0.0) -> None:
-        task = asyncio.create_task(self._post.broker.answer(message, answer, delay=delay))
+    def _answer(self, message: Message, answer: Answer) -> None:
+        task = asyncio.create_task(self._post.broker.answer(message, answer))
         self._polls.add(task)
         task.add_done_callback(self._polls.discard)
 
@@ -267,6 +267,8 @@ class Intake:
         except (SealError, ValidationError) as error:
             self._refuse(f"{subject}: refused: {str(error).splitlines()[0]}")
             return
+        if offer.timing != self.offer.timing:
+            self._retimed()  # a heartbeat of the old pace could come after we count as lost by the new one
         if offer != self.offer:
             self.offer = offer
             names = {consumer.name for consumer in offer.consumers}

@@ -58,6 +58,18 @@ class Life:
             self.over.set()
 
 
+class _Reserved:
+    """Slots' work that is on its way, so that no more is claimed for them; released once."""
+
+    def __init__(self, lives: Lives, width: int) -> None:
+        self._lives, self._width = lives, width
+        lives.entering += width
+
+    def release(self) -> None:
+        self._lives.entering -= self._width
+        self._width = 0
+
+
 class Lives:
     """All chunks of this agent that are being claimed, run or reported."""
 
@@ -78,18 +90,14 @@ class Lives:
         self._intake: Intake | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logging: set[asyncio.Task[None]] = set()
-        self._entering = 0
+        self.entering = 0
+        """Tasks in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
         self._draining = False
         self.by_run: dict[ChunkRun, Life] = {}
 
     def serve(self, intake: Intake) -> None:
         """Take chunks from this intake."""
         self._intake = intake
-
-    @property
-    def entering(self) -> int:
-        """How many tasks are in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
-        return self._entering
 
     @property
     def empty(self) -> bool:
@@ -114,28 +122,27 @@ class Lives:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("a chunk's life broke; this is a bug, please report it", exc_info=task.exception())
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the intake look again."""
         if self._intake is not None:
             self._intake.wake()
 
     async def _live(self, held: Held) -> None:
-        width = len(held.chunk.tasks)
-        self._entering += width
+        reserved = _Reserved(self, len(held.chunk.tasks))
         try:
             life = await self._enter(held)
+            if life is None:
+                return
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._tell(life))
+                    group.create_task(self._feed(life, reserved))
+            finally:
+                del self.by_run[life.run]
         finally:
-            self._entering -= width
-            self._wake()
-        if life is None:
-            return
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._tell(life))
-                group.create_task(self._feed(life))
-        finally:
-            del self.by_run[life.run]
+            reserved.release()
 
     async def _enter(self, held: Held) -> Life | None:
         """Open the study and claim the chunk; None where it is not ours."""
@@ -178,7 +185,7 @@ class Lives:
         (report,) = Pending().reports(agent=self._agent, chunk=held.chunk, serial=1, final=True, refused=why)
         await self._deliver(held.chunk.study, report)
 
-    async def _feed(self, life: Life) -> None:
+    async def _feed(self, life: Life, reserved: _Reserved) -> None:
         """Do what comes before the first task, then let the slots have the chunk."""
         run, study, loop = life.run, life.study, asyncio.get_running_loop()
         self._note(
@@ -187,8 +194,6 @@ class Lives:
                 study=study.uid, plan=run.chunk.plan, start=wire.Start(agent=self._agent, chunk=run.chunk)
             ),
         )
-        width = len(run.chunk.tasks)
-        self._entering += width
         try:
             await loop.run_in_executor(None, self._presence.enter, study.info)
             work = await loop.run_in_executor(None, self._work, life)
@@ -199,9 +204,9 @@ class Lives:
                 self._intake.shun(life.consumer)
             self.hand_back(life)
             return
-        finally:
-            self._entering -= width
         if run.chunk.lost:
+            reserved.release()  # this may take a minute and a half; others have the slots meanwhile
+            self.wake()
             await self._inherit(life)
         if self._intake is not None:
             self._intake.praise(life.consumer)
@@ -210,6 +215,7 @@ class Lives:
         if run.chunk.study in self._studies.cancelled:
             run.stop(Stop.CANCELLED)
         self._slots.feed.add(run, work)
+        reserved.release()
         life.settle()
 
     def _work(self, life: Life) -> Work:

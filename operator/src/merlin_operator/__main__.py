@@ -56,7 +56,7 @@ def assemble(settings: config.Settings) -> handlers.Operator:
         ),
         board,
     )
-    registry = metrics.registry_of(metrics.MerlinCollector(engine, board))
+    registry = metrics.registry_of(metrics.MerlinCollector(engine, board, settings.namespace))
     host, port = settings.address
     return handlers.Operator(engine, board, health.Health(engine, api), registry, host, port)
 

@@ -45,7 +45,7 @@ ALLOCATIONS_PACE: Final = 1 / 5
 PAGE: Final = 500
 CHANGED: Final = (409, 422)
 """What the server answers where the object is not the one that a write is for: 422 is that of a JSON patch's test."""
-TIMEOUT: Final = (5, 15)
+TIMEOUT: Final = (5, 10)
 """Seconds to connect and to answer; a request that takes longer is tried again later."""
 _METADATA: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"
 
@@ -223,6 +223,11 @@ class ClusterBoard:
         self._allocations = allocations.Ledger()
         self._news = asyncio.Event()
 
+    @property
+    def traffic(self) -> Traffic:
+        """How much was asked of the API server."""
+        return self.api.traffic
+
     async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
         """Take note of the present state; it is written soon."""
         self.views, self.agents = views, agents
@@ -351,7 +356,7 @@ class ClusterBoard:
 def _message(error: client.ApiException) -> str:
     """What the API server says in its Status object, else whatever came."""
     try:
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(error.body or "")["message"])
     except (KeyError, TypeError, ValueError):
         return str(error.body or error.reason)
 

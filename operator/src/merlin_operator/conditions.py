@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -77,6 +78,8 @@ STATES: Final[tuple[State, ...]] = (
 )
 """The phases that a human reads; derived, and never read by the operator."""
 
+_UNPRINTABLE: Final = re.compile(r"[^ -~\n\t]")
+"""Candidates: what is not plain ASCII is looked at more closely."""
 _COUNTS: Final = {
     "succeeded": "succeeded",
     "softFailed": "soft_failed",
@@ -323,11 +326,15 @@ def _parsed(text: object) -> datetime | None:
 
 def _clean(text: str, limit: int) -> str:
     """Text that any terminal and any JSON can carry, of at most `limit` stored bytes; a cut ends in an ellipsis."""
-    plain = "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text[: limit + 1])
-    sizes = list(itertools.accumulate(map(_stored_bytes, plain)))
-    if not sizes or sizes[-1] <= limit:
+    plain = _UNPRINTABLE.sub(_replaced, text[: limit + 1])
+    if _stored_bytes(plain) <= limit:
         return plain
+    sizes = list(itertools.accumulate(map(_stored_bytes, plain)))
     return plain[: bisect.bisect_right(sizes, limit - _stored_bytes("…"))] + "…"
+
+
+def _replaced(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else "�"
 
 
 def _stored_bytes(text: str) -> int:

@@ -88,7 +88,7 @@ class Engine:
         self._offers: dict[str, wire.Offer] = {}
         self._consumers: set[str] | None = None
         self._broker_clock_ahead = 0.0
-        self._ready = False
+        self._ready = asyncio.Event()
 
     # What the handlers call
 
@@ -226,10 +226,15 @@ class Engine:
         self._offers.clear()
         for study in self.studies.values():
             study.synced = False
+        newest = await self.broker.last_sequence(self.space.report_stream)
+        if self._read_from > newest + 1:
+            self._start_over()
+        # Before any study is synced: what is appended from here on reaches it through the follower, what stands by sync.
+        self._read_from = self._read_from or newest + 1
         await self.broker.listen(self.space.all_heartbeats, self._hear)
         self.fleet.start_clocks(time.monotonic())
         await self.broker.tell(self.space.rollcall)
-        self._ready = True
+        self._ready.set()
         self._wake.set()
 
     async def _rounds(self) -> None:
@@ -249,7 +254,7 @@ class Engine:
                 self.fleet.start_clocks(self._last_loop)
                 for study in self.studies.values():
                     study.synced = False
-            if self.broker.connected and self._ready:
+            if self.broker.connected and self._ready.is_set():
                 try:
                     await self._round()
                 except Outage as error:
@@ -281,13 +286,8 @@ class Engine:
     async def _follow_log(self) -> None:
         """Feed new entries of every study, from where the last reader ended."""
         while True:
-            await self.broker.wait_connected()
+            await self._ready.wait()
             try:
-                newest = await self.broker.last_sequence(self.space.report_stream)
-                if self._read_from > newest + 1:
-                    self._start_over()
-                if not self._read_from:
-                    self._read_from = newest + 1
                 async with aclosing(self.broker.read_log(self.space.all_reports, start=self._read_from)) as entries:
                     async for stored in entries:
                         self._read_from = stored.sequence + 1

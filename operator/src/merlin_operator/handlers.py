@@ -82,7 +82,7 @@ def registry() -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
     studies: dict[str, Any] = {"registry": handlers, "retries": RETRIES, "backoff": BACKOFF}
     what = (cluster.GROUP, cluster.VERSION, cluster.STUDIES)
-    kopf.on.startup(registry=handlers)(start)
+    kopf.on.startup(registry=handlers, errors=kopf.ErrorsMode.PERMANENT)(start)
     kopf.on.cleanup(registry=handlers)(stop)
     kopf.on.login(registry=handlers, retries=RETRIES, backoff=BACKOFF)(login)
     for when in (kopf.on.create, kopf.on.update, kopf.on.resume):
@@ -98,12 +98,18 @@ def settings() -> kopf.OperatorSettings:
     chosen.persistence.diffbase_storage = storages.SpecHashStorage()
     chosen.persistence.progress_storage = storages.SmallProgressStorage()
     chosen.posting.level, chosen.posting.reporting_component = logging.WARNING, "merlin-operator"
-    chosen.watching.server_timeout, chosen.watching.connect_timeout, chosen.watching.chunk_size = 600, 10, cluster.PAGE
-    chosen.networking.request_timeout, chosen.networking.error_backoffs = 60, [1, 2, 5, 10, 20, 40]
-    chosen.queueing.worker_limit, chosen.execution.max_workers = 50, 20
     chosen.scanning.disabled = chosen.peering.standalone = True
     chosen.process.ultimate_exiting_timeout = 30
+    _bound(chosen)
     return chosen
+
+
+def _bound(chosen: kopf.OperatorSettings) -> None:
+    """Bound how long kopf waits for the API server and how much it does at once."""
+    chosen.watching.server_timeout, chosen.watching.connect_timeout = 600, 10
+    chosen.watching.chunk_size = cluster.PAGE
+    chosen.networking.request_timeout, chosen.networking.error_backoffs = 60, [1, 2, 5, 10, 20, 40]
+    chosen.queueing.worker_limit, chosen.execution.max_workers = 50, 20
 
 
 async def start(memo: Operator, **_: object) -> None:
@@ -119,6 +125,7 @@ async def start(memo: Operator, **_: object) -> None:
 
 async def stop(memo: Operator, **_: object) -> None:
     """Stop all parts, and write what the studies last came to while the API server is quick about it."""
+    memo.stop.set()  # kopf waits for it in a task of its own, and for that task when it ends
     for task in memo.tasks:
         task.cancel()
     await asyncio.gather(*memo.tasks, return_exceptions=True)

@@ -60,8 +60,12 @@ class WatchGuard:
 
     def compare(self, listed: Mapping[Generation, str], known: frozenset[Generation], now: float) -> list[str]:
         """Return the names of the Studies, from a list, that the engine was still not told of at the second look."""
-        missing = {each for each in listed if each not in known or self._delivered.get(each[0], 0) < each[1]}
-        again = [listed[each] for each in missing if each in self._missing and each not in known]
+        told: dict[str, int] = {}
+        for uid, generation in known:
+            told[uid] = max(generation, told.get(uid, 0))
+        untold = {each for each in listed if told.get(each[0], 0) < each[1]}
+        missing = untold | {each for each in listed if self._delivered.get(each[0], 0) < each[1]}
+        again = [listed[each] for each in untold if each in self._missing]
         self._missing = {each: self._missing.get(each, now) for each in missing}
         uids = {uid for uid, _ in listed}
         self._delivered = {uid: generation for uid, generation in self._delivered.items() if uid in uids}

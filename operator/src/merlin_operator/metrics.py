@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from merlin_operator import conditions
 from merlin_operator.board import AgentView
-from merlin_operator.cluster import ClusterBoard
+from merlin_operator.cluster import Traffic
 from merlin_operator.view import StepView, StudyView
 
 MAX_STUDIES: Final = 200
@@ -71,12 +71,26 @@ class Counted(Protocol):
         """Return how long ago its loop last went round."""
 
 
+class Shown(Protocol):
+    """What a board knows; see `merlin_operator.cluster.ClusterBoard`."""
+
+    views: Sequence[StudyView]
+    agents: Sequence[AgentView]
+
+    @property
+    def traffic(self) -> Traffic:
+        """How much was asked of the API server."""
+
+
 class MerlinCollector(Collector):
     """Makes all metric families from the present state."""
 
-    def __init__(self, engine: Counted, board: ClusterBoard, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, engine: Counted, board: Shown, namespace: str, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._engine = engine
         self._board = board
+        self._namespace = namespace
         self._clock = clock
         self._redundant: dict[str, int] = {}
         self._redundant_total = 0
@@ -84,7 +98,7 @@ class MerlinCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return every family."""
         yield _gauge("build_info", "Version of the operator; always 1", {"version": version("merlin-operator")}, 1)
-        yield from _of_studies(self._board.views, self._clock())
+        yield from _of_studies(self._board.views, self._namespace, self._clock())
         yield from _of_agents(self._board.agents)
         yield from self._of_engine()
         yield from self._of_cluster()
@@ -104,7 +118,7 @@ class MerlinCollector(Collector):
         yield _gauge("engine_loop_age_seconds", age, {}, self._engine.quiet_seconds())
 
     def _of_cluster(self) -> Iterator[Metric]:
-        traffic = self._board.api.traffic
+        traffic = self._board.traffic
         yield _counter("status_writes", "Writes of a study's status to the API server", traffic.status_writes)
         yield _counter("allocation_writes", "Writes of allocations to the API server", traffic.allocation_writes)
         yield _counter("api_conflicts", "Writes that the API server refused as outdated", traffic.conflicts)
@@ -126,12 +140,11 @@ def registry_of(collector: Collector) -> CollectorRegistry:
     return registry
 
 
-def _of_studies(views: Sequence[StudyView], now: float) -> Iterator[Metric]:
+def _of_studies(views: Sequence[StudyView], namespace: str, now: float) -> Iterator[Metric]:
     studies = GaugeMetricFamily("merlin_studies", "Studies by state", labels=["namespace", "state"])
-    found = Counter((view.ref.namespace, conditions.state_of(view)) for view in views)
-    for namespace in sorted({view.ref.namespace for view in views}):
-        for state in conditions.STATES:
-            studies.add_metric([namespace, state], found[namespace, state])
+    found = Counter(conditions.state_of(view) for view in views)
+    for state in conditions.STATES:
+        studies.add_metric([namespace, state], found[state])
     yield studies
     labels = ["namespace", "study", "state"]
     tasks = GaugeMetricFamily("merlin_tasks", "Tasks of unfinished studies by state", labels=labels)

@@ -2,8 +2,8 @@
 
 Nothing is published where no agent serves it, and never more than agents will drain within the window: at least two
 chunks a slot, else as many tasks as the measured rate empties in ``window`` seconds. Chunks are sized by guided
-self-scheduling (the rest of the work divided by four times the slots), so the end of a step comes in small pieces and no
-slot idles; a chunk also holds no more than about ten seconds of measured work a slot. Rests, retries and downstream steps
+self-scheduling (the step's tasks left divided by four times the slots), so the end of a step comes in small pieces and
+no slot idles; where run times are known, a chunk holds between a quarter of a second and ten seconds of work. Rests, retries and downstream steps
 travel in the urgent band. Studies that compete for one route take turns by task-seconds served.
 """
 
@@ -16,13 +16,15 @@ from typing import Final
 from merlin_study import subjects, wire
 from merlin_study.ledger import Ledger, Waiting
 from merlin_study.plan import INFO_STEP
-from merlin_study.steptasks import WINDOW, lowest
+from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
 
 MAX_CHUNK: Final = 256
 """Tasks of one chunk: what one report can tell in full masks many times over, and what one loss may cost."""
 CHUNK_SECONDS: Final = 10.0
-"""Measured work of one chunk, per slot of an agent."""
+"""Measured work of one chunk at most: what a loss costs, and what one agent may keep from others."""
+LEAST_SECONDS: Final = 0.25
+"""Measured work that is worth a chunk of its own: below it the chunk costs more than an idle slot at the end."""
 MAX_BATCH: Final = 200
 """Chunks published at once; a batch of JetStream holds 1,000 messages."""
 URGENT: Final = "urgent"
@@ -107,7 +109,7 @@ class Unroller:
                 passed.append(waiting)
                 continue
             tasks, rest = _split(
-                waiting.tasks, self._size(ledger, waiting.step, self.capacity[key], len(waiting.tasks))
+                waiting.tasks, self._size(ledger, waiting.step, self.capacity[key])
             )
             if rest is not None:
                 passed.append(waiting.of(rest))
@@ -123,19 +125,21 @@ class Unroller:
             key = self._key(candidate, step)
             if not ledger.steps[step].available or not self.has_room(key):
                 continue
-            size = self._size(ledger, step, self.capacity[key], ledger.steps[step].available)
-            tasks = ledger.steps[step].next_tasks(size)
+            tasks = ledger.steps[step].next_tasks(self._size(ledger, step, self.capacity[key]))
             if tasks is not None:
                 return self._issue(candidate, step, tasks, URGENT if _is_downstream(ledger, step) else BULK, None)
         return None
 
     @staticmethod
-    def _size(ledger: Ledger, step: int, capacity: Capacity, left: int) -> int:
-        size = min(MAX_CHUNK, WINDOW, -(-left // (4 * capacity.slots)))
+    def _size(ledger: Ledger, step: int, capacity: Capacity) -> int:
+        """Return how many tasks the step's next chunk should hold."""
+        tasks = ledger.steps[step]
+        left = max((tasks.total or 0) - len(tasks.issued), len(tasks.issued) - len(tasks.final))
+        size = -(-left // (4 * capacity.slots))
         mean = ledger.mean_seconds(step)
-        if mean is not None and mean > 0:
-            size = min(size, max(1, int(CHUNK_SECONDS / mean)))
-        return max(1, size)
+        if mean:
+            size = min(max(size, int(LEAST_SECONDS / mean)), int(CHUNK_SECONDS / mean))
+        return max(1, min(size, MAX_CHUNK))
 
     def _issue(self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None) -> Issue:
         ledger = candidate.ledger

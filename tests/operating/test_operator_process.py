@@ -1,0 +1,96 @@
+"""The program as a pod runs it: the real engine and broker, the operator's rights, signals, and a kill."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+
+from merlin_study.seal import Keyring
+from tests.ground import Broker, ControlPlane, Process, eventually, free_port
+from tests.operating.test_operator_health import probe
+from tests.operating.test_study_arrival import STUDY
+
+pytestmark = pytest.mark.control_plane
+
+
+@pytest.fixture
+def port() -> int:
+    """Where the operator serves its probes."""
+    return free_port()
+
+
+@pytest.fixture
+def process(
+    broker: Broker, restricted: client.Configuration, namespace: str, tmp_path: Path, port: int
+) -> Iterator[Process]:
+    """The operator, not started."""
+    del restricted  # it has set KUBECONFIG
+    Keyring.generate().save(tmp_path / "keys")
+    argv = [sys.executable, "-m", "merlin_operator", "--namespace", namespace, "--keys", str(tmp_path / "keys")]
+    argv += ["--http", f"127.0.0.1:{port}", "--server", broker.url]
+    options = tmp_path / "credentials"
+    options.write_text(json.dumps(broker.credentials))
+    options.chmod(0o600)
+    made = Process([*argv, "--credentials", str(options)], log=tmp_path / "operator.log", env=dict(os.environ))
+    yield made
+    made.stop()
+
+
+def condition(plane: ControlPlane, namespace: str, name: str, kind: str) -> str:
+    path = f"jsonpath={{.status.conditions[?(@.type=='{kind}')].status}}"
+    return plane.kubectl("get", "study", name, "--namespace", namespace, "--output", path).stdout
+
+
+def test_a_study_is_accepted_by_an_operator_that_ends_cleanly_when_asked(
+    process: Process, control_plane: ControlPlane, namespace: str, port: int
+) -> None:
+    process.start()
+    control_plane.apply(json.dumps(STUDY), namespace=namespace)
+    try:
+        eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True", timeout=20)
+        assert probe(f"http://127.0.0.1:{port}/readyz") == (200, "ok\n")
+        assert "merlin_broker_connected 1.0" in probe(f"http://127.0.0.1:{port}/metrics")[1]
+        process.signal(signal.SIGTERM)
+        assert process.wait(timeout=8) == 0
+    except BaseException:
+        print(process.describe())
+        raise
+
+
+def test_a_killed_operator_goes_on_where_it_was(process: Process, control_plane: ControlPlane, namespace: str) -> None:
+    process.start()
+    control_plane.apply(json.dumps(STUDY), namespace=namespace)
+    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True", timeout=20)
+    process.kill()
+    refused = json.loads(json.dumps(STUDY).replace("echo hello", "echo $(MERLIN_NONSENSE)"))
+    refused["metadata"]["name"] = "refused"
+    control_plane.apply(json.dumps(refused), namespace=namespace)
+    process.start()
+    wait = ("wait", "--for=condition=Finished", "study/refused", "--namespace", namespace, "--timeout=20s")
+    control_plane.kubectl(*wait)
+    assert condition(control_plane, namespace, "refused", "Accepted") == "False"
+    assert condition(control_plane, namespace, "probe", "Accepted") == "True"
+    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=20s")
+
+
+def test_a_study_goes_away_while_the_broker_is_down(
+    process: Process, control_plane: ControlPlane, namespace: str, broker: Broker
+) -> None:
+    process.start()
+    control_plane.apply(json.dumps(STUDY), namespace=namespace)
+    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True", timeout=20)
+    broker.kill()
+    control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=45s")
+    assert "study deleted without cleaning the broker: study=probe" in process.tail(200)
+
+
+def test_a_port_that_is_taken_ends_the_program_with_a_reason(process: Process, broker: Broker) -> None:
+    process.argv[process.argv.index("--http") + 1] = broker.url.removeprefix("nats://").rpartition("@")[2]
+    process.start()
+    assert process.wait(timeout=15) == 1
+    assert "address already in use" in process.tail(100)
