@@ -99,10 +99,14 @@ CONTENDERS: dict[str, Callable[..., float]] = {"merlin": ours, "hyperqueue": hyp
 
 
 def measure(name: str, memory: Path | None, *, tasks: int, slots: int) -> float:
-    """Return a contender's tasks a second, in a directory of its own."""
+    """Return a contender's tasks a second, in a process and a directory of its own."""
     root = Path(tempfile.mkdtemp(prefix=f"merlin-bench-{name}-", dir=memory))
+    command = [sys.executable, __file__, "--one", name, "--in", root, "--tasks", str(tasks), "--slots", str(slots)]
     try:
-        return tasks / CONTENDERS[name](root, tasks=tasks, slots=slots)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"bench: {name} failed:\n{done.stderr}")
+        return tasks / float(done.stdout.split()[-1])
     finally:
         shutil.rmtree(root)
 
@@ -113,7 +117,12 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--in", dest="root", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.one:
+        print(CONTENDERS[arguments.one](arguments.root, tasks=arguments.tasks, slots=arguments.slots))
+        return
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(arguments.repeat):

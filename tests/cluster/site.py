@@ -35,9 +35,9 @@ class Site:
     root: Path
     operator: Process
     http_port: int
-    jobs: list[int] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
 
-    def allocate(self, *, slots: int = 2) -> int:
+    def allocate(self, *, slots: int = 2) -> str:
         """Submit a batch script whose one line starts an agent; return the job's number."""
         agent = Path(sys.executable).with_name("merlin-agent")
         script = (

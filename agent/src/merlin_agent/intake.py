@@ -34,9 +34,9 @@ _LONGEST_BACKOFF: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A chunk that was fetched and opened."""
+    """A chunk that was fetched and opened; all copies of it that came are answered alike."""
 
-    message: Message
+    copies: list[Message]
     chunk: Chunk
     consumer: str
     urgent: bool
@@ -84,7 +84,8 @@ class Intake:
         self._sources: dict[str, _Source] = {}
         self._polls: set[asyncio.Task[None]] = set()
         self._held: list[Held] = []
-        self._claimed: dict[str, Bitmap] = {}
+        self._accepted: dict[tuple[str, int], Held] = {}
+        self._settled: dict[str, Bitmap] = {}
         self._cancelled: set[str] = set()
         self._width = 1.0
         self._turn = 0
@@ -116,17 +117,14 @@ class Intake:
         """A consumer's chunk could be run."""
         self._source(consumer).shunned.succeed()
 
-    def forget(self, held: Held) -> None:
-        """A chunk was accepted and then not claimed: it may come again."""
-        self._known(held.chunk.study).remove(_one(held.chunk.fence))
-
     def cancel(self, study: str) -> None:
         """Drop what waits of a study, and whatever still comes of it."""
         self._cancelled.add(study)
         dropped = [held for held in self._held if held.chunk.study == study]
         self._held = [held for held in self._held if held.chunk.study != study]
         for held in dropped:
-            self._answer(held.message, Answer.DONE)
+            for message in held.copies:
+                self._answer(message, Answer.DONE)
 
     @property
     def waiting(self) -> int:
@@ -137,7 +135,7 @@ class Intake:
         """Take nothing more and give back what was not accepted."""
         self._stopped = True
         for held in self._held:
-            await self._post.broker.answer(held.message, Answer.BACK)
+            await self.answer(held, Answer.BACK)
         self._held.clear()
 
     async def run(self) -> None:
@@ -172,8 +170,7 @@ class Intake:
         while self._held and not self._stopped and demand.room(self._load()) > 0:
             urgent = next((at for at, held in enumerate(self._held) if held.urgent), 0)
             held = self._held.pop(urgent)
-            if not self._known(held.chunk.study).add(_one(held.chunk.fence)):
-                raise AssertionError(f"fence {held.chunk.fence} was accepted twice; this is a bug")
+            self._accepted[held.chunk.study, held.chunk.fence] = held
             self._accept(held)
 
     def _wanted(self) -> int:
@@ -238,25 +235,40 @@ class Intake:
             self._answer(message, Answer.BACK)  # at once, for others; we ourselves stay away for a while
         elif chunk.fence in self._known(chunk.study) or chunk.study in self._cancelled:
             self._answer(message, Answer.DONE)
-        elif any(held.chunk.fence == chunk.fence and held.chunk.study == chunk.study for held in self._held):
-            return  # a second copy of what we hold: the first one's answer serves for both
+        elif (same := self._here(chunk)) is not None:
+            same.copies.append(message)
         elif self._stopped or len(self._held) >= demand.may_hold(self._load(), width=self._width):
             self._answer(message, Answer.BACK)
         else:
             self._width = 0.7 * self._width + 0.3 * len(chunk.tasks)
-            self._held.append(Held(message, chunk, consumer.name, consumer.band == "urgent"))
+            self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent"))
             self.wake()
+
+    async def answer(self, held: Held, answer: Answer, *, delay: float = 0.0) -> None:
+        """Say what became of a chunk; until then nothing is said of any copy of it, for a copy's ack deletes the chunk."""
+        self._accepted.pop((held.chunk.study, held.chunk.fence), None)
+        if answer is Answer.DONE:
+            self._known(held.chunk.study).add(TaskSet(first=held.chunk.fence, width=1))
+        for message in held.copies:
+            await self._post.broker.answer(message, answer, delay=delay)
 
     def _answer(self, message: Message, answer: Answer) -> None:
         task = asyncio.create_task(self._post.broker.answer(message, answer))
         self._polls.add(task)
         task.add_done_callback(self._polls.discard)
 
+    def _here(self, chunk: Chunk) -> Held | None:
+        """Return the chunk as we hold it, or are claiming it."""
+        for held in self._held:
+            if (held.chunk.study, held.chunk.fence) == (chunk.study, chunk.fence):
+                return held
+        return self._accepted.get((chunk.study, chunk.fence))
+
     def _source(self, name: str) -> _Source:
         return self._sources.setdefault(name, _Source())
 
     def _known(self, study: str) -> Bitmap:
-        return self._claimed.setdefault(study, Bitmap())
+        return self._settled.setdefault(study, Bitmap())
 
     def _on_offer(self, message: Message) -> None:
         self._take_offer(message.subject, message.data)
@@ -304,7 +316,3 @@ def open_chunk(post: Post, message: Message) -> Chunk:
     if (chunk.study, chunk.fence) != (address.study, address.fence):
         raise SealError(f"says study {chunk.study} and fence {chunk.fence}, unlike its subject")
     return chunk
-
-
-def _one(fence: int) -> TaskSet:
-    return TaskSet(first=fence, width=1)

@@ -114,7 +114,7 @@ class Lives:
 
     def accept(self, held: Held) -> None:
         """Begin a chunk's life."""
-        task = asyncio.create_task(self._live(held))
+        task = asyncio.create_task(self._live(held, _Reserved(self, len(held.chunk.tasks))))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -129,8 +129,7 @@ class Lives:
         if self._intake is not None:
             self._intake.wake()
 
-    async def _live(self, held: Held) -> None:
-        reserved = _Reserved(self, len(held.chunk.tasks))
+    async def _live(self, held: Held, reserved: _Reserved) -> None:
         try:
             life = await self._enter(held)
             if life is None:
@@ -157,25 +156,23 @@ class Lives:
         except (RefusedError, SealError, OSError) as error:
             refused = str(error)
         if held.chunk.study in self._studies.cancelled:
-            await self._post.broker.answer(held.message, Answer.DONE)
+            await self._intake.answer(held, Answer.DONE)
             return None
         won = await claim(self._post, wire.Start(agent=self._agent, chunk=held.chunk))
-        await self._post.broker.answer(held.message, Answer.DONE)
-        if won is Claimed.LOST:
-            return None
-        if study is None:
+        life: Life | None = None
+        if won is Claimed.WON and study is not None:
+            life = Life(ChunkRun(held.chunk, urgent=held.urgent), study, held.consumer)
+            self.by_run[life.run] = life
+        await self._intake.answer(held, Answer.DONE)
+        if won is Claimed.WON and study is None:
             await self._refuse(held, refused)
-            return None
-        life = Life(ChunkRun(held.chunk, urgent=held.urgent), study, held.consumer)
-        self.by_run[life.run] = life
         return life
 
     async def _give_back(self, held: Held, why: str) -> None:
         assert self._intake is not None
         self._complain(why)
-        self._intake.forget(held)
         self._intake.shun(held.consumer)
-        await self._post.broker.answer(held.message, Answer.BACK, delay=_RETURN_DELAY)
+        await self._intake.answer(held, Answer.BACK, delay=_RETURN_DELAY)
 
     async def _refuse(self, held: Held, why: str) -> None:
         """Hand a chunk back that we claimed only to say that we can't run it."""

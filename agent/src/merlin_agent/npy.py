@@ -94,7 +94,7 @@ def _header(data: bytes) -> _Header:
 
 def _reader(descr: object) -> tuple[int, _Reader]:
     """Return a value's size in bytes, and what makes text of it."""
-    if not isinstance(descr, str) or len(descr) < 3:
+    if not isinstance(descr, str) or len(descr) < 2:
         raise NpyError(f"expected plain numbers or text, found {descr!r}; save the columns as one array of one type")
     order, kind = (">" if descr[0] == ">" else "<"), descr[1:]
     if kind == "b1":

@@ -34,7 +34,8 @@ def show(console: Console, progress: Progress, *, elapsed: float, directory: Pat
 def show_stopped(console: Console, *, done: int, then: str, directory: Path) -> None:
     """Say how far a stopped study came, and how to go on."""
     say(console, f"Stopped with {text.count(done, 'task')} done; {then}", "bold")
-    outputs(console, directory)
+    if directory.exists():
+        outputs(console, directory)
 
 
 def outputs(console: Console, directory: Path) -> None:

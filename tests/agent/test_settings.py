@@ -1,0 +1,177 @@
+"""Where settings come from, and what is said where they make no sense."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from merlin_agent import allocation, config
+from merlin_agent.__main__ import main
+from merlin_agent.config import ConfigError, Credentials
+from merlin_study.seal import Keyring
+from merlin_study.wire import AllocationFacts
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("MERLIN_AGENT_", "SLURM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def load(*flags: str) -> config.Settings:
+    """Load with the real environment."""
+    return config.load(flags, os.environ)
+
+
+def test_flags_count_before_variables_before_the_file_before_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each source is asked for each setting by itself."""
+    file = tmp_path / "home" / ".merlin" / "agent.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("server: nats://file\nsite: file\nslots: 3\ndrain-grace: 7\nqueues: [a, b]\n")
+    monkeypatch.setenv("MERLIN_AGENT_SITE", "variable")
+    monkeypatch.setenv("MERLIN_AGENT_SLOTS", "4")
+    found = load("--slots", "5")
+    assert (found.server, found.site, found.slots, found.drain_grace) == ("nats://file", "variable", 5, 7.0)
+    assert (found.queues, found.namespace) == (("a", "b"), "default")
+    assert found.workspace == tmp_path
+    assert found.keys == tmp_path / "home" / ".merlin" / "keys"
+
+
+def test_queues_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanks around them don't count."""
+    assert load("--queues", "a, b,").queues == ("a", "b")
+    monkeypatch.setenv("MERLIN_AGENT_QUEUES", "c,d")
+    assert load().queues == ("c", "d")
+    assert load("--queues", "").queues == ()
+
+
+def test_another_file_may_be_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By flag or variable; then it has to be there."""
+    (tmp_path / "mine.yaml").write_text("slots: 9\n")
+    assert load("--config", "mine.yaml").slots == 9
+    monkeypatch.setenv("MERLIN_AGENT_CONFIG", str(tmp_path / "mine.yaml"))
+    assert load().slots == 9
+    with pytest.raises(ConfigError, match=r"^none\.yaml: expected readable YAML or JSON, found: No such file"):
+        load("--config", "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "text", "says"),
+    [
+        (("--slots", "0"), {}, "", "--slots: Input should be greater than or equal to 1, found 0"),
+        ((), {"MERLIN_AGENT_SLOTS": "many"}, "", "MERLIN_AGENT_SLOTS: Input should be a valid integer"),
+        ((), {}, "slotz: 3\n", "slotz: expected one of server, credentials, "),
+        ((), {}, "slots: many\n", "slots: Input should be a valid integer"),
+        ((), {}, "[1]\n", "expected keys with values, found list"),
+        ((), {}, "a: [\n", "expected readable YAML or JSON, found: no YAML or JSON"),
+    ],
+)
+def test_what_makes_no_sense_is_said_with_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    variables: dict[str, str],
+    text: str,
+    says: str,
+) -> None:
+    """The place first, then what was expected and found; exit code 2."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if text:
+        file = tmp_path / "home" / ".merlin" / "agent.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(*flags)
+    assert says in str(caught.value)
+    assert caught.value.code == 2
+
+
+def private(path: Path, text: str, mode: int = 0o600) -> Path:
+    """A file for its owner."""
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_credentials_are_a_token_or_a_user_with_a_password(tmp_path: Path) -> None:
+    """As YAML or JSON."""
+    assert config.load_credentials(None).as_options() == {}
+    assert config.load_credentials(private(tmp_path / "a.json", '{"token": "t"}')) == Credentials(token="t")
+    found = config.load_credentials(private(tmp_path / "b.yaml", "user: u\npassword: p\n"))
+    assert found.as_options() == {"user": "u", "password": "p"}
+    assert "p" not in repr(found).replace("repr", "").removeprefix("<merlin_agent.config.Credentials object at ")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        ("token: t", 0o640, "expected mode 0600, found 0640; run: chmod 600 "),
+        ("token: 12", 0o600, "expected token:, or user: and password:, as text, found token"),
+        ("user: u", 0o600, "expected token:, or user: and password:, as text, found user"),
+        ("", 0o600, "as text, found nothing"),
+        ("secret: [", 0o600, "found: no YAML or JSON"),
+    ],
+)
+def test_bad_credentials_are_named_without_being_quoted(tmp_path: Path, text: str, mode: int, says: str) -> None:
+    """Exit code 3; the secret itself is in no message."""
+    with pytest.raises(ConfigError) as caught:
+        config.load_credentials(private(tmp_path / "c.yaml", text, mode))
+    assert str(caught.value).startswith(str(tmp_path / "c.yaml"))
+    assert says in str(caught.value)
+    assert caught.value.code == 3
+
+
+def test_each_kind_of_fault_has_its_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """2 usage, 3 keys and credentials, 4 workspace."""
+    assert main(["--config", "none.yaml"]) == 2
+    assert main(["--keys", "none"]) == 3
+    Keyring.generate().save(tmp_path / "keys")
+    assert main(["--keys", "keys", "--credentials", "none"]) == 3
+    (tmp_path / "file").touch()
+    assert main(["--keys", "keys", "--workspace", "file/below"]) == 4
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4
+    assert said[1].startswith(f"merlin-agent: {tmp_path}/none/seal.key: ")
+    assert said[1].endswith("copy the operator's keys there, or give --keys")
+    with pytest.raises(SystemExit) as caught:
+        main(["--slot", "3"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("environ", "facts"),
+    [
+        ({}, AllocationFacts()),
+        ({"SLURM_JOB_NUM_NODES": "4"}, AllocationFacts()),
+        ({"SLURM_JOB_ID": "77"}, AllocationFacts(scheduler="slurm", job_id="77")),
+        (
+            {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_END_TIME": "1700000000"},
+            AllocationFacts(scheduler="slurm", job_id="77", nodes=4, ends_at=1.7e9),
+        ),
+        (
+            {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_JOB_END_TIME": "soon"},
+            AllocationFacts(scheduler="slurm", job_id="77", nodes=2),
+        ),
+    ],
+)
+def test_slurms_variables_tell_the_allocation(environ: dict[str, str], facts: AllocationFacts) -> None:
+    """What makes no sense counts as unset."""
+    assert allocation.facts(environ) == facts
+
+
+def test_what_the_allocation_decides() -> None:
+    """Slots, site and the time that is left."""
+    assert allocation.slots({"SLURM_CPUS_ON_NODE": "36"}) == 36
+    assert allocation.slots({"SLURM_CPUS_ON_NODE": "36(x2)"}) >= 1
+    assert allocation.site({"SLURM_CLUSTER_NAME": "quartz"}, "login1") == "quartz"
+    assert allocation.site({}, "quartz-1188.site.example") == "quartz"
+    assert allocation.site({}, "123") == "123"
+    assert allocation.seconds_left(AllocationFacts(), 5.0) == float("inf")
+    assert allocation.seconds_left(AllocationFacts(ends_at=100.0), 40.0) == 60.0
+    assert allocation.seconds_left(AllocationFacts(ends_at=100.0), 140.0) == 0.0
