@@ -101,7 +101,7 @@ CONTENDERS: dict[str, Callable[..., float]] = {"merlin": ours, "hyperqueue": hyp
 def measure(name: str, memory: Path | None, *, tasks: int, slots: int) -> float:
     """Return a contender's tasks a second, in a process and a directory of its own."""
     root = Path(tempfile.mkdtemp(prefix=f"merlin-bench-{name}-", dir=memory))
-    command = [sys.executable, __file__, "--one", name, "--in", root, "--tasks", str(tasks), "--slots", str(slots)]
+    command = [sys.executable, __file__, "--one", name, "--in", str(root), "--tasks", str(tasks), "--slots", str(slots)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

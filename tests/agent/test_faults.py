@@ -226,3 +226,39 @@ def test_a_workspace_that_cannot_be_written_is_nobodys_failure(broker: Broker, t
         (operator.root / "sim").unlink()
         again = operator.issue(range(1))
         assert operator.counts(operator.final(again)) == {("succeeded", 0): 1}
+
+
+def test_a_word_that_was_missed_is_heard_after_the_connection_is_back(broker: Broker, tmp_path: Path) -> None:
+    """Cancelled while the agent was cut off: the running task ends all the same."""
+    with Standin(broker, tmp_path) as operator:
+        operator.up(a_plan(a_step("sim", gated(tmp_path))), timing=QUICK)
+        agent = operator.agent()
+        operator.id_of(agent)
+        chunk = operator.issue(range(1))
+        eventually(lambda: pids(operator))
+        agent.pause()
+        broker.kill()
+        broker.restart()
+        eventually(lambda: operator.client.is_connected)
+        operator.cancel()
+        agent.resume()
+        assert operator.counts(operator.final(chunk)) == {("cancelled", -15): 1}
+
+
+def test_an_agent_waits_for_a_broker_and_says_what_is_wrong(broker: Broker, tmp_path: Path) -> None:
+    """Unreachable, then the wrong credentials, then the right ones: it was never restarted."""
+    with Standin(broker, tmp_path) as operator:
+        operator.open_streams()
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text('{"token": "not this one"}')
+        wrong.chmod(0o600)
+        stranger = operator.agent("--credentials", str(wrong))
+        eventually(lambda: "check that the credentials file is the one for this server" in stranger.tail())
+        assert "not this one" not in stranger.tail()
+        broker.kill()
+        agent = operator.agent()
+        eventually(lambda: f"expected a NATS server at {broker.url}, found: " in agent.tail())
+        eventually(lambda: "check --server and that this host may reach it" in agent.tail())
+        broker.restart()
+        operator.id_of(agent)
+        assert stranger.alive

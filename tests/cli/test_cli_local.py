@@ -104,7 +104,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     while Merlin.started:
         with Merlin.started.pop().process as process:  # closes its pipes and waits
             process.kill()
-    eventually(lambda: not running_below(tmp_path), message=f"no process is left below {tmp_path}")
+    eventually(lambda: not running_below(tmp_path), timeout=40, message=f"no process is left below {tmp_path}")
     eventually(lambda: not list(private.glob("merlin-*")), message="no private directory is left")
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-UV = ROOT / ".cache" / "uv" / "bin" / "uv"
-MERLIN = Path(sys.executable).with_name("merlin")
+UV = str(ROOT / ".cache" / "uv" / "bin" / "uv")
+MERLIN = str(Path(sys.executable).with_name("merlin"))
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with upstream's wheel (for its examples; nothing of it runs) and what their scripts import."""
     home = tmp_path_factory.mktemp("upstream") / "venv"
-    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, home], check=True, timeout=120)
-    install = [UV, "pip", "install", "--quiet", "--python", home / "bin" / "python"]
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, str(home)], check=True, timeout=120)
+    install = [UV, "pip", "install", "--quiet", "--python", str(home / "bin" / "python")]
     subprocess.run([*install, "--no-deps", "merlin==1.13.0", "names", "numpy"], check=True, timeout=300)
     return home
 

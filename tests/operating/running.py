@@ -37,14 +37,20 @@ class RecordingEngine:
     fails: int = 0
     deaf: bool = False
     dies: str = ""
+    stubborn: int = 0
     quiet: float = 0.0
     observed: list[Submission] = field(default_factory=list)
     forgotten: list[StudyRef] = field(default_factory=list)
 
     async def run(self) -> None:
         """Work for ever, or until the test says so."""
-        while not self.dies:  # noqa: ASYNC110 - the test sets it from another thread
-            await asyncio.sleep(0.05)
+        while not self.dies:
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                self.stubborn -= 1
+                if self.stubborn < 0:
+                    raise
         raise RuntimeError(self.dies)
 
     async def observe(self, submission: Submission) -> None:

@@ -57,7 +57,7 @@ class Agent:
         self._problems = Problems()
         self._mean = Mean()
         self._done = self._refused = 0
-        self._leaving = False
+        self._leaving = self._left = False
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
         self._link = Link(server=settings.server, credentials=credentials, name=self.id)
         post = Post(self._link, keys, Space(settings.namespace))
@@ -125,14 +125,16 @@ class Agent:
         await self._lives.drain(self._settings.drain_grace, self._hurry)
         for helper in helpers:
             helper.cancel()
-        await asyncio.gather(*helpers, return_exceptions=True)
+        await asyncio.wait(helpers, timeout=3)  # not for ever: nats-py swallows a cancellation now and then
         self._slots.close()
         self._recorder.close()
         self._presence.leave()
+        self._left = True
         await self._beat.send()
         await self._link.flush()
+        self._link.close()
         linked.cancel()
-        await asyncio.gather(linked, return_exceptions=True)
+        await asyncio.wait({linked}, timeout=3)
         self._reaper.close()
 
     def _on_signal(self) -> None:
@@ -199,7 +201,7 @@ class Agent:
             refused=self._refused,
             problems=self._problems.current(),
             leaving=self._leaving,
-            left=self._leaving and self._lives.empty,
+            left=self._left,
         )
 
     def _on_ended(self, batch: list[tuple[ChunkRun, Ended]]) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from merlin_agent import files
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
+from merlin_agent.npy import NpyError
 from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot
 from merlin_study import outcome, wire
@@ -107,8 +108,9 @@ class ChunkWork:
         del run
         try:
             script, text = self._step.script(task)
-        except RowError as error:
-            return Ended(task, None, problem=str(error))
+        except (RowError, NpyError) as error:
+            # It would fail everywhere and every time, so it is no fault of this host.
+            return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
         try:
             fresh = files.make_directory(script.directory)
             if not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import weakref
 from typing import Final
 
 NOBODYS: Final = frozenset(
@@ -26,6 +27,23 @@ _WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _TOUCH: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _SCRIPT_MODE: Final = 0o766
 """What the umask leaves of it is what ``chmod u+x`` makes of a new file, as upstream."""
+
+
+class Reading:
+    """A file that is read by position, from any thread; closed with its last user."""
+
+    def __init__(self, path: str) -> None:
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+
+    @property
+    def size(self) -> int:
+        """How long the file is now."""
+        return os.fstat(self._handle).st_size
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes, or fewer at the file's end."""
+        return os.pread(self._handle, length, offset)
 
 
 def make_directory(path: str) -> bool:

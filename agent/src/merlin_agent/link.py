@@ -69,6 +69,8 @@ class Link:
         self._pull_inboxes: dict[str, str] = {}
         self._complained = -COMPLAIN_EVERY
         self._last_error: Exception | None = None
+        self._closing = False
+        self._lost = asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -84,19 +86,18 @@ class Link:
         self._greeters.append(callback)
 
     async def run(self) -> None:
-        """Keep a connection until this task is cancelled."""
+        """Keep a connection until `close`."""
         failures = 0
-        while True:
+        while not self._closing:
             client = nats.aio.client.Client()
-            lost = asyncio.Event()
+            self._lost = lost = asyncio.Event()
             try:
                 await self._connect(client, lost)
                 failures = 0
                 await lost.wait()
-                _log.warning(
-                    "connection lost", extra={"server": self._server, "error": str(self._last_error or "closed")}
-                )
-            except (OSError, nats.errors.Error, TimeoutError) as error:
+                if not self._closing:
+                    _log.warning("the connection to %s is lost: %s", self._server, self._last_error or "closed")
+            except Exception as error:  # noqa: BLE001 - whatever a half-dead server makes nats-py raise: try again
                 self._complain(error)
             finally:
                 self._client = None
@@ -106,6 +107,11 @@ class Link:
             failures += 1
             longest = min(LONGEST_WAIT, 0.1 * 2**failures)
             await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - jitter is no secret
+
+    def close(self) -> None:
+        """Let `run` end; cancelling it would not do, because nats-py swallows cancellations now and then."""
+        self._closing = True
+        self._lost.set()
 
     async def _connect(self, client: nats.aio.client.Client, lost: asyncio.Event) -> None:
         async def closed() -> None:
@@ -133,7 +139,7 @@ class Link:
             await client.subscribe(subject, cb=_adapted(handler))
         await client.flush()
         self._client = client
-        _log.info("connected", extra={"server": self._server})
+        _log.info("connected to %s", self._server)
         for greet in self._greeters:
             greet()
 

@@ -1,7 +1,7 @@
 """A reader of ``.npy`` files: the header, and values formatted as ``str()`` of a NumPy scalar.
 
 Upstream loads samples with NumPy and writes each value with ``str``. The agent runs on thousands of nodes and needs one row at a
-time, so it maps the file and decodes what is asked for; NumPy is only the oracle of the tests. Pickled objects are refused:
+time, so it reads and decodes what is asked for; NumPy is only the oracle of the tests. Pickled objects are refused:
 reading them runs whatever the file says.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import math
-import mmap
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from merlin_agent.files import Reading
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER: Final = 64 * 1024
@@ -32,36 +33,43 @@ class ArrayRows:
     """`rows.Rows` of an array of one or two dimensions; one of one dimension is a column."""
 
     def __init__(self, path: str) -> None:
-        with open(path, "rb") as file:
-            header = _header(file.read(_MAX_HEADER + 16))
-            shape = header.shape
-            if len(shape) not in (1, 2):
-                raise NpyError(f"expected an array of one or two dimensions, found shape {shape}; reshape it")
-            self.count = shape[0]
-            self.columns = shape[1] if len(shape) == 2 else 1
-            self._size, self._read = _reader(header.descr)
-            self._by_column = header.by_column and len(shape) == 2
-            self._start = header.start
-            needed = self._start + self.count * self.columns * self._size
-            found = file.seek(0, 2)
-            if found < needed:
-                raise NpyError(
-                    f"expected {needed} bytes for shape {shape}, found {found}; it was cut short, write it again"
-                )
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = Reading(path)
+        header = _header(self._file.at(0, _MAX_HEADER + 16))
+        shape = header.shape
+        if len(shape) not in (1, 2):
+            raise NpyError(f"expected an array of one or two dimensions, found shape {shape}; reshape it")
+        self.count = shape[0]
+        self.columns = shape[1] if len(shape) == 2 else 1
+        self._size, self._read = _reader(header.descr)
+        self._by_column = header.by_column and len(shape) == 2
+        self._start = header.start
+        needed = self._start + self.count * self.columns * self._size
+        found = self._file.size
+        if found < needed:
+            raise NpyError(
+                f"expected {needed} bytes for shape {shape}, found {found}; it was cut short, write it again"
+            )
 
     def row(self, number: int) -> tuple[str, ...]:
         """See `rows.Rows`."""
         if not 0 <= number < self.count:
             raise NpyError(f"expected a row {number}, found {self.count} rows")
         if self._by_column:
-            places = [column * self.count + number for column in range(self.columns)]
+            values = [self._read(self._at(column * self.count + number, 1), 0) for column in range(self.columns)]
         else:
-            places = [number * self.columns + column for column in range(self.columns)]
-        return tuple(self._read(self._data, self._start + place * self._size) for place in places)
+            data = self._at(number * self.columns, self.columns)
+            values = [self._read(data, column * self._size) for column in range(self.columns)]
+        return tuple(values)
+
+    def _at(self, place: int, values: int) -> bytes:
+        length = values * self._size
+        data = self._file.at(self._start + place * self._size, length)
+        if len(data) != length:
+            raise NpyError("changed while it was used; restore it and start the agent again")
+        return data
 
 
-_Reader = Callable[[mmap.mmap, int], str]
+_Reader = Callable[[bytes, int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,7 @@ def _complex(order: str, kind: str) -> tuple[int, _Reader]:
     layout = struct.Struct(order + 2 * letter)
     part = repr if letter == "d" else _formatter("f4", "f", 9)
 
-    def read(data: mmap.mmap, at: int) -> str:
+    def read(data: bytes, at: int) -> str:
         real, imaginary = layout.unpack_from(data, at)
         imaginary_text = _without_zero(part(imaginary))
         if real == 0 and math.copysign(1, real) > 0:

@@ -1,19 +1,21 @@
 """Rows of a sample table by their number, from ``.csv``, ``.tab`` or ``.npy``: an index is built once, rows are read when asked for.
 
-A table of text is mapped, not read, and every 64th row's place is kept: 10⁸ rows cost 12 MB. Values are text, split as
-``numpy.loadtxt(dtype=str)`` does, which upstream uses: ``.csv`` at commas (blanks stay), ``.tab`` at blanks, ``#`` starts a comment,
-empty lines don't count. On top of that a byte order mark is dropped. Rows of unequal length are refused with the number of the line.
+A table of text stays on disk, and every 64th row's place is kept: 10⁸ rows cost 25 MB. It is read, not mapped: whoever shortens a
+mapped file kills its readers. Values are text, split as ``numpy.loadtxt(dtype=str)`` does, which upstream uses: ``.csv`` at commas (blanks
+stay), ``.tab`` at blanks, ``#`` starts a comment, empty lines don't count. On top of that a byte order mark is dropped. Rows of unequal
+length are refused with the number of the line.
 """
 
 from __future__ import annotations
 
-import mmap
+import functools
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from merlin_agent import npy
+from merlin_agent.files import Reading
 
 STRIDE: Final = 64
 _BOM: Final = b"\xef\xbb\xbf"
@@ -43,28 +45,47 @@ class TextRows:
 
     def __init__(self, path: str, separator: bytes | None) -> None:
         self._path, self._separator = path, separator
-        self._data = _mapped(path)
-        self._marks = array("Q")
-        self._lines = array("Q")
+        self._file = Reading(path)
+        self._marks, self._lines = array("Q"), array("Q")
+        """Where every 64th row begins, and in which line; last the end."""
         self.count = 0
         self.columns = 0
         self._index()
+        self._block = functools.lru_cache(maxsize=64)(self._read_block)
 
     def row(self, number: int) -> tuple[str, ...]:
         """See `Rows`."""
         if not 0 <= number < self.count:
             raise RowError(f"{self._path}: expected a row {number}, found {self.count} rows")
-        block, skip = divmod(number, STRIDE)
-        for at, (line, _, content) in enumerate(self._rows(self._marks[block], self._lines[block])):
-            if at == skip:
-                return self._decoded(content, line)
-        raise RowError(f"{self._path}: changed while it was used; restore it and restart the agent")
+        block, at = divmod(number, STRIDE)
+        line, content = self._block(block)[at]
+        try:
+            return tuple(value.decode() for value in content.split(self._separator))
+        except UnicodeDecodeError as error:
+            found = f"{error.object[error.start]:#04x}"
+            raise RowError(f"{self._path}:{line}: expected UTF-8, found byte {found}; convert the file") from error
+
+    def _read_block(self, block: int) -> list[tuple[int, bytes]]:
+        begin, end = self._marks[block], self._marks[block + 1]
+        data = self._file.at(begin, end - begin)
+        found = [
+            (line, content) for line, _, content in _rows(data.splitlines(keepends=True), begin, self._lines[block])
+        ]
+        if len(found) != min(STRIDE, self.count - block * STRIDE):
+            raise RowError(f"{self._path}: changed while it was used; restore it and start the agent again")
+        return found
 
     def _index(self) -> None:
-        start = len(_BOM) if self._data[: len(_BOM)] == _BOM else 0
+        with open(self._path, "rb") as file:
+            start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+            file.seek(start)
+            self._index_rows(file, start)
+            self._marks.append(file.tell())
+
+    def _index_rows(self, file: Iterable[bytes], start: int) -> None:
         first = 0
-        for line, offset, content in self._rows(start, 1):
-            width = self._width(content)
+        for line, offset, content in _rows(file, start, 1):
+            width = len(content.split()) if self._separator is None else content.count(self._separator) + 1
             if self.count == 0:
                 self.columns, first = width, line
             elif width != self.columns:
@@ -81,30 +102,15 @@ class TextRows:
                 self._lines.append(line)
             self.count += 1
 
-    def _rows(self, offset: int, line: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (line number, offset, text without comment) of each row from a place on."""
-        data, size = self._data, len(self._data)
-        while offset < size:
-            end = data.find(b"\n", offset)
-            end = size if end < 0 else end
-            content = data[offset:end]
-            if b"#" in content:
-                content = content[: content.index(b"#")]
-            content = content.removesuffix(b"\r")
-            if content.strip():
-                yield line, offset, content
-            offset, line = end + 1, line + 1
 
-    def _width(self, content: bytes) -> int:
-        return len(content.split()) if self._separator is None else content.count(self._separator) + 1
-
-    def _decoded(self, content: bytes, line: int) -> tuple[str, ...]:
-        try:
-            return tuple(value.decode() for value in content.split(self._separator))
-        except UnicodeDecodeError as error:
-            raise RowError(
-                f"{self._path}:{line}: expected UTF-8, found byte {content[error.start]:#04x}; convert the file"
-            ) from error
+def _rows(lines: Iterable[bytes], offset: int, number: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (line number, offset, text without comment and end) of each row."""
+    for line in lines:
+        content = line[: line.index(b"#")] if b"#" in line else line
+        content = content.removesuffix(b"\n").removesuffix(b"\r")
+        if content.strip():
+            yield number, offset, content
+        offset, number = offset + len(line), number + 1
 
 
 def open_rows(path: str) -> Rows:
@@ -124,10 +130,3 @@ def open_rows(path: str) -> Rows:
     except OSError as error:
         raise RowError(f"{path}: can't be read: {error.strerror}") from error
     raise RowError(f"{path}: expected a sample file that ends in .csv, .tab or .npy, found {ending or 'no ending'!r}")
-
-
-def _mapped(path: str) -> bytes | mmap.mmap:
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -112,7 +112,8 @@ class Studies:
         self._asked: set[str] = set()
         self.cancelled: set[str] = set()
         post.broker.listen(post.space.control("*"), self._on_control)
-        post.broker.on_connect(self._asked.clear)  # a word may have been missed
+        self._listening: set[asyncio.Task[None]] = set()
+        post.broker.on_connect(self._hear_again)
 
     async def open(self, chunk: Chunk) -> Study:
         """Return the study of a chunk, bound to this site.
@@ -152,6 +153,14 @@ class Studies:
         if name != os.path.basename(name) or name in ("", ".", "..") or "\0" in plan.output_path:
             raise NotYetError(f"{subject}: {name!r} is no name for a workspace")
         return plan
+
+    def _hear_again(self) -> None:
+        """A word may have been missed while there was no connection."""
+        for study in self._asked:
+            task = asyncio.create_task(self._hear(study))
+            self._listening.add(task)
+            task.add_done_callback(self._listening.discard)
+        self._asked.clear()
 
     async def _hear(self, study: str) -> None:
         if study in self._asked:

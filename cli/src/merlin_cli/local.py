@@ -27,7 +27,7 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from merlin_cli import summary
+from merlin_cli import summary, tally
 from merlin_cli.bars import Display, display
 from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
@@ -43,6 +43,8 @@ DRAIN_GRACE: Final = 5
 """Seconds that running tasks get after Ctrl-C: short enough to wait for."""
 AGENT_GRACE: Final = DRAIN_GRACE + 25.0
 """Seconds for the agent to end, with its tasks; this only catches one that hangs."""
+IDLE_GRACE: Final = 5.0
+"""Seconds for the agent to end when there is nothing left to drain."""
 PATIENCE: Final = 10.0
 """Seconds that a study may wait for an agent before its user is told so: agents start within two."""
 ENGINE_GRACE: Final = 5.0
@@ -194,7 +196,8 @@ class _Session:
 
     async def _stop(self) -> None:
         """End the children in their order, whatever happened to them."""
-        await self._agent.stop(AGENT_GRACE)
+        finished = self._progress is not None and self._progress.finished
+        await self._agent.stop(IDLE_GRACE if finished else AGENT_GRACE)
         await self._engine.stop(ENGINE_GRACE)
         await self._broker.child.stop(BROKER_GRACE)
 
@@ -237,7 +240,8 @@ class _Session:
         if progress is not None and progress.finished:
             summary.show(self._console, progress, elapsed=elapsed, directory=self._job.directory)
             return Exit.OK if progress.succeeded else Exit.FAILURES
-        done = progress.done if progress is not None else 0
+        # The workspace has heard of what ended while the parts were stopping; the engine's last view may not have.
+        done = tally.of_workspace(self._job.plan, self._job.directory).progress("").done
         summary.show_stopped(self._console, done=done, then=self._how_to_go_on(), directory=self._job.directory)
         assert self._signal is not None, "stopped without a reason: this is a bug, please report it"
         return _SIGNALS[self._signal]

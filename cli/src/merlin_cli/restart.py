@@ -16,10 +16,10 @@ import os
 import uuid
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from merlin_cli import local
+from merlin_cli import local, tally
 from merlin_cli.exits import CliError, Exit
 from merlin_study import workspace
 from merlin_study.plan import Plan
@@ -41,30 +41,9 @@ def restart_locally(directory: str, *, slots: int | None, console: Console) -> E
     """
     local.check_installed()
     there = Path(os.path.abspath(directory))  # noqa: PTH100 symbolic links stay: a workspace may be named through one
-    plan, root = placed(read_plan(there), there)
+    plan, root = placed(tally.read_plan(there), there)
     job = local.Job(plan=plan, study=_study(there), root=root, slots=slots or local.default_slots(), resume=True)
     return local.run(job, console)
-
-
-def read_plan(directory: Path) -> Plan:
-    """Read the plan of a workspace.
-
-    Raises:
-        CliError: there is none, or none that this version reads.
-    """
-    file = directory / workspace.INFO / workspace.PLAN_FILE
-    try:
-        return Plan.from_json(file.read_bytes())
-    except FileNotFoundError:
-        raise CliError(
-            Exit.USAGE,
-            f"{directory} is no workspace of a study: there is no {workspace.INFO}/{workspace.PLAN_FILE} in it; "
-            "give the directory that `merlin run` named as Outputs",
-        ) from None
-    except OSError as error:
-        raise CliError(Exit.CANNOT_RUN, f"can't read {file}: {error.strerror}") from error
-    except ValidationError as error:
-        raise CliError(Exit.CANNOT_RUN, f"{file} is no plan that this version of merlin reads") from error
 
 
 def placed(plan: Plan, directory: Path) -> tuple[Plan, Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from merlin_cli import bars, restart, summary, tally, text
+from merlin_cli import bars, summary, tally, text
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Progress
 
@@ -20,7 +20,7 @@ def status(directory: str, console: Console) -> Exit:
     there = Path(os.path.abspath(directory))  # noqa: PTH100 symbolic links stay: the path is shown
     if there.is_file():
         raise CliError(Exit.USAGE, f"{directory} is a file; give the directory that `merlin run` named as Outputs")
-    plan = restart.read_plan(there)
+    plan = tally.read_plan(there)
     try:
         folded = tally.of_workspace(plan, there)
     except OSError as error:

@@ -46,7 +46,7 @@ def outputs(console: Console, directory: Path) -> None:
 def counts(console: Console, progress: Progress) -> None:
     """Print a row for each step with its outcomes; a column only where some step has it."""
     shown = [(name, words) for name, words in text.OUTCOMES if any(getattr(step, name) for step in progress.steps)]
-    table = Table(box=None, header_style="", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="", padding=(0, 1), pad_edge=False)
     table.add_column("step", no_wrap=True, overflow="ellipsis", max_width=40)
     for heading in ("tasks", *(words for _, words in shown)):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
+from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Failed, Progress, StepCount, StepFailure
 from merlin_study import outcomelog, wire, workspace
 from merlin_study.bitmap import Bitmap
@@ -158,6 +161,27 @@ def logs(directory: Path) -> Iterable[Path]:
     """The outcome logs of a workspace, the oldest first, so that a later run's word is the last."""
     found = (directory / workspace.INFO / workspace.OUTCOMES).glob("*.jsonl")
     return sorted(found, key=lambda log: (log.stat().st_mtime_ns, log.name))
+
+
+def read_plan(directory: Path) -> Plan:
+    """Read the plan of a workspace.
+
+    Raises:
+        CliError: there is none, or none that this version reads.
+    """
+    file = directory / workspace.INFO / workspace.PLAN_FILE
+    try:
+        return Plan.from_json(file.read_bytes())
+    except FileNotFoundError:
+        raise CliError(
+            Exit.USAGE,
+            f"{directory} is no workspace of a study: there is no {workspace.INFO}/{workspace.PLAN_FILE} in it; "
+            "give the directory that `merlin run` named as Outputs",
+        ) from None
+    except OSError as error:
+        raise CliError(Exit.CANNOT_RUN, f"can't read {file}: {error.strerror}") from error
+    except ValidationError as error:
+        raise CliError(Exit.CANNOT_RUN, f"{file} is no plan that this version of merlin reads") from error
 
 
 def of_workspace(plan: Plan, directory: Path) -> Tally:

@@ -12,6 +12,7 @@ the time of compiling would not do: kopf's own annotation, written meanwhile, ra
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -258,10 +259,10 @@ class ClusterBoard:
     async def _wait_for_news(self) -> None:
         # A study may be due without news: its interval is over, or the server was away.
         self._news.clear()
-        try:
-            await asyncio.wait_for(self._news.wait(), STUDY_INTERVAL / 4)
-        except TimeoutError:
-            return
+        # Not `asyncio.wait_for`: before Python 3.12 it drops a cancellation that comes together with the news.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STUDY_INTERVAL / 4):
+                await self._news.wait()
 
     def _most_urgent(self) -> StudyView | None:
         """What has just finished or was refused first, then what has waited longest."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -29,6 +29,7 @@ FINALIZER: Final = "merlin.dev/cleanup"
 FORGET_SECONDS: Final = 30.0
 """What cleaning may take before deletion goes on without it."""
 FLUSH_SECONDS: Final = 2.0
+CANCELLATIONS: Final = 5
 RETRIES: Final = 5
 BACKOFF: Final = 3.0
 
@@ -126,9 +127,7 @@ async def start(memo: Operator, **_: object) -> None:
 async def stop(memo: Operator, **_: object) -> None:
     """Stop all parts, and write what the studies last came to while the API server is quick about it."""
     memo.stop.set()  # kopf waits for it in a task of its own, and for that task when it ends
-    for task in memo.tasks:
-        task.cancel()
-    await asyncio.gather(*memo.tasks, return_exceptions=True)
+    await _end(memo.tasks)
     await _within(FLUSH_SECONDS, memo.board.flush())
     for runner in memo.sites:
         await runner.cleanup()
@@ -154,6 +153,18 @@ async def forget(memo: Operator, body: kopf.Body, **_: object) -> None:
     if not cleaned:
         logger.warning("study deleted without cleaning the broker: study=%s uid=%s", ref.name, ref.uid)
         kopf.warn(body, reason="CleanupTimedOut", message="what the study has in the broker is left there")
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they end: before Python 3.12 `asyncio.wait_for`, in libraries too, may drop a cancellation."""
+    pending = set(tasks)
+    for _ in range(CANCELLATIONS):
+        for task in pending:
+            task.cancel()
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=1.0)
+    for task in pending:
+        logger.error("a part of the operator does not end: part=%s", task.get_name())
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:

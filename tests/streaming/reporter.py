@@ -1,0 +1,123 @@
+"""An agent that only speaks the protocol: it claims chunks and reports every task as succeeded, and runs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
+
+from merlin_operator.engine import AGENTS_SCOPE
+from merlin_study import subjects, wire
+from merlin_study.outcome import Outcome
+from merlin_study.plan import Plan
+from merlin_study.seal import Keyring
+from tests.ground import Broker
+
+SITE = "testsite"
+
+
+class Reporter:
+    """Claims what is offered; ``runs`` counts how often each (step, task) was claimed."""
+
+    def __init__(self, broker: Broker, keyring: Keyring, plan: Plan, *, samples: int, name: str = "reporter") -> None:
+        self.space = subjects.Space("ns")
+        self.keyring, self.plan, self.samples, self.name = keyring, plan, samples, name
+        self.runs: Counter[tuple[int, int]] = Counter()
+        self._broker = broker
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Work until the block ends."""
+        self._client = Client()
+        await self._client.connect(
+            self._broker.url, max_reconnect_attempts=-1, reconnect_time_wait=1, **self._broker.credentials
+        )
+        self._js = self._client.jetstream(timeout=5)
+        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._work())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._client.close()
+
+    async def _beat(self) -> None:
+        subject = self.space.heartbeat(SITE, self.name)
+        beat = wire.Heartbeat(agent=self.name, site=SITE, host="h", pid=1, version="0", slots=4)
+        while True:
+            with contextlib.suppress(NatsError):
+                await self._client.publish(
+                    subject, self.keyring.seal(beat.encode(), scope=AGENTS_SCOPE, context=subject)
+                )
+            await asyncio.sleep(0.2)
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                for consumer in await self._offered():
+                    await self._pull(consumer)
+            except (NatsError, TimeoutError, OSError):
+                await asyncio.sleep(0.05)
+
+    async def _offered(self) -> tuple[wire.Consumer, ...]:
+        subject = self.space.offer(SITE)
+        message = await self._js.get_msg(self.space.control_stream, subject=subject, direct=True)
+        data = self.keyring.open(message.data or b"", scope=AGENTS_SCOPE, context=subject)
+        return wire.Offer.model_validate_json(data).consumers
+
+    async def _pull(self, consumer: wire.Consumer) -> None:
+        pull = await self._js.pull_subscribe_bind(consumer=consumer.name, stream=self.space.task_stream)
+        messages = []
+        try:
+            with contextlib.suppress(TimeoutError):  # nothing there
+                messages = await pull.fetch(8, timeout=0.05)
+            for message in messages:
+                address = subjects.parse_chunk(message.subject)
+                data = self.keyring.open(message.data, scope=address.study, context=message.subject)
+                await self._take(wire.Chunk.model_validate_json(data))
+                await message.ack()
+        finally:
+            await pull.unsubscribe()
+
+    async def _take(self, chunk: wire.Chunk) -> None:
+        bound = wire.Bound(site=SITE, agent=self.name, mark="m", workspace="/w")
+        with contextlib.suppress(APIError):
+            await self.append(chunk.study, self.space.bound(chunk.study), bound, expected=0)
+        subject = self.space.reports(chunk.study, chunk.fence)
+        try:
+            await self.append(chunk.study, subject, wire.Start(agent=self.name, chunk=chunk), expected=0)
+        except APIError:
+            return
+        self.runs.update((chunk.step, index) for index in chunk.tasks.indices())
+        facts = wire.SampleFacts(count=self.samples, columns=1, digest="d") if chunk.step == 0 else None
+        report = wire.Report(
+            agent=self.name,
+            fence=chunk.fence,
+            serial=1,
+            step=chunk.step,
+            attempt=chunk.attempt,
+            results=(wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=chunk.tasks),),
+            samples=facts,
+            seconds=0.001 * len(chunk.tasks),
+            final=True,
+        )
+        while True:
+            try:
+                await self.append(chunk.study, subject, report, expected=None)
+            except (NatsError, TimeoutError, OSError):
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    async def append(self, study: str, subject: str, entry: wire.Message, *, expected: int | None) -> None:
+        """Append to the log, as the first message of its subject where ``expected`` is 0."""
+        headers = {} if expected is None else {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        await self._js.publish(
+            subject, self.keyring.seal(entry.encode(), scope=study, context=subject), headers=headers
+        )

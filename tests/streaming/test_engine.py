@@ -1,0 +1,217 @@
+"""The engine on a real nats-server: it may die, be doubled, or be lied to, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from nats.aio.client import Client
+
+from merlin_operator.board import AgentView
+from merlin_operator.engine import Engine, EngineConfig
+from merlin_operator.view import StudyRef, StudyView
+from merlin_study import wire
+from merlin_study.plan import Plan
+from merlin_study.seal import Keyring
+from tests.folding.studies import plan_of
+from tests.ground import Broker
+from tests.ground.waiting import eventually_async
+from tests.streaming.reporter import Reporter
+
+SAMPLES = 2000
+TEXT = """
+description: {name: t, description: d}
+global.parameters: {G: {values: [1, 2], label: G.%%}}
+study:
+- {name: a, description: d, run: {cmd: "echo $(G) $(S)"}}
+- {name: b, description: d, run: {cmd: "ls $(a.workspace) $(S)", depends: [a]}}
+- {name: c, description: d, run: {cmd: "echo", depends: [b_*]}}
+merlin: {samples: {file: x.csv, column_labels: [S]}}
+"""
+REF = StudyRef("ns", "t", "0000-uid")
+
+
+class Shown:
+    """A board that remembers the last view."""
+
+    def __init__(self) -> None:
+        self.view: StudyView | None = None
+
+    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+        """Remember."""
+        del agents
+        self.view = views[0] if views else None
+
+    @property
+    def done(self) -> int:
+        return self.view.done if self.view is not None else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.view is not None and self.view.finished
+
+
+async def until(holds: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Wait until something holds."""
+
+    async def ask() -> bool:
+        return holds()
+
+    await eventually_async(ask, timeout=seconds)
+
+
+@contextlib.asynccontextmanager
+async def running(broker: Broker, keyring: Keyring, plan: Plan) -> AsyncIterator[tuple[Engine, Shown]]:
+    shown = Shown()
+    timing = wire.Timing(heartbeat=0.2, lost_after=2.0)
+    engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown)
+    engine.add(REF, plan)
+    task = asyncio.create_task(engine.run())
+    try:
+        yield engine, shown
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def more(shown: Shown, least: int) -> bool:
+    """Whether more than so many tasks are over."""
+    return shown.done > least
+
+
+def _check(reporters: list[Reporter], shown: Shown, plan: Plan) -> None:
+    assert shown.view is not None
+    assert {step.name: step.succeeded for step in shown.view.steps} == {
+        "merlin_info": 1, "a": 2 * SAMPLES, "b": 2 * SAMPLES, "c": 1,
+    }  # fmt: skip
+    runs = sum((reporter.runs for reporter in reporters), start=reporters[0].runs.__class__())
+    assert len(runs) == 4 * SAMPLES + 2
+    assert set(runs.values()) == {1}, "a task was claimed more than once"
+    assert shown.view.doubled == 0
+    assert shown.view.plan_hash == plan.hash
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return plan_of(TEXT)
+
+
+def test_an_engine_that_is_replaced_goes_on_from_the_log(broker: Broker, plan: Plan) -> None:
+    """Killed in the middle and started again it folds the same log, and issues nothing that was issued before."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with reporter.working():
+            for least in (500, 2500, 5000):
+                async with running(broker, keyring, plan) as (_, shown):
+                    await until(functools.partial(more, shown, least))
+            async with running(broker, keyring, plan) as (_, shown):
+                await until(lambda: shown.finished)
+                _check([reporter], shown, plan)
+
+    asyncio.run(scenario())
+
+
+def test_two_engines_at_once_double_nothing(broker: Broker, plan: Plan) -> None:
+    """The cursor lets one of them publish at a time; the other reads and goes on."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with (
+            reporter.working(),
+            running(broker, keyring, plan) as (_, first),
+            running(broker, keyring, plan) as (_, second),
+        ):
+            await until(lambda: first.finished and second.finished, seconds=100)
+            _check([reporter], first, plan)
+            _check([reporter], second, plan)
+
+    asyncio.run(scenario())
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_a_pause(broker: Broker, plan: Plan) -> None:
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with reporter.working(), running(broker, keyring, plan) as (_, shown):
+            for least in (500, 3000):
+                await until(functools.partial(more, shown, least))
+                broker.kill()
+                broker.start()
+            await until(lambda: shown.finished, seconds=100)
+            _check([reporter], shown, plan)
+
+    asyncio.run(scenario())
+
+
+def test_an_agent_that_falls_silent_loses_its_chunks_to_another(broker: Broker, plan: Plan) -> None:
+    """A claim whose holder is never heard is called lost; the tasks are issued again and name the lost holder."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        silent = Reporter(broker, keyring, plan, samples=SAMPLES, name="silent")
+        async with running(broker, keyring, plan) as (_, shown):
+            async with silent.working():
+                await until(lambda: shown.done > 0)
+                chunk = wire.Chunk(
+                    study=REF.uid, plan=plan.hash, epoch=1, fence=10**6, step=1, attempt=1, samples=SAMPLES,
+                    tasks={"first": 2 * SAMPLES - 1, "width": 1},  # type: ignore[arg-type]
+                )  # fmt: skip
+                start = wire.Start(agent="silent", chunk=chunk)
+                await silent.append(REF.uid, silent.space.reports(REF.uid, 10**6), start, expected=0)
+            async with reporter.working():
+                await until(lambda: shown.finished)
+            assert shown.view is not None
+            assert sum(step.lost for step in shown.view.steps) >= 1
+            assert shown.view.doubled == 0
+            assert shown.view.succeeded
+
+    asyncio.run(scenario())
+
+
+def test_what_is_forged_is_refused_and_counted(broker: Broker, plan: Plan) -> None:
+    """A report with other keys, and noise, change nothing; the study ends all the same."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        forger = Reporter(broker, Keyring.generate(), plan, samples=SAMPLES, name="forger")
+        async with running(broker, keyring, plan) as (engine, shown):
+            async with reporter.working(), forger.working():
+                lost = wire.Lost(fence=1, agent="reporter")
+                await forger.append(REF.uid, forger.space.verdicts(REF.uid), lost, expected=None)
+                await forger.append(REF.uid, forger.space.reports(REF.uid, 999), lost, expected=None)
+                await until(lambda: shown.finished)
+                _check([reporter], shown, plan)
+            assert engine.counters().refused >= 2
+            assert not engine.fleet.members.get("forger")
+
+    asyncio.run(scenario())
+
+
+def test_a_forgotten_study_leaves_nothing_behind(broker: Broker, plan: Plan) -> None:
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with running(broker, keyring, plan) as (engine, shown):
+            async with reporter.working():
+                await until(lambda: shown.done > 100)
+            assert await engine.forget(REF, timeout=10)
+            client = Client()
+            await client.connect(broker.url, **broker.credentials)
+            try:
+                js = client.jetstream()
+                for stream in (engine.space.task_stream, engine.space.report_stream, engine.space.control_stream):
+                    info = await js.stream_info(stream, subjects_filter=">")
+                    assert [name for name in info.state.subjects or {} if REF.uid in name] == []
+            finally:
+                await client.close()
+
+    asyncio.run(scenario())
