@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.ground import Broker, ControlPlane, NetworkNamespace, Slurm
 from tests.ground.control_plane import CRDS, binaries
 

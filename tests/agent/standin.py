@@ -22,7 +22,7 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 from merlin_study import wire
 from merlin_study.plan import INFO_STEP, Parameter, Plan, PlannedStep, SampleTable
-from merlin_study.seal import Keyring
+from merlin_study.seal import Keyring, Signer
 from merlin_study.subjects import ANY_SITE, Route, Space
 from merlin_study.taskset import TaskSet
 from tests.ground import Broker, Process, eventually
@@ -151,7 +151,7 @@ class Standin:
         await self._client.subscribe(self.space.all_heartbeats, cb=self._on_heartbeat)
 
     async def _on_heartbeat(self, message: Msg) -> None:
-        data = self.keys.open(message.data, scope="agents", context=message.subject)
+        data = self.keys.open(message.data, scope="agents", context=message.subject, signer=Signer.AGENT)
         beat = wire.Heartbeat.model_validate_json(data)
         self.heartbeats.setdefault(beat.agent, []).append(beat)
 
@@ -273,7 +273,7 @@ class Standin:
                 headers = answer.headers or {}
                 if headers.get("Status"):
                     return found
-                found.append(wire.decode_log(self.keys.open(answer.data, scope=self.study, context=subject)))
+                found.append(wire.decode_log(self.keys.open(answer.data, scope=self.study, context=subject, signer=Signer.AGENT)))
                 sequence = int(headers["Nats-Sequence"]) + 1
 
         return self.call(read())

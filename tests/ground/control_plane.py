@@ -21,6 +21,7 @@ from typing import Self
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from tests.ground.needs import ROOT, program
 from tests.ground.network import inside
 from tests.ground.processes import Process

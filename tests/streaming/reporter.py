@@ -15,7 +15,7 @@ from merlin_operator.engine import AGENTS_SCOPE
 from merlin_study import subjects, wire
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
-from merlin_study.seal import Keyring
+from merlin_study.seal import Keyring, Signer
 from tests.ground import Broker
 
 SITE = "testsite"
@@ -29,6 +29,7 @@ class Reporter:
         self.keyring, self.plan, self.samples, self.name = keyring, plan, samples, name
         self.runs: Counter[tuple[int, int]] = Counter()
         self._broker = broker
+        self._stopped = False
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -42,6 +43,7 @@ class Reporter:
         try:
             yield
         finally:
+            self._stopped = True  # nats-py may swallow a cancellation on 3.11
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -50,7 +52,7 @@ class Reporter:
     async def _beat(self) -> None:
         subject = self.space.heartbeat(SITE, self.name)
         beat = wire.Heartbeat(agent=self.name, site=SITE, host="h", pid=1, version="0", slots=4)
-        while True:
+        while not self._stopped:
             with contextlib.suppress(NatsError):
                 await self._client.publish(
                     subject, self.keyring.seal(beat.encode(), scope=AGENTS_SCOPE, context=subject)
@@ -58,7 +60,7 @@ class Reporter:
             await asyncio.sleep(0.2)
 
     async def _work(self) -> None:
-        while True:
+        while not self._stopped:
             try:
                 for consumer in await self._offered():
                     await self._pull(consumer)
@@ -68,7 +70,7 @@ class Reporter:
     async def _offered(self) -> tuple[wire.Consumer, ...]:
         subject = self.space.offer(SITE)
         message = await self._js.get_msg(self.space.control_stream, subject=subject, direct=True)
-        data = self.keyring.open(message.data or b"", scope=AGENTS_SCOPE, context=subject)
+        data = self.keyring.open(message.data or b"", scope=AGENTS_SCOPE, context=subject, signer=Signer.OPERATOR)
         return wire.Offer.model_validate_json(data).consumers
 
     async def _pull(self, consumer: wire.Consumer) -> None:
@@ -79,7 +81,9 @@ class Reporter:
                 messages = await pull.fetch(8, timeout=0.05)
             for message in messages:
                 address = subjects.parse_chunk(message.subject)
-                data = self.keyring.open(message.data, scope=address.study, context=message.subject)
+                data = self.keyring.open(
+                    message.data, scope=address.study, context=message.subject, signer=Signer.OPERATOR
+                )
                 await self._take(wire.Chunk.model_validate_json(data))
                 await message.ack()
         finally:
@@ -107,7 +111,7 @@ class Reporter:
             seconds=0.001 * len(chunk.tasks),
             final=True,
         )
-        while True:
+        while not self._stopped:
             try:
                 await self.append(chunk.study, subject, report, expected=None)
             except (NatsError, TimeoutError, OSError):

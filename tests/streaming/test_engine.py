@@ -16,6 +16,7 @@ from merlin_operator.view import StudyRef, StudyView
 from merlin_study import wire
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
+from merlin_study.taskset import TaskSet
 from tests.folding.studies import plan_of
 from tests.ground import Broker
 from tests.ground.waiting import eventually_async
@@ -162,7 +163,7 @@ def test_an_agent_that_falls_silent_loses_its_chunks_to_another(broker: Broker, 
                 await until(lambda: shown.done > 0)
                 chunk = wire.Chunk(
                     study=REF.uid, plan=plan.hash, epoch=1, fence=10**6, step=1, attempt=1, samples=SAMPLES,
-                    tasks={"first": 2 * SAMPLES - 1, "width": 1},  # type: ignore[arg-type]
+                    tasks=TaskSet(first=2 * SAMPLES - 1, width=1),
                 )  # fmt: skip
                 start = wire.Start(agent="silent", chunk=chunk)
                 await silent.append(REF.uid, silent.space.reports(REF.uid, 10**6), start, expected=0)
@@ -185,6 +186,7 @@ def test_what_is_forged_is_refused_and_counted(broker: Broker, plan: Plan) -> No
         forger = Reporter(broker, Keyring.generate(), plan, samples=SAMPLES, name="forger")
         async with running(broker, keyring, plan) as (engine, shown):
             async with reporter.working(), forger.working():
+                await until(lambda: shown.done > 0)
                 lost = wire.Lost(fence=1, agent="reporter")
                 await forger.append(REF.uid, forger.space.verdicts(REF.uid), lost, expected=None)
                 await forger.append(REF.uid, forger.space.reports(REF.uid, 999), lost, expected=None)

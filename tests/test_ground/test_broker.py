@@ -9,6 +9,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+
 from tests.ground import Broker
 
 

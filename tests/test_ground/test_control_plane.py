@@ -1,6 +1,7 @@
 """The control plane of the test ground is a real one: schemas, RBAC, tokens, and restarts that lose nothing."""
 
 import pytest
+
 from tests.ground import ControlPlane
 
 pytestmark = pytest.mark.control_plane

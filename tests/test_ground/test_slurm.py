@@ -4,6 +4,7 @@ import asyncio
 
 import nats
 import pytest
+
 from tests.ground import Broker, ControlPlane, Slurm, eventually
 from tests.ground.needs import program
 from tests.ground.slurm import NODES

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.ground import Process, eventually, eventually_async, free_port, missing
 from tests.ground.control_plane import BUILD
 

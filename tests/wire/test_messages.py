@@ -49,7 +49,7 @@ def test_what_is_no_chunk_s_subject_is_refused(subject: str) -> None:
 def test_an_envelope_opens_where_it_belongs() -> None:
     ring = seal.Keyring.generate()
     envelope = ring.seal(b"payload", scope="study", context="subject")
-    assert ring.open(envelope, scope="study", context="subject") == b"payload"
+    assert ring.open(envelope, scope="study", context="subject", signer=seal.Signer.OPERATOR) == b"payload"
     assert b"payload" not in envelope
 
 
@@ -59,7 +59,7 @@ def test_an_envelope_opens_nowhere_else(scope: str, context: str) -> None:
     ring = seal.Keyring.generate()
     envelope = ring.seal(b"payload", scope="study", context="subject")
     with pytest.raises(seal.SealError):
-        ring.open(envelope, scope=scope, context=context)
+        ring.open(envelope, scope=scope, context=context, signer=seal.Signer.OPERATOR)
 
 
 @given(at=st.integers(0, 115))
@@ -68,22 +68,22 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(at: int) -> None:
     envelope = bytearray(ring.seal(b"0123456789abcdef", scope="s", context="c"))
     envelope[at % len(envelope)] ^= 1
     with pytest.raises(seal.SealError):
-        ring.open(bytes(envelope), scope="s", context="c")
+        ring.open(bytes(envelope), scope="s", context="c", signer=seal.Signer.OPERATOR)
 
 
 def test_a_stranger_with_the_seal_key_can_t_sign() -> None:
     """Whoever reads the seal key still makes nothing that others run."""
     ours, theirs = seal.Keyring.generate(), seal.Keyring.generate()
-    stranger = seal.Keyring(ours.seal_key, theirs.signing_key, theirs.trusted)
+    stranger = seal.Keyring(ours.seal_key, theirs.signing_key, theirs.operators, theirs.agents)
     with pytest.raises(seal.SealError, match="not trusted"):
-        ours.open(stranger.seal(b"x", scope="s", context="c"), scope="s", context="c")
+        ours.open(stranger.seal(b"x", scope="s", context="c"), scope="s", context="c", signer=seal.Signer.OPERATOR)
 
 
 def test_keys_come_back_from_their_files_and_are_private(tmp_path: Path) -> None:
     ring = seal.Keyring.generate()
     ring.save(tmp_path / "keys")
     again = seal.Keyring.load(tmp_path / "keys")
-    assert again.open(ring.seal(b"x", scope="s", context="c"), scope="s", context="c") == b"x"
+    assert again.open(ring.seal(b"x", scope="s", context="c"), scope="s", context="c", signer=seal.Signer.OPERATOR) == b"x"
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()} == {0o600}
     with pytest.raises(FileExistsError):
         ring.save(tmp_path / "keys")

@@ -15,8 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         settings = config.load(sys.argv[1:] if arguments is None else arguments, os.environ)
-        keys = config.load_keys(settings.keys)
-        credentials = config.load_credentials(settings.credentials)
+        credentials = config.load_credentials(settings.credentials, ca=settings.ca)
+        keys = config.load_keys(settings, credentials)
+        config.check_transport(settings, credentials)
         config.check_workspace(settings.workspace)
     except config.ConfigError as error:
         print(f"merlin-agent: {error}", file=sys.stderr)  # noqa: T201 - a command line prints

@@ -6,6 +6,7 @@ Slurm's variables for now; without them the agent runs in no allocation, and not
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 
@@ -41,12 +42,14 @@ def slots(environ: Mapping[str, str]) -> int:
 
 
 def site(environ: Mapping[str, str], host: str | None = None) -> str:
-    """Return the cluster's name as the scheduler gives it, else the host's without its number (``quartz12``)."""
+    """Return the cluster's name as the scheduler gives it, else the host's without its number (``quartz12``).
+
+    In the letters that a site's name takes everywhere: lower case, digits and dashes.
+    """
     named = environ.get("SLURM_CLUSTER_NAME", "").strip()
-    if named:
-        return named
     short = (host or socket.gethostname()).split(".")[0]
-    return short.rstrip("0123456789").rstrip("-_") or short or "local"
+    name = named or short.rstrip("0123456789").rstrip("-_") or short
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63].strip("-") or "local"
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

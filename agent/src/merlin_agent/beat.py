@@ -58,7 +58,8 @@ class Beat:
         while True:
             await self.send()
             try:
-                await asyncio.wait_for(self._wake.wait(), self._interval())
+                async with asyncio.timeout(self._interval()):  # wait_for may swallow a cancellation
+                    await self._wake.wait()
             except TimeoutError:
                 continue
             finally:

@@ -18,6 +18,7 @@ from merlin_agent.broker import ConflictError
 from merlin_agent.post import Post, until_answered
 from merlin_study import wire, workspace
 from merlin_study.plan import Plan
+from merlin_study.seal import Signer
 
 
 class RefusedError(Exception):
@@ -107,7 +108,7 @@ async def _bound(post: Post, study: str) -> wire.Bound | None:
     data = await until_answered(lambda: post.broker.first(post.space.report_stream, subject))
     if data is None:
         return None
-    entry = wire.decode_log(post.open(subject, data, scope=study))
+    entry = wire.decode_log(post.open(subject, data, scope=study, signer=Signer.AGENT))
     if not isinstance(entry, wire.Bound):
         raise RefusedError(f"{subject}: expected who bound the study, found a {entry.kind}")
     return entry

@@ -11,6 +11,7 @@ from enum import Enum
 from merlin_agent.broker import ConflictError
 from merlin_agent.post import Post, until_answered
 from merlin_study import wire
+from merlin_study.seal import Signer
 
 
 class Claimed(Enum):
@@ -40,7 +41,7 @@ async def _whose(post: Post, study: str, subject: str, agent: str) -> Claimed:
     if data is None:  # the study's log was purged in between: it is over
         return Claimed.LOST
     try:
-        entry = wire.decode_log(post.open(subject, data, scope=study))
+        entry = wire.decode_log(post.open(subject, data, scope=study, signer=Signer.AGENT))
     except ValueError:  # whoever wrote that was first, and it was not us
         return Claimed.LOST
     return Claimed.WON if isinstance(entry, wire.Start) and entry.agent == agent else Claimed.LOST

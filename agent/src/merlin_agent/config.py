@@ -1,4 +1,6 @@
-"""Where the agent's settings come from: flags, then ``MERLIN_AGENT_*`` variables, then ``~/.merlin/agent.yaml``, then defaults.
+"""Where the agent's settings come from: flags, ``MERLIN_AGENT_*`` variables, ``~/.merlin/agent.yaml``, the site file, defaults.
+
+Each counts before the next. The site file is what ``--credentials`` may name, see `merlin_study.sitefile`.
 
 Every fault says the place first, then what was expected, what was found and the cure, and has an exit code of its own: 2 for
 wrong usage, 3 for keys or credentials that cannot be read, 4 for a workspace that cannot be written.
@@ -11,7 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,7 +23,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from merlin_agent import allocation
-from merlin_study.seal import KeyFileError, Keyring
+from merlin_study import sitefile, transport
+from merlin_study.seal import KeyFileError, Keyring, open_to_others
 
 PREFIX: Final = "MERLIN_AGENT_"
 USAGE: Final = 2
@@ -41,11 +44,16 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """What proves to the broker who we are: a token, a user with a password, or nothing."""
+    """What proves to the broker who we are (a token, a user with a password, or nothing), and it to us.
+
+    ``ca`` is the broker's certificate authority in PEM (empty: those of the host). ``keys`` come with a site file only.
+    """
 
     token: str = ""
     user: str = ""
     password: str = ""
+    ca: str = ""
+    keys: Keyring | None = None
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of a NATS client."""
@@ -63,9 +71,13 @@ class Settings(BaseSettings):
 
     server: str = "nats://127.0.0.1:4222"
     credentials: Path | None = None
+    ca: Path | None = None
+    insecure: bool = False
     keys: Path = Path("~/.merlin/keys")
     namespace: str = "default"
-    site: str = Field(default_factory=lambda: allocation.site(os.environ), min_length=1)
+    site: str = Field(
+        default_factory=lambda: allocation.site(os.environ), max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+    )
     queues: Annotated[tuple[str, ...], NoDecode] = ()
     slots: int = Field(default_factory=lambda: allocation.slots(os.environ), ge=1, le=4096)
     workspace: Path = Field(default_factory=Path.cwd)
@@ -83,7 +95,7 @@ class Settings(BaseSettings):
             return tuple(str(part).strip() for part in parts if str(part).strip())
         return value
 
-    @field_validator("keys", "workspace", "credentials")
+    @field_validator("keys", "workspace", "credentials", "ca")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
@@ -129,7 +141,18 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", metavar="FILE", help=f"the configuration file (default {_DEFAULT_FILE})")
     made.add_argument("--server", metavar="URL", help="the NATS server (default nats://127.0.0.1:4222)")
-    made.add_argument("--credentials", metavar="FILE", help="a file of mode 0600 with token:, or user: and password:")
+    made.add_argument(
+        "--credentials",
+        metavar="FILE",
+        help="a file of mode 0600: the site file of `merlin site credentials`, which is all that an agent needs; or token:; "
+        "or user: and password:",
+    )
+    made.add_argument(
+        "--ca", metavar="FILE", help="the broker's certificate authority (default: the site file's, or the host's)"
+    )
+    made.add_argument(
+        "--insecure", action="store_true", help="accept an address that is neither tls:// nor on this host"
+    )
     made.add_argument(
         "--keys", metavar="DIR", help="the directory of seal.key and signing.key (default ~/.merlin/keys)"
     )
@@ -161,13 +184,25 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     given = flags.pop("config", None) or environ.get(f"{PREFIX}CONFIG")
     path = Path(given or _DEFAULT_FILE).expanduser()
     values = _read_mapping(path, USAGE) if given or path.exists() else {}
-    _FileSource.values = {key.replace("-", "_"): value for key, value in values.items()}
+    own = {key.replace("-", "_"): value for key, value in values.items()}
+    credentials = flags.get("credentials") or environ.get(f"{PREFIX}CREDENTIALS") or own.get("credentials")
+    _FileSource.values = {**_site_values(credentials), **own}
     try:
         return Settings(**flags)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault, flags, environ, path) for fault in error.errors())) from None
     finally:
         _FileSource.values = {}
+
+
+def _site_values(credentials: object) -> dict[str, Any]:
+    """What a site file says besides secrets; nothing where there is none (`load_credentials` says what is wrong with it)."""
+    try:
+        values = _read_mapping(Path(str(credentials)).expanduser(), UNREADABLE_KEYS) if credentials else {}
+    except ConfigError:
+        return {}
+    named = {name: values.get(name) for name in ("server", "namespace", "site")}
+    return {name: value for name, value in named.items() if value} if sitefile.MARK in values else {}
 
 
 def _explain(fault: Any, flags: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> str:
@@ -183,23 +218,34 @@ def _explain(fault: Any, flags: Mapping[str, Any], environ: Mapping[str, str], p
     return f"{place}: {fault['msg']}, found {fault['input']!r}; see merlin-agent --help"
 
 
-def load_credentials(path: Path | None) -> Credentials:
-    """Read the credentials' file.
+def load_credentials(path: Path | None, *, ca: Path | None = None) -> Credentials:
+    """Read the credentials' file, and the certificate authority where it stands in a file of its own.
 
     Raises:
-        ConfigError: it is missing, open to others, or holds something else.
+        ConfigError: one is missing, open to others, or holds something else.
     """
-    if path is None:
-        return Credentials()
+    found = Credentials() if path is None else _read_credentials(path)
+    if ca is None:
+        return found
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        return replace(found, ca=ca.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{ca}: expected a certificate authority in PEM, found: {error}", UNREADABLE_KEYS) from error
+
+
+def _read_credentials(path: Path) -> Credentials:
+    try:
+        state = path.stat()
     except OSError as error:
         raise ConfigError(
             f"{path}: expected a credentials file, found none: {error.strerror}", UNREADABLE_KEYS
         ) from error
-    if mode & 0o077:
+    if open_to_others(state):
+        mode = stat.S_IMODE(state.st_mode)
         raise ConfigError(f"{path}: expected mode 0600, found {mode:04o}; run: chmod 600 {path}", UNREADABLE_KEYS)
     values = _read_mapping(path, UNREADABLE_KEYS)
+    if sitefile.MARK in values:
+        return _from_site_file(path, values)
     if set(values) not in ({"token"}, {"user", "password"}) or not all(
         isinstance(value, str) and value for value in values.values()
     ):
@@ -208,14 +254,39 @@ def load_credentials(path: Path | None) -> Credentials:
     return Credentials(**values)
 
 
-def load_keys(directory: Path) -> Keyring:
-    """Read the keys.
+def _from_site_file(path: Path, values: Mapping[str, Any]) -> Credentials:
+    try:
+        site = sitefile.parse(values)
+        return Credentials(user=site.user, password=site.password, ca=site.ca, keys=site.keyring())
+    except sitefile.SiteFileError as error:
+        raise ConfigError(
+            f"{path}: expected a site file of `merlin site credentials`, found: {error}", UNREADABLE_KEYS
+        ) from error
+
+
+def check_transport(settings: Settings, credentials: Credentials) -> None:
+    """See that secrets go nowhere in the clear.
+
+    Raises:
+        ConfigError: they would, or the certificate authority is none.
+    """
+    try:
+        transport.check(settings.server, insecure=settings.insecure)
+        transport.options(settings.server, ca=credentials.ca)
+    except transport.TransportError as error:
+        raise ConfigError(f"--server {error}") from error
+
+
+def load_keys(settings: Settings, credentials: Credentials) -> Keyring:
+    """Return the keys: those of the directory where one was named, else the site file's.
 
     Raises:
         ConfigError: one is missing, open to others, or no key.
     """
+    if credentials.keys is not None and "keys" not in settings.model_fields_set:
+        return credentials.keys
     try:
-        return Keyring.load(directory)
+        return Keyring.load(settings.keys)
     except KeyFileError as error:
         raise ConfigError(f"{error}; copy the operator's keys there, or give --keys", UNREADABLE_KEYS) from error
 

@@ -23,7 +23,7 @@ from merlin_agent.demand import Backoff, Load
 from merlin_agent.post import AGENTS, Post
 from merlin_study import subjects
 from merlin_study.bitmap import Bitmap
-from merlin_study.seal import SealError
+from merlin_study.seal import SealError, Signer
 from merlin_study.taskset import TaskSet
 from merlin_study.wire import Chunk, Consumer, Offer
 
@@ -162,7 +162,8 @@ class Intake:
         ends = [max(source.gone.until, source.shunned.until) for source in self._sources.values() if not source.armed]
         ends = [end for end in (*ends, self._paused.until) if end > now]
         try:
-            await asyncio.wait_for(self._wake.wait(), min(ends) - now if ends else None)
+            async with asyncio.timeout(min(ends) - now if ends else None):  # wait_for may swallow a cancellation
+                await self._wake.wait()
         except TimeoutError:
             return
 
@@ -275,7 +276,7 @@ class Intake:
 
     def _take_offer(self, subject: str, data: bytes) -> None:
         try:
-            offer = Offer.model_validate_json(self._post.open(subject, data, scope=AGENTS))
+            offer = Offer.model_validate_json(self._post.open(subject, data, scope=AGENTS, signer=Signer.OPERATOR))
         except (SealError, ValidationError) as error:
             self._refuse(f"{subject}: refused: {str(error).splitlines()[0]}")
             return
@@ -300,7 +301,8 @@ class Intake:
                 pass  # the streams are not there yet, or the broker is not; the next turn tells
             await asyncio.sleep(0.2)
             try:
-                await asyncio.wait_for(self._offer_wanted.wait(), REREAD)
+                async with asyncio.timeout(REREAD):
+                    await self._offer_wanted.wait()
             except TimeoutError:
                 continue
 
@@ -312,7 +314,8 @@ def open_chunk(post: Post, message: Message) -> Chunk:
         SealError, ValueError: it is none, or not for this place.
     """
     address = subjects.parse_chunk(message.subject)
-    chunk = Chunk.model_validate_json(post.open(message.subject, message.data, scope=address.study))
+    payload = post.open(message.subject, message.data, scope=address.study, signer=Signer.OPERATOR)
+    chunk = Chunk.model_validate_json(payload)
     if (chunk.study, chunk.fence) != (address.study, address.fence):
         raise SealError(f"says study {chunk.study} and fence {chunk.fence}, unlike its subject")
     return chunk

@@ -255,7 +255,8 @@ class Lives:
             while True:
                 wait = min(TELL_LATEST, TELL_EVERY * (1 + life.undelivered))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(life.over.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await life.over.wait()
                 final = life.over.is_set()
                 if not final and not life.pending:
                     continue

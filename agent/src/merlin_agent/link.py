@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from merlin_agent.broker import Answer, ConflictError, Handler, Message, Pulled, UnansweredError
 from merlin_agent.config import Credentials
+from merlin_study import transport
 
 if "nats.aio.transport" not in sys.modules and "aiohttp" not in sys.modules:
     # nats-py imports aiohttp where it finds it, for websockets that we do not use: 10 MiB and half a second.
@@ -133,6 +134,7 @@ class Link:
             error_cb=failed,
             closed_cb=closed,
             **self._credentials.as_options(),
+            **transport.options(self._server, user=self._credentials.user, ca=self._credentials.ca),
         )
         self._pull_inboxes.clear()
         for subject, handler in self._listeners:
@@ -151,6 +153,8 @@ class Link:
         found = str(self._last_error or error) or type(error).__name__
         if "Authorization" in found or "authorization" in found:
             cure = "check that the credentials file is the one for this server; trying on"
+        elif "certificate" in found:
+            cure = "check that the certificate authority is this server's, and the address one of its names; trying on"
         else:
             cure = "check --server and that this host may reach it; trying on"
         _log.error("expected a NATS server at %s, found: %s; %s", self._server, found, cure)
@@ -231,7 +235,8 @@ class Link:
             await client.publish(
                 f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", json.dumps(ask).encode(), reply=inbox
             )
-            return await asyncio.wait_for(pull.ended, expires + REQUEST_TIMEOUT)
+            async with asyncio.timeout(expires + REQUEST_TIMEOUT):
+                return await pull.ended
         except (nats.errors.Error, OSError, TimeoutError):
             return Pulled.GONE
 
@@ -279,6 +284,7 @@ def _status(found: Msg) -> str:
 
 async def _close(client: nats.aio.client.Client) -> None:
     try:
-        await asyncio.wait_for(client.close(), 2)
+        async with asyncio.timeout(2):
+            await client.close()
     except (nats.errors.Error, OSError, TimeoutError) as error:
         _log.debug("close failed: %s", error)

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from merlin_agent.broker import Broker, UnansweredError
 from merlin_study import wire
-from merlin_study.seal import Keyring
+from merlin_study.seal import Keyring, Signer
 from merlin_study.subjects import Space
 
 AGENTS: Final = "agents"
@@ -40,13 +40,13 @@ class Post:
         sealed = self._keys.seal(message.encode(), scope=study, context=subject)
         await self.broker.store(subject, sealed, message_id=message_id, first=first)
 
-    def open(self, subject: str, data: bytes, *, scope: str) -> bytes:
-        """Return the payload of a message.
+    def open(self, subject: str, data: bytes, *, scope: str, signer: Signer) -> bytes:
+        """Return the payload of a message that ``signer`` has to have written.
 
         Raises:
-            SealError: nobody whom we trust sent it there.
+            SealError: nobody whom we trust as that sent it there.
         """
-        return self._keys.open(data, scope=scope, context=subject)
+        return self._keys.open(data, scope=scope, context=subject, signer=signer)
 
 
 async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:

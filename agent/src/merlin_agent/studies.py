@@ -21,7 +21,7 @@ from merlin_agent.sampling import sample_file
 from merlin_study import workspace
 from merlin_study.geometry import Geometry
 from merlin_study.plan import INFO_STEP, PLAN_VERSION, Plan
-from merlin_study.seal import SealError
+from merlin_study.seal import SealError, Signer
 from merlin_study.wire import Chunk, Control
 from merlin_study.workspace import Layout
 
@@ -142,7 +142,8 @@ class Studies:
         if data is None:
             raise NotYetError(f"{subject}: expected the plan, found none")
         try:
-            plan = Plan.from_json(_inflated(self._post.open(subject, data, scope=chunk.study)))
+            sealed = self._post.open(subject, data, scope=chunk.study, signer=Signer.OPERATOR)
+            plan = Plan.from_json(_inflated(sealed))
         except (SealError, ValidationError, zlib.error) as error:
             raise NotYetError(f"{subject}: {str(error).splitlines()[0]}") from error
         if plan.hash != chunk.plan or plan.version != PLAN_VERSION:
@@ -174,7 +175,8 @@ class Studies:
     def _on_control(self, message: Message) -> None:
         study = message.subject.rpartition(".")[2]
         try:
-            word = Control.model_validate_json(self._post.open(message.subject, message.data, scope=study))
+            payload = self._post.open(message.subject, message.data, scope=study, signer=Signer.OPERATOR)
+            word = Control.model_validate_json(payload)
         except (SealError, ValidationError):
             return  # nobody whom we trust said anything
         if word.study == study and word.cancelled and study not in self.cancelled:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 from merlin_cli import upstream
 from merlin_cli.exits import CliError, Exit
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     upstream.add_flags(status, upstream.STATUS_FLAGS)
     convert = commands.add_parser("convert", help="print a specification as a manifest for kubectl", allow_abbrev=False)
     convert.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a manifest")
+    _add_site(commands.add_parser("site", help="set up machines that run agents", allow_abbrev=False))
     commands.add_parser("info", help="show versions", allow_abbrev=False)
     return parser
 
@@ -93,6 +95,24 @@ def _add_restart(restart: argparse.ArgumentParser) -> None:
     restart.add_argument("directory", metavar="DIR", help="the study's directory, which `merlin run` named as Outputs")
     restart.add_argument("--local", action="store_true", help="run on this machine")
     restart.add_argument("--slots", type=_slots, metavar="N", help="tasks at a time (default: one a CPU)")
+
+
+def _add_site(site: argparse.ArgumentParser) -> None:
+    what = site.add_subparsers(title="commands", dest="what", metavar="COMMAND", required=True)
+    get = what.add_parser("credentials", help="write the one file that an agent needs", allow_abbrev=False)
+    get.add_argument("-n", "--namespace", metavar="NAME", help="the release's namespace (default: the kubeconfig's)")
+    get.add_argument("--release", default="merlin", metavar="NAME", help="the chart's release (default: merlin)")
+    get.add_argument(
+        "--secret", default="", metavar="NAME", help="the Secret, where the chart was given one of its own"
+    )
+    get.add_argument("--server", default="", metavar="URL", help="the broker as agents reach it (default: the chart's)")
+    get.add_argument(
+        "--site", default="", metavar="NAME", help="the site's name (default: the cluster's, by the agent)"
+    )
+    get.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="the file, of mode 0600 (default: standard output)"
+    )
+    get.add_argument("--force", action="store_true", help="replace FILE where it is there already")
 
 
 def _slots(text: str) -> int:
@@ -126,6 +146,11 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from merlin_cli import convert
 
             return convert.convert(arguments.spec)
+        case "site":
+            from merlin_cli import site
+
+            fields = ("namespace", "release", "secret", "server", "site", "output", "force")
+            return site.credentials(site.Request(**{name: getattr(arguments, name) for name in fields}))
         case _:
             from merlin_cli import info
 

@@ -55,9 +55,11 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
     found = source.read(request.spec)
     spec = source.parse(found, source.variables(request.vars))
     plan = run.compiled(spec, found)
-    name = request.name or found.metadata.get("name") or names.object_name(plan.name, run.stamp())
+    stamp = run.stamp()
+    name = request.name or found.metadata.get("name") or names.object_name(plan.name, stamp)
     kept = {key: value for key, value in found.metadata.items() if key in ("labels", "annotations")}
     body = manifest(spec, {**kept, "name": name})
+    body["spec"].setdefault("runId", stamp)  # the workspace carries the stamp that the Study's name does
     if f"$({SPECROOT})" in found.text:
         body["spec"].setdefault("vars", {})[SPECROOT] = found.directory
     cluster = cluster or KubeConfig()

@@ -8,6 +8,7 @@ never ran, because something that they depend on failed, the ledger says, which 
 Reports speak of ranges and masks, and so does the fold: its cost is that of the reports, not of the tasks.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,13 +87,17 @@ class Tally:
             self.damaged += 1
             return
         self.samples = self.samples or report.samples
-        budget = self.plan.steps[report.step].max_retries
+        step = self.plan.steps[report.step]
+        stands = functools.partial(
+            after_budget, attempt=report.attempt, max_retries=step.max_retries, restarts=bool(step.restart)
+        )
         for result in report.results:
-            outcome = after_budget(result.outcome, attempt=report.attempt, max_retries=budget)
+            outcome = stands(result.outcome)
             if outcome in FINAL:
                 self._steps[report.step].close(result.tasks, outcome)
         for failure in report.failures:
-            self._failures[report.step, failure.task] = failure
+            told = failure.model_copy(update={"outcome": stands(failure.outcome)})
+            self._failures[report.step, failure.task] = told
 
     def progress(self, directory: str) -> Progress:
         """Return what `merlin status` shows."""

@@ -1,4 +1,4 @@
-"""``merlin-operator``: puts the parts together and runs them until told to end.
+"""``merlin-operator``: puts the parts together and runs them until told to end. ``merlin-operator bootstrap`` makes keys.
 
 Exit codes: 0 asked to end, 1 a part failed, 2 wrong usage, 3 keys or credentials, 4 no usable cluster configuration.
 """
@@ -21,8 +21,13 @@ FAILED, USAGE, SECRETS, CLUSTER = 1, 2, 3, 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run an operator; return the process's exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["bootstrap"]:
+        from merlin_operator import bootstrap
+
+        return bootstrap.main(given[1:])
     try:
-        settings = config.parse(arguments)
+        settings = config.parse(given)
         operator = assemble(settings)
     except config.ConfigError as error:
         return _explain(error, USAGE)
@@ -39,10 +44,10 @@ def assemble(settings: config.Settings) -> handlers.Operator:
     """Make all parts of an operator, none of them running.
 
     Raises:
-        KeyFileError, config.CredentialsError, cluster.ClusterConfigError: what they need is not there.
+        config.ConfigError, KeyFileError, config.CredentialsError, cluster.ClusterConfigError: what they need is not there.
     """
     keyring = Keyring.load(settings.keys)
-    options = config.broker_options(settings.credentials)
+    options = config.connection(settings)
     api = cluster.Api(cluster.connect(), settings.namespace)
     board = cluster.ClusterBoard(api)
     engine = Engine(

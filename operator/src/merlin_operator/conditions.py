@@ -60,6 +60,8 @@ UNREACHABLE: Final = "Unreachable"
 """The operator cannot reach the broker; agents go on with what they have."""
 IN_PROGRESS: Final = "InProgress"
 """The study is not over."""
+NOT_BUILT: Final = "NotYetSupported"
+"""A switch was set after the study was accepted that this version does not have; the study goes on without it."""
 COMPLETED: Final = "Completed"
 """The study is over and every task succeeded."""
 COMPLETED_WITH_FAILURES: Final = "CompletedWithFailures"
@@ -196,6 +198,8 @@ def _degraded(view: StudyView) -> Condition:
     failed = _unsuccessful(view.steps)
     if failed:
         return Condition("Degraded", "True", TASKS_FAILED, f"{failed} tasks did not succeed")
+    if view.warnings:
+        return Condition("Degraded", "True", NOT_BUILT, _clean("\n".join(map(str, view.warnings)), MAX_MESSAGE))
     return Condition("Degraded", "False", AS_EXPECTED)
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from merlin_study import wire
+from merlin_study import transport, wire
+from merlin_study.seal import open_to_others
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -36,7 +37,9 @@ class Settings(BaseSettings):
     namespace: str = Field(description="namespace whose Studies to run", min_length=1, max_length=63)
     server: str = Field("nats://127.0.0.1:4222", description="address of the broker; several with commas between them")
     credentials: Path | None = Field(None, description="file with the broker's token or user and password (mode 0600)")
-    keys: Path = Field(description="directory with seal.key and signing.key (mode 0600)")
+    ca: Path | None = Field(None, description="file with the broker's certificate authority; else those of the host")
+    insecure: bool = Field(False, description="accept an address that is neither tls:// nor on this host: true, false")
+    keys: Path = Field(description="directory with seal.key and signing.key (mode 0600), and agents.pub if they differ")
     http: str = Field("127.0.0.1:8080", description="host:port of /healthz, /readyz and /metrics", pattern=r"^.*:\d+$")
     heartbeat: Seconds = Field(wire.Timing().heartbeat, description="seconds between two heartbeats of an agent")
     lost_after: Seconds = Field(wire.Timing().lost_after, description="seconds of silence until an agent is lost")
@@ -114,10 +117,11 @@ def broker_options(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        mode, text = stat.S_IMODE(path.stat().st_mode), path.read_text(encoding="utf-8")
+        state, text = path.stat(), path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CredentialsError(f"{path}: can't read the credentials: {error}") from error
-    if mode & 0o077:
+    if open_to_others(state):
+        mode = stat.S_IMODE(state.st_mode)
         raise CredentialsError(f"{path}: is open to others (mode {mode:04o}); run: chmod 600 {path}")
     try:
         found = _Credentials.model_validate(json.loads(text))
@@ -128,6 +132,24 @@ def broker_options(path: Path | None) -> dict[str, str]:
     secrets = {"token": found.token, "password": found.password}
     plain = {key: value.get_secret_value() for key, value in secrets.items() if value is not None}
     return plain if found.user is None else {"user": found.user, **plain}
+
+
+def connection(settings: Settings) -> dict[str, Any]:
+    """Return all that `nats.connect` takes besides the address: credentials, TLS, and where answers go.
+
+    Raises:
+        CredentialsError: see `broker_options`; or the certificate authority cannot be read.
+        ConfigError: the address would carry the password in the clear.
+    """
+    options = broker_options(settings.credentials)
+    try:
+        transport.check(settings.server, insecure=settings.insecure)
+        ca = settings.ca.read_text(encoding="ascii") if settings.ca is not None else ""
+        return {**options, **transport.options(settings.server, user=options.get("user", ""), ca=ca)}
+    except transport.TransportError as error:
+        raise ConfigError(f"--server {error}") from error
+    except OSError as error:
+        raise CredentialsError(f"{settings.ca}: can't read the certificate authority: {error}") from error
 
 
 def _told(error: Any) -> str:

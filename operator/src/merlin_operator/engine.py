@@ -17,23 +17,18 @@ import time
 import zlib
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from merlin_operator import fleet, unroll
+from merlin_operator import acceptance, fleet, unroll
 from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.stream import Broker, Conflict, ConsumerSpec, Outage, Stored
 from merlin_operator.study import Study
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import subjects, wire
-from merlin_study.compiler import compile_study
-from merlin_study.errors import SpecError
-from merlin_study.ledger import Ledger
-from merlin_study.parse import parse_spec
 from merlin_study.plan import Plan
-from merlin_study.seal import Keyring, SealError
+from merlin_study.seal import Keyring, SealError, Signer
 
 log = logging.getLogger(__name__)
 
@@ -95,36 +90,32 @@ class Engine:
     async def observe(self, submission: Submission) -> None:
         """Take note of a Study as it is now; compile it where it is new."""
         known = self.studies.get(submission.ref.uid)
-        if known is not None and (known.plan is not None or known.generation == submission.generation):
-            known.generation = submission.generation
-            self._wake.set()
+        if known is not None and known.generation == submission.generation:
             return
-        study = Study(submission.ref, submission.generation, created=submission.created)
-        try:
-            spec, _ = parse_spec(submission.spec)
-            stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
-            plan = compile_study(spec, stamp=stamp)
-            study.spec_site = spec.site or ""
-        except SpecError as error:
-            study.faults = error.faults
-            log.info("study refused study=%s faults=%d", submission.ref.name, len(error.faults))
+        if known is not None and known.settled(acceptance.accepted(submission.status)):
+            known.generation = submission.generation
+            known.warnings = acceptance.judge(submission).warnings
         else:
-            self._adopt(study, plan)
-        self.studies[submission.ref.uid] = study
+            self.studies[submission.ref.uid] = self._compiled(submission)
         self._last_show = 0.0
         self._wake.set()
+
+    def _compiled(self, submission: Submission) -> Study:
+        verdict = acceptance.judge(submission)
+        study = Study(submission.ref, submission.generation, created=submission.created)
+        study.faults, study.warnings, study.spec_site = verdict.faults, verdict.warnings, verdict.site
+        study.accepted_hash = str(submission.status.get("planHash") or "")
+        if verdict.plan is not None:
+            study.adopt(verdict.plan)
+        log.info("study compiled study=%s faults=%d", submission.ref.name, len(verdict.faults))
+        return study
 
     def add(self, ref: StudyRef, plan: Plan) -> None:
         """Take a compiled study, as the local engine does."""
         study = Study(ref, 1, created=time.time())
-        self._adopt(study, plan)
+        study.adopt(plan)
         self.studies[ref.uid] = study
         self._wake.set()
-
-    @staticmethod
-    def _adopt(study: Study, plan: Plan) -> None:
-        study.plan = plan
-        study.ledger = Ledger(plan)
 
     async def forget(self, ref: StudyRef, *, timeout: float) -> bool:  # noqa: ASYNC109 the bound covers several requests
         """Cancel a study and remove what the broker holds of it; False where that took longer than ``timeout`` seconds."""
@@ -320,8 +311,7 @@ class Engine:
         if stored.sequence <= study.folded:
             return
         try:
-            payload = self.config.keyring.open(stored.data, scope=study.ref.uid, context=stored.subject)
-            entry = wire.decode_log(payload)
+            entry = self._entry(study.ref.uid, stored)
         except (SealError, ValidationError) as error:
             self._count(refused=1)
             study.folded = stored.sequence
@@ -331,26 +321,33 @@ class Engine:
         self._count(reports=1)
         study.entry(stored, entry)
 
+    def _entry(self, uid: str, stored: Stored) -> wire.Bound | wire.Start | wire.Report | wire.Lost:
+        """Open a log entry: verdicts are the operator's, on a subject of their own, and all else is the agents'."""
+        verdict = stored.subject == self.space.verdicts(uid)
+        signer = Signer.OPERATOR if verdict else Signer.AGENT
+        payload = self.config.keyring.open(stored.data, scope=uid, context=stored.subject, signer=signer)
+        entry = wire.decode_log(payload)
+        if isinstance(entry, wire.Lost) != verdict:
+            raise SealError(f"a {entry.kind} has no place on {stored.subject}")
+        return entry
+
     async def _sync(self, study: Study) -> None:
         """Bring a study's ledger to what the broker holds; the order of the reads is what makes it exact."""
         assert study.plan is not None
         assert study.ledger is not None
+        await self._settle_plan(study)
         uid, ledger, space = study.ref.uid, study.ledger, self.space
-        await self._store_plan(study)
         cursor = await self.broker.last(space.task_stream, space.cursor(uid))
-        found = [
-            wire.Chunk.model_validate_json(self.config.keyring.open(each.data, scope=uid, context=each.subject))
-            for each in await self.broker.chunks(uid)
-        ]
+        found = [wire.Chunk.model_validate_json(self._own(uid, each)) for each in await self.broker.chunks(uid)]
         end = await self.broker.last_sequence(space.report_stream)
         await self._catch_up(study, end)
         if cursor is not None:
-            payload = self.config.keyring.open(cursor.data, scope=uid, context=cursor.subject)
-            ledger.next_fence = max(ledger.next_fence, wire.Cursor.model_validate_json(payload).next_fence)
+            written = wire.Cursor.model_validate_json(self._own(uid, cursor))
+            ledger.next_fence = max(ledger.next_fence, written.next_fence)
         there = {chunk.fence for chunk in found}
-        for number, fence in list(ledger.fences.items()):
-            if fence.holder is None and number not in there:
-                ledger.withdraw(number)
+        for fence in list(ledger.fences.values()):
+            if fence.chunk.fence not in there:
+                ledger.withdraw(fence.chunk)
         for chunk in found:
             ledger.issue(chunk)
         ledger.settle_waiting()
@@ -359,6 +356,10 @@ class Engine:
         while study.pending:
             self._fold(study, study.pending.popleft())
         log.info("study synced study=%s folded=%d out=%d", study.ref.name, study.folded, len(ledger.fences))
+
+    def _own(self, uid: str, stored: Stored) -> bytes:
+        """Open what an operator wrote: a chunk, a cursor, a plan."""
+        return self.config.keyring.open(stored.data, scope=uid, context=stored.subject, signer=Signer.OPERATOR)
 
     async def _catch_up(self, study: Study, end: int) -> None:
         """Fold the study's log up to the stream's sequence ``end``."""
@@ -372,18 +373,24 @@ class Engine:
                 if stored.sequence >= min(last.sequence, end):
                     return
 
-    async def _store_plan(self, study: Study) -> None:
+    async def _settle_plan(self, study: Study) -> None:
+        """Store the plan; where the study was accepted with another one (by an older version), go on with that."""
         assert study.plan is not None
-        subject = self.space.plan(study.ref.uid, study.plan.hash)
-        if await self.broker.last(self.space.control_stream, subject) is None:
+        uid, keyring, stream = study.ref.uid, self.config.keyring, self.space.control_stream
+        if study.accepted_hash not in ("", study.plan.hash):
+            stored = await self.broker.last(stream, self.space.plan(uid, study.accepted_hash))
+            if stored is not None:
+                study.adopt(Plan.from_json(zlib.decompress(self._own(uid, stored))))
+        subject = self.space.plan(uid, study.plan.hash)
+        if await self.broker.last(stream, subject) is None:
             payload = zlib.compress(study.plan.to_json(), 6)
-            await self.broker.put(subject, self.config.keyring.seal(payload, scope=study.ref.uid, context=subject))
+            await self.broker.put(subject, keyring.seal(payload, scope=uid, context=subject))
 
     # Agents
 
     def _hear(self, subject: str, data: bytes) -> None:
         try:
-            payload = self.config.keyring.open(data, scope=AGENTS_SCOPE, context=subject)
+            payload = self.config.keyring.open(data, scope=AGENTS_SCOPE, context=subject, signer=Signer.AGENT)
             heartbeat = wire.Heartbeat.model_validate_json(payload)
         except (SealError, ValidationError) as error:
             self._count(refused=1)
@@ -487,6 +494,8 @@ class Engine:
                 expected=study.cursor,
             )
         except (Conflict, Outage) as error:
+            for issue in batch:
+                study.ledger.withdraw(issue.chunk)
             study.synced = False
             log.warning("publication unsure study=%s error=%s", study.ref.name, error)
             return

@@ -79,9 +79,7 @@ def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: st
     return needed.nodes <= 1 and needed.gpus == 0 and needed.cores <= 1
 
 
-def routes(
-    studies: Iterable[tuple[str, Plan]], agents: Sequence[wire.Heartbeat]
-) -> dict[str, set[subjects.Route]]:
+def routes(studies: Iterable[tuple[str, Plan]], agents: Sequence[wire.Heartbeat]) -> dict[str, set[subjects.Route]]:
     """Return, for each site with agents, the routes that they should pull.
 
     A study that is bound to a site has its chunks there; chunks issued before it was bound still wait at

@@ -64,7 +64,7 @@ def as_json(view: StudyView) -> dict[str, Any]:
 
 async def tell_past(engine: Engine, study: str, plan: Plan, info: Path) -> None:
     """Append the successes that a workspace records to the log, once: claims that stand already are left alone."""
-    done, facts = resume.successes(plan, resume.read_outcomes(info))
+    done, facts = resume.successes(study, plan, resume.read_outcomes(info))
     for entry in resume.entries(study, plan, done, facts):
         fence = entry.chunk.fence if isinstance(entry, wire.Start) else entry.fence
         subject = engine.space.reports(study, fence)

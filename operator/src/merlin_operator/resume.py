@@ -27,13 +27,18 @@ def read_outcomes(info: Path) -> Iterator[outcomelog.Entry]:
         yield from outcomelog.decode_lines(path.read_bytes()).entries
 
 
-def successes(plan: Plan, entries: Iterable[outcomelog.Entry]) -> tuple[list[Bitmap], wire.SampleFacts | None]:
-    """Return each step's tasks that succeeded, and what is known of the samples."""
+def successes(
+    study: str, plan: Plan, entries: Iterable[outcomelog.Entry]
+) -> tuple[list[Bitmap], wire.SampleFacts | None]:
+    """Return each step's tasks that succeeded, and what is known of the samples.
+
+    The study counts, not the plan's hash: a workspace that was moved has a plan with other paths and the same tasks.
+    """
     done = [Bitmap() for _ in plan.steps]
     facts: wire.SampleFacts | None = None
     for entry in entries:
         report = entry.report
-        if report is None or entry.plan != plan.hash or report.step >= len(done):
+        if report is None or entry.study != study or report.step >= len(done):
             continue
         facts = report.samples or facts
         for result in report.results:

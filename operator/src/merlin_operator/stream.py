@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 WRONG_LAST_SEQUENCE: Final = 10071
 _REQUEST_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 5
+_SILENCE_SECONDS: Final = 12
+"""More than two of the log reader's idle heartbeats."""
 _PAGE: Final = 256
 """Consumers that the server lists at once."""
 _BACKOFF: Final = (0.1, 5.0)
@@ -158,6 +160,7 @@ class Broker:
         if client is not None:
             with contextlib.suppress(*_OUTAGES):
                 await client.close()
+        _heed_cancellation()
 
     # Streams and consumers
 
@@ -278,12 +281,9 @@ class Broker:
         )
         try:
             await self._ask(lambda js: js.add_consumer(self.space.report_stream, config))
-            expected = 1
+            expected, connection = 1, self.reconnects
             while True:
-                try:
-                    message = await asyncio.wait_for(queue.get(), 12.0)
-                except TimeoutError as error:
-                    raise Outage("the log fell silent") from error
+                message = await self._next(queue, connection)
                 if message.headers and message.headers.get("Status"):
                     continue
                 metadata = message.metadata
@@ -294,6 +294,17 @@ class Broker:
         finally:
             with contextlib.suppress(*_OUTAGES):
                 await subscription.unsubscribe()
+
+    async def _next(self, queue: asyncio.Queue[Msg], connection: int) -> Msg:
+        """Return the next message; raise `Outage` after a silence, or once the connection is another one than it was."""
+        for _ in range(_SILENCE_SECONDS):
+            try:
+                async with asyncio.timeout(1.0):  # wait_for would swallow a cancellation on 3.11
+                    return await queue.get()
+            except TimeoutError:
+                if self.reconnects != connection:  # the consumer was in the server's memory
+                    break
+        raise Outage("the log fell silent")
 
     # Writes
 
@@ -327,6 +338,7 @@ class Broker:
                 await client.publish(each_subject, payload, headers=each_headers)
             last_subject, payload, last_headers = messages[-1]
             reply = await client.request(last_subject, payload, timeout=_REQUEST_SECONDS, headers=last_headers)
+            _heed_cancellation()
         except _OUTAGES as error:
             raise Outage(f"publishing chunks: {str(error) or type(error).__name__}") from error
         answer = json.loads(reply.data)
@@ -387,13 +399,22 @@ class Broker:
         js = self._need()
         self._need_client()
         try:
-            return await request(js)
+            answer = await request(js)
         except APIError as error:
             if error.code == 503:
                 raise Outage(str(error)) from error
             raise
         except _OUTAGES as error:
             raise Outage(str(error) or type(error).__name__) from error
+        _heed_cancellation()
+        return answer
+
+
+def _heed_cancellation() -> None:
+    """End a task that was cancelled while nats-py waited: its `asyncio.wait_for` may swallow that on Python 3.11."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> None:

@@ -31,6 +31,8 @@ class Study:
     generation: int
     plan: Plan | None = None
     faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+    accepted_hash: str = ""
     created: float = 0.0
     spec_site: str = ""
     synced: bool = False
@@ -56,6 +58,14 @@ class Study:
         if self.ledger is not None and self.ledger.bound is not None:
             return self.ledger.bound.site
         return self.spec_site or subjects.ANY_SITE
+
+    def adopt(self, plan: Plan) -> None:
+        """Take a plan, with an empty ledger."""
+        self.plan, self.ledger = plan, Ledger(plan)
+
+    def settled(self, accepted: bool) -> bool:  # noqa: FBT001
+        """Whether the plan stands: it was accepted, or something of it is in the broker's hands already."""
+        return self.plan is not None and (accepted or self.cursor > 0 or self.folded > 0)
 
     def start_over(self) -> None:
         """Forget what was folded; the next sync reads it again."""
@@ -120,6 +130,7 @@ class Study:
             agents=agents,
             waiting_for=waiting_for,
             broker_problem=broker_problem,
+            warnings=self.warnings,
         )
 
     def entry(self, stored: Stored, decoded: wire.Bound | wire.Start | wire.Report | wire.Lost) -> None:

@@ -108,9 +108,7 @@ class Unroller:
             if not self.has_room(key):
                 passed.append(waiting)
                 continue
-            tasks, rest = _split(
-                waiting.tasks, self._size(ledger, waiting.step, self.capacity[key])
-            )
+            tasks, rest = _split(waiting.tasks, self._size(ledger, waiting.step, self.capacity[key]))
             if rest is not None:
                 passed.append(waiting.of(rest))
             issue = self._issue(candidate, waiting.step, tasks, URGENT, waiting)

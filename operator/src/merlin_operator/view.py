@@ -63,6 +63,7 @@ class StudyView:
     ``started_at`` and ``finished_at`` are Unix times by the broker's clock. ``waiting_for`` says in one sentence why nothing moves, or is empty.
     ``doubled`` counts executions that ran again without a retry, a restart or a verdict of loss; it must stay 0.
     ``redundant`` counts results that came after a final outcome and were not applied.
+    ``warnings`` tells what was asked of the study after it was accepted and is not built yet.
     """
 
     ref: StudyRef
@@ -86,6 +87,7 @@ class StudyView:
     agents: int = 0
     waiting_for: str = ""
     broker_problem: str = ""
+    warnings: tuple[Fault, ...] = ()
 
     @property
     def total(self) -> int:

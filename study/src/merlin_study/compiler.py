@@ -16,6 +16,7 @@ from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN
 from merlin_study.geometry import edge_kind
 from merlin_study.loader import dump_quoted
 from merlin_study.notyet import not_yet, size_fault, token_faults
+from merlin_study.parse import to_document
 from merlin_study.plan import INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.scalars import spell
 from merlin_study.shape import Shape, walltime_class
@@ -325,7 +326,7 @@ class _Compiler:
         )
 
     def _provenance(self, original: str | None) -> dict[str, str]:
-        raw: dict[str, Any] = self.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        raw: dict[str, Any] = to_document(self.spec)
         expanded = expand_tree(raw, self.variables)
         dump: Callable[[Any], str] = dump_quoted
         return {

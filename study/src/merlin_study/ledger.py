@@ -31,6 +31,10 @@ from merlin_study.taskset import TaskSet
 KEPT_FAILURES: Final = 5
 """First and last failures that are kept in full."""
 
+REFUSED_DELAY: Final = 2.0
+"""Seconds before a chunk is issued again that an agent took only to say that it can't run it: two such agents would pass
+it to and fro at full speed."""
+
 Entry = wire.Bound | wire.Start | wire.Report | wire.Lost
 
 
@@ -118,9 +122,17 @@ class Ledger:
                 assert_never(entry)
 
     def issue(self, chunk: wire.Chunk) -> None:
-        """Note that a chunk is in the task stream; nothing changes where the log knows it already."""
+        """Note that a chunk is in the task stream; nothing changes where the log knows it already.
+
+        Another chunk of that fence was a plan of ours that another operator forestalled: it is withdrawn.
+        """
         self.next_fence = max(self.next_fence, chunk.fence + 1)
-        if chunk.fence in self.fences or chunk.fence in self._closed or not self._fits(chunk.step, chunk.tasks):
+        known = self.fences.get(chunk.fence)
+        if known is not None and known.chunk != chunk:
+            self.withdraw(known.chunk)
+        elif known is not None or chunk.fence in self._closed:
+            return
+        if not self._fits(chunk.step, chunk.tasks):
             return
         self.steps[chunk.step].issue(chunk.tasks)
         self.fences[chunk.fence] = Fence(chunk, chunk.tasks.bits)
@@ -154,7 +166,7 @@ class Ledger:
             self._told(fence, result, at)
         if report.final:
             self._close(report.fence)
-            self._again(fence, at, lost=fence.chunk.lost)
+            self._again(fence, at + (REFUSED_DELAY if report.refused else 0.0), lost=fence.chunk.lost)
 
     def _told(self, fence: Fence, result: wire.Result, at: float) -> None:
         """Take one result of a current fence: of tasks that are the chunk's and have none from this fence yet."""
@@ -190,7 +202,7 @@ class Ledger:
 
     def _result(self, chunk: wire.Chunk, reported: Outcome, tasks: TaskSet, at: float) -> None:
         planned = self.plan.steps[chunk.step]
-        outcome = after_budget(reported, attempt=chunk.attempt, max_retries=planned.max_retries)
+        outcome = self._stands(chunk.step, reported, attempt=chunk.attempt)
         if outcome in FINAL:
             fresh = self._finish(chunk.step, tasks, outcome)
             again = len(tasks) - (len(fresh) if fresh is not None else 0)
@@ -207,17 +219,20 @@ class Ledger:
             wants_restart = outcome is Outcome.RESTART and bool(planned.restart)
             self._wait(at + planned.retry_delay, chunk.step, unfinished, chunk.attempt + 1, restart=wants_restart)
 
+    def _stands(self, step: int, outcome: Outcome, *, attempt: int) -> Outcome:
+        planned = self.plan.steps[step]
+        return after_budget(outcome, attempt=attempt, max_retries=planned.max_retries, restarts=bool(planned.restart))
+
     def _note_failures(self, step: int, report: wire.Report) -> None:
         for failure in report.failures:
-            if (
-                after_budget(failure.outcome, attempt=report.attempt, max_retries=self.plan.steps[step].max_retries)
-                not in FINAL
-            ):
+            outcome = self._stands(step, failure.outcome, attempt=report.attempt)
+            if outcome not in FINAL:
                 continue
+            told = (step, failure.model_copy(update={"outcome": outcome}))
             if len(self.first_failures) < KEPT_FAILURES:
-                self.first_failures.append((step, failure))
+                self.first_failures.append(told)
             else:
-                self.last_failures.append((step, failure))
+                self.last_failures.append(told)
 
     def _lose(self, entry: wire.Lost) -> None:
         fence = self.fences.get(entry.fence)
@@ -343,10 +358,11 @@ class Ledger:
         """Return what `due` gave and what was not issued."""
         heapq.heappush(self._waiting, waiting)
 
-    def withdraw(self, fence: int) -> None:
-        """Take back a chunk that turned out not to be in the stream: its tasks wait to be issued again at once."""
-        gone = self.fences.pop(fence, None)
-        if gone is not None:
+    def withdraw(self, chunk: wire.Chunk) -> None:
+        """Take back a chunk that is not in the stream (or not known to be): its tasks wait to be issued again at once."""
+        gone = self.fences.get(chunk.fence)
+        if gone is not None and gone.holder is None and gone.chunk == chunk:
+            del self.fences[chunk.fence]
             self._again(gone, 0.0, lost=gone.chunk.lost)
 
     def settle_waiting(self) -> None:

@@ -52,14 +52,17 @@ def of_exit(code: int) -> Outcome:
     return _BY_CODE.get(code, Outcome.SOFT_FAILED)
 
 
-def after_budget(outcome: Outcome, *, attempt: int, max_retries: int) -> Outcome:
+def after_budget(outcome: Outcome, *, attempt: int, max_retries: int, restarts: bool) -> Outcome:
     """Return what stands of ``outcome`` once the user's budget of ``max_retries`` is considered.
 
     ``attempt`` counts from 1 and restarts share the budget with retries, as in Merlin: ``max_retries + 1`` tries in all,
-    then a soft failure.
+    then a soft failure. A timeout asks for the restart script where the step ``restarts`` (Maestro's rule).
     """
-    if outcome in (Outcome.RESTART, Outcome.RETRY) and attempt > max_retries:
+    spent = attempt > max_retries
+    if outcome in (Outcome.RESTART, Outcome.RETRY) and spent:
         return Outcome.SOFT_FAILED
+    if outcome is Outcome.TIMED_OUT and restarts and not spent:
+        return Outcome.RESTART
     return outcome
 
 

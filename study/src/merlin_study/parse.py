@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from merlin_study import checks
 from merlin_study.errors import UNKNOWN_FIELD, Fault, SpecError, did_you_mean
 from merlin_study.scalars import describe, spell
-from merlin_study.spec import MAX_SCRIPT_CHARACTERS, Block, StudySpec
+from merlin_study.spec import MAX_SCRIPT_CHARACTERS, SPECROOT, Block, StudySpec
 from merlin_study.translate import QUOTE, block_of, translate
 
 MAX_DEPTH: Final = 64
@@ -218,11 +218,13 @@ class _Notes:
     def _judge_tokens(self, view: "_View", root: str) -> None:
         """Names that ``$(NAME)`` has to reach, and overrides of variables that are there."""
         for where, name in view.token_names():
+            if where == f"vars.{SPECROOT}":  # what `merlin run` knows and the cluster does not
+                continue
             if fault := checks.token_name_fault(name, f"{root}.{where}"):
                 self.faults.append(fault)
         known = [*view.mapping("env", "variables"), *view.mapping("env", "labels")]
         for name in view.mapping("vars"):
-            if name not in known:
+            if name not in (*known, SPECROOT):
                 self.fault(
                     f"{root}.vars.{name}", f"env.variables has no '{name}' to override{did_you_mean(name, known)}"
                 )

@@ -46,9 +46,12 @@ LABEL_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 RUN_ID_PATTERN: Final = r"^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
 
+SPECROOT: Final = "SPECROOT"
+"""The directory of the specification's file; in a cluster only ``vars`` can tell it."""
+
 RESERVED: Final = frozenset(
     {
-        *("SPECROOT", "WORKSPACE", "LAUNCHER", "VLAUNCHER"),
+        *(SPECROOT, "WORKSPACE", "LAUNCHER", "VLAUNCHER"),
         *("MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL", "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH"),
         *("MERLIN_SAMPLE_VECTOR", "MERLIN_SAMPLE_NAMES", "MERLIN_WORKSPACE", "MERLIN_TIMESTAMP", "MERLIN_INFO"),
         *("MERLIN_SUCCESS", "MERLIN_RESTART", "MERLIN_SOFT_FAIL", "MERLIN_HARD_FAIL", "MERLIN_RETRY"),

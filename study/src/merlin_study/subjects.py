@@ -47,6 +47,11 @@ def unescape(token: str) -> str:
     return raw.encode("latin-1").decode()
 
 
+def inbox(user: str) -> str:
+    """Return the prefix of a broker user's inboxes: the one place where that user may listen for answers."""
+    return f"_INBOX_{escape(user)}" if user else "_INBOX"
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """All names of one namespace."""

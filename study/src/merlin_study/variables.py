@@ -13,11 +13,10 @@ from typing import Final
 from merlin_study.errors import Fault
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.scalars import spell
-from merlin_study.spec import StudySpec
+from merlin_study.spec import SPECROOT, StudySpec
 from merlin_study.template import Template
 
 OUTPUT_PATH: Final = "OUTPUT_PATH"
-SPECROOT: Final = "SPECROOT"
 
 
 class Variables:
@@ -33,10 +32,10 @@ class Variables:
             spec_root: the directory of the specification's file, where there is one.
         """
         self.faults: list[Fault] = []
-        given = {**spec.env.variables, **spec.vars}
-        self.names = frozenset({*given, *spec.env.labels})
+        given = {**spec.env.variables, **spec.env.labels, **spec.vars}
+        self.names = frozenset(given)
         self._raw = _special(spec, stamp=stamp, base=base, spec_root=spec_root)
-        for name, value in {**given, **spec.env.labels}.items():
+        for name, value in given.items():
             self._raw[name] = self._raw[name.upper()] = spell(value)
         self._texts: dict[str, str] = {}
         for name in self._raw:

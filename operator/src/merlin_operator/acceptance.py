@@ -1,0 +1,58 @@
+"""Whether a Study can run: its specification compiled, or the faults that its author has to cure.
+
+Pure. A Study that was accepted once stays accepted: its science is immutable, so only an operational switch (``suspend``,
+``priority`` …) can have changed. A switch that is not built yet is then told as a warning, since neither stopping the
+study nor ignoring the switch would be what its user wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from merlin_operator.board import Submission
+from merlin_study.compiler import compile_study
+from merlin_study.errors import Fault, SpecError
+from merlin_study.notyet import not_yet
+from merlin_study.parse import parse_spec
+from merlin_study.plan import Plan
+
+SWITCHES: Final = frozenset(
+    {
+        *("suspend", "cancel", "priority", "maxInFlight", "purge", "restart"),
+        *("ttlSecondsAfterFinished", "deletionPolicy", "rehearse"),
+    }
+)
+"""What may change in an accepted Study. No plan depends on it, or the study could not be compiled to the same one again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A plan, or faults; ``warnings`` tells switches that are set and not built."""
+
+    plan: Plan | None = None
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+    site: str = ""
+
+
+def accepted(status: Mapping[str, Any]) -> bool:
+    """Whether a Study's status says that it was accepted."""
+    conditions = status.get("conditions") or ()
+    return any(each.get("type") == "Accepted" and each.get("status") == "True" for each in conditions)
+
+
+def judge(submission: Submission) -> Verdict:
+    """Return what becomes of a Study as it was handed in."""
+    try:
+        whole, _ = parse_spec(submission.spec)
+        missing = tuple(not_yet(whole))
+        if missing and not accepted(submission.status):
+            return Verdict(faults=missing)
+        science, _ = parse_spec({key: value for key, value in submission.spec.items() if key not in SWITCHES})
+        stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
+        return Verdict(compile_study(science, stamp=stamp), warnings=missing, site=science.site or "")
+    except SpecError as error:
+        return Verdict(faults=error.faults)
