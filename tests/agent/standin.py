@@ -86,11 +86,20 @@ def a_sampled_plan(directory: Path, count: int, cmd: str, **changes: Any) -> Pla
 class Standin:
     """The operator's side of one namespace and one study."""
 
-    def __init__(self, broker: Broker, directory: Path, *, study: str = STUDY, keys: Keyring | None = None) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        directory: Path,
+        *,
+        study: str = STUDY,
+        keys: Keyring | None = None,
+        agent_keys: Keyring | None = None,
+    ) -> None:
         """Keep what is needed; entering connects."""
         self.broker, self.directory, self.study = broker, directory, study
         self.space = Space("default")
         self.keys = keys or Keyring.generate()
+        self.agent_keys = agent_keys or self.keys
         self.plan: Plan | None = None
         self.heartbeats: dict[str, list[wire.Heartbeat]] = {}
         self.fence = 0
@@ -107,7 +116,7 @@ class Standin:
     def __enter__(self) -> Self:
         """Connect and write the agent's keys and credentials."""
         self._thread.start()
-        self.keys.save(self.directory / "keys")
+        self.agent_keys.save(self.directory / "keys")
         credentials = self.directory / "credentials.json"
         credentials.write_text(json.dumps(self.broker.credentials))
         credentials.chmod(0o600)
@@ -273,7 +282,9 @@ class Standin:
                 headers = answer.headers or {}
                 if headers.get("Status"):
                     return found
-                found.append(wire.decode_log(self.keys.open(answer.data, scope=self.study, context=subject, signer=Signer.AGENT)))
+                found.append(
+                    wire.decode_log(self.keys.open(answer.data, scope=self.study, context=subject, signer=Signer.AGENT))
+                )
                 sequence = int(headers["Nats-Sequence"]) + 1
 
         return self.call(read())

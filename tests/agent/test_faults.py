@@ -7,6 +7,7 @@ from pathlib import Path
 from merlin_study import wire
 from merlin_study.outcome import Outcome
 from merlin_study.outcomelog import Entry, decode_lines, encode_line
+from merlin_study.plan import SampleTable
 from merlin_study.taskset import TaskSet
 from tests.agent.standin import Standin, a_parameter, a_plan, a_sampled_plan, a_step
 from tests.ground import Broker, eventually
@@ -105,6 +106,45 @@ def test_a_new_holder_waits_for_a_lost_one_that_still_lives(broker: Broker, tmp_
         os.utime(ghost, (old, old))
         assert operator.counts(operator.final(waiting)) == {("soft-failed", 3): 3, ("succeeded", 0): 1}
         assert set(runs(operator)) == {"03", "04", "05", "06", "07"}
+
+
+def test_samples_that_a_lost_holder_made_are_measured_again(broker: Broker, tmp_path: Path) -> None:
+    """Its success says not how many there are, so it is not taken over; the file is not made twice."""
+    table = SampleTable(
+        generate="echo run >> $(MERLIN_INFO)/made; seq 1 7 > $(MERLIN_INFO)/s.csv",
+        file="$(MERLIN_INFO)/s.csv",
+        columns=("A",),
+        level_max_dirs=25,
+    )
+    plan = a_plan(a_step("sim", ":", sampled=True), samples=table)
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan, timing=QUICK)
+        first = operator.agent()
+        name = operator.id_of(first)
+        lost = operator.issue(range(1))
+        operator.final(lost)
+        first.kill()
+        operator.agent()
+        again = operator.issue(range(1), lost=(wire.LostHolder(fence=lost.fence, agent=name),))
+        reports = operator.final(again)
+        assert operator.counts(reports) == {("succeeded", 0): 1}
+        assert [report.samples.count for report in reports if report.samples] == [7]
+        assert (operator.root / "merlin_info" / "made").read_text() == "run\n"
+
+
+def test_a_second_study_in_a_directory_runs_nothing_and_says_so(broker: Broker, tmp_path: Path) -> None:
+    """The first one's markers are there; they say nothing of the second."""
+    with Standin(broker, tmp_path) as operator:
+        operator.up(a_plan(a_step("sim", "echo run >> runs")), timing=QUICK)
+        name = operator.id_of(operator.agent())
+        operator.final(operator.issue(range(1)))
+        operator.study = "another"
+        operator.store_plan(a_plan(a_step("sim", "echo other >> runs")))
+        (report,) = operator.final(operator.issue(range(1)))
+        told = f"{operator.root}: belongs to study 3f0c8a52; give this one another runId or name"
+        assert (report.refused, report.results) == (told, ())
+        eventually(lambda: told in operator.heartbeats[name][-1].problems)
+        assert (operator.root / "sim" / "runs").read_text() == "run\n"
 
 
 def test_a_killed_broker_loses_nothing(broker: Broker, tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Starting, watching and ending processes: real ones."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from merlin_agent import files, launch
+from merlin_agent import files, launch, slots
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import DirectLauncher, NotStartedError, Script
 from merlin_agent.reaper import Reaper
@@ -176,7 +179,7 @@ class Quick:
         return Ended(task, Outcome.SUCCEEDED)
 
 
-def serve(feed: list[tuple[ChunkRun, Quick]], slots: int) -> dict[int, list[Ended]]:
+def serve(feed: list[tuple[ChunkRun, Quick]], count: int) -> dict[int, list[Ended]]:
     """Run chunks to their end."""
     found: dict[int, list[Ended]] = {}
 
@@ -190,7 +193,7 @@ def serve(feed: list[tuple[ChunkRun, Quick]], slots: int) -> dict[int, list[Ende
             if all(run.over for run, _ in feed):
                 done.set()
 
-        made = Slots(slots, launcher=DirectLauncher({}), watch=lambda _slot, _group: None, deliver=deliver, grace=0.1)
+        made = Slots(count, launcher=DirectLauncher({}), watch=lambda _slot, _group: None, deliver=deliver, grace=0.1)
         for run, quick in feed:
             made.feed.add(run, quick)
         made.start()
@@ -235,3 +238,65 @@ def test_a_stopped_chunk_gives_nothing_more() -> None:
     assert feed.ready == 0
     feed.close()
     assert feed.take() is None
+
+
+def a_slot(watch: Callable[[int, int], None] = lambda _slot, _group: None) -> Slot:
+    """A slot whose processes are started from this thread."""
+    return Slot(0, DirectLauncher({b"PATH": os.environb[b"PATH"]}), watch, grace=0.1)
+
+
+@pytest.fixture
+def common_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting leaves this thread's directory alone."""
+    monkeypatch.setattr(launch, "_leave_common_directory", lambda: False)
+
+
+@pytest.mark.usefixtures("common_directory")
+@pytest.mark.parametrize("days", [24.9, 30, 36500, float("inf")])
+def test_a_walltime_of_a_month_is_waited_for(tmp_path: Path, days: float) -> None:
+    """The kernel's wait ends at 24.8 days."""
+    assert a_slot().launch(a_script(tmp_path / "d", "exit 3"), days * 86400) == (3, False)
+
+
+@pytest.mark.usefixtures("common_directory")
+def test_a_wait_in_pieces_ends_with_the_process_or_the_walltime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither earlier nor later."""
+    monkeypatch.setattr(slots, "LONGEST_POLL", 0.02)
+    began = time.monotonic()
+    assert a_slot().launch(a_script(tmp_path / "d", "sleep 0.2; exit 3"), 60) == (3, False)
+    assert 0.2 <= time.monotonic() - began < 10
+    began = time.monotonic()
+    assert a_slot().launch(a_script(tmp_path / "d", "sleep 600"), 0.3) == (-signal.SIGTERM, True)
+    assert 0.3 <= time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("common_directory")
+@pytest.mark.parametrize("broken", ["the wait", "the reaper"])
+def test_what_can_not_be_watched_does_not_run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Its task is handed back, so it must not run beside its next run; its number is not kept either."""
+
+    def fail(*_: object) -> int:
+        if broken == "the wait" or told.count(0) == 0:
+            told.append(0)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return 0
+
+    told: list[int] = []
+    started: list[int] = []
+    starting = DirectLauncher.start
+
+    def start(self: DirectLauncher, script: Script) -> int:
+        started.append(starting(self, script))
+        return started[-1]
+
+    monkeypatch.setattr(DirectLauncher, "start", start)
+    if broken == "the wait":
+        monkeypatch.setattr(os, "pidfd_open", fail)
+    slot = a_slot() if broken == "the wait" else a_slot(fail)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="Too many open files"):
+        slot.launch(a_script(tmp_path / "d", "sleep 600"), 60)
+    (pid,) = started
+    assert not Path(f"/proc/{pid}").exists(), "ended and reaped"
+    assert not slot.strike(Stop.CANCELLED, signal.SIGTERM)

@@ -9,11 +9,13 @@ import pytest
 
 from merlin_agent import files, presence
 from merlin_agent.beat import REMEMBERED, Problems
-from merlin_agent.record import HolderLog, Recorder
+from merlin_agent.binding import RefusedError, prepare
+from merlin_agent.record import HolderLogs, Recorder
 from merlin_study import outcomelog, wire
 from merlin_study.outcome import Outcome
 from merlin_study.outcomelog import Decoded, Entry
 from merlin_study.taskset import TaskSet
+from tests.agent.standin import a_plan, a_step
 
 
 def an_entry(first: int, *, fence: int = 1, study: str = "s", final: bool = False) -> Entry:
@@ -60,7 +62,7 @@ def test_lines_are_written_in_order_and_a_torn_one_is_ended_first(tmp_path: Path
 def test_a_holders_log_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     """Only this study's and this fence's results, each once; its final report closes it."""
     path = tmp_path / "log"
-    log = HolderLog(str(path), "s", 1)
+    log = HolderLogs().of(str(path), "s", 1)
     assert log.news() == []
     line = outcomelog.encode_line(an_entry(1))
     path.write_bytes(outcomelog.encode_line(an_entry(0)) + outcomelog.encode_line(an_entry(8, fence=2)) + line[:20])
@@ -72,6 +74,41 @@ def test_a_holders_log_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(outcomelog.encode_line(an_entry(2, final=True)))
     assert ([result.tasks.first for result in log.news()], log.closed) == ([2], True)
+
+
+def test_a_lost_holders_log_is_read_once_for_all_its_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It left many; each hears of its own fence, whoever of them reads."""
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(outcomelog.encode_line(an_entry(n, fence=n, final=n == 7)) for n in range(1, 40)))
+    parsed: list[int] = []
+    decode = outcomelog.decode_lines
+
+    def counted(data: bytes) -> Decoded:
+        parsed.append(data.count(b"\n"))
+        return decode(data)
+
+    monkeypatch.setattr(outcomelog, "decode_lines", counted)
+    logs = HolderLogs()
+    found = {fence: logs.of(str(path), "s", fence) for fence in range(1, 40)}
+    assert {fence: [r.tasks.first for r in log.news()] for fence, log in found.items()} == {n: [n] for n in found}
+    assert [fence for fence, log in found.items() if log.closed] == [7]
+    assert sum(parsed) == 39
+    for number in range(50):
+        logs.of(str(tmp_path / str(number)), "s", 1)
+    assert len(logs._readers) <= 8
+
+
+def test_a_directory_of_another_study_is_left_as_it_is(tmp_path: Path) -> None:
+    """Two studies of one name: the second would find the first one's markers, and succeed without running."""
+    first, second = (a_plan(a_step("sim", text), provenance={"study.orig.yaml": text}) for text in ("one", "two"))
+    mark = prepare(str(tmp_path / "ws"), first, "first")
+    info = tmp_path / "ws" / "merlin_info"
+    before = {file.name: file.read_bytes() for file in info.iterdir() if file.is_file()}
+    assert before["study.orig.yaml"] == b"one"
+    with pytest.raises(RefusedError, match="ws: belongs to study first; give this one another runId or name"):
+        prepare(str(tmp_path / "ws"), second, "second")
+    assert {file.name: file.read_bytes() for file in info.iterdir() if file.is_file()} == before
+    assert prepare(str(tmp_path / "ws"), first, "first") == mark
 
 
 def test_ages_are_measured_by_the_file_systems_clock(tmp_path: Path) -> None:

@@ -35,6 +35,28 @@ def test_what_does_not_open_is_refused_counted_and_terminated(broker: Broker, tm
         assert (operator.root / "sim" / "runs").read_text() == "run\n"
 
 
+def test_what_another_agent_signed_is_no_word_of_the_operator_s(broker: Broker, tmp_path: Path) -> None:
+    """A chunk, a plan and a cancel that an agent's key signed: refused and counted; the operator's run, and are believed."""
+    operator_keys, agent_keys = Keyring.generate_pair()
+    with Standin(broker, tmp_path, keys=operator_keys, agent_keys=agent_keys) as operator:
+        plan = a_plan(a_step("sim", "echo run >> runs"))
+        operator.up(plan, timing=QUICK)
+        name = operator.id_of(operator.agent())
+        forged = operator.chunk(range(1))
+        subject = operator.space.chunk(a_route(), STUDY, forged.fence)
+        operator.put_raw(subject, agent_keys.seal(forged.encode(), scope=STUDY, context=subject))
+        eventually(lambda: operator.heartbeats[name][-1].refused == 1)
+        assert "not trusted as operator" in operator.heartbeats[name][-1].problems[-1]
+        eventually(lambda: operator.waiting() == 0)
+        assert not operator.root.exists()
+        control = operator.space.control(STUDY)
+        word = wire.Control(study=STUDY, cancelled=True).encode()
+        operator.put_raw(control, agent_keys.seal(word, scope=STUDY, context=control))
+        honest = operator.issue(range(1))
+        assert operator.counts(operator.final(honest)) == {("succeeded", 0): 1}
+        assert (operator.root / "sim" / "runs").read_text() == "run\n"
+
+
 def test_a_fence_is_claimed_once_however_often_it_comes(broker: Broker, tmp_path: Path) -> None:
     """Copies of a chunk reach two agents; one claims it, the other drops its copy."""
     with Standin(broker, tmp_path) as operator:

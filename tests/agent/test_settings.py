@@ -1,5 +1,6 @@
 """Where settings come from, and what is said where they make no sense."""
 
+import json
 import os
 from pathlib import Path
 
@@ -175,3 +176,64 @@ def test_what_the_allocation_decides() -> None:
     assert allocation.seconds_left(AllocationFacts(), 5.0) == float("inf")
     assert allocation.seconds_left(AllocationFacts(ends_at=100.0), 40.0) == 60.0
     assert allocation.seconds_left(AllocationFacts(ends_at=100.0), 140.0) == 0.0
+
+
+SITE = {
+    "merlin_site": 1, "server": "tls://nats.example.org:4222", "namespace": "team", "site": "quartz", "user": "agents",
+    "password": "SECRET", "ca": "", "seal_key": "5e" * 32, "signing_key": "51" * 32,
+    "operator_key": "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+}  # fmt: skip
+
+
+def test_a_site_file_says_everything(tmp_path: Path) -> None:
+    """Server, namespace, site, who we are and the keys; any flag counts before it, and so does a directory of keys."""
+    path = private(tmp_path / "site.yaml", json.dumps(SITE))
+    found = load("--credentials", str(path))
+    assert (found.server, found.namespace, found.site) == ("tls://nats.example.org:4222", "team", "quartz")
+    credentials = config.load_credentials(found.credentials)
+    assert credentials.as_options() == {"user": "agents", "password": "SECRET"}
+    assert config.load_keys(found, credentials) is credentials.keys
+    config.check_transport(found, credentials)
+    other = load("--credentials", str(path), "--server", "tls://other:1", "--site", "mine", "--keys", "keys")
+    assert (other.server, other.namespace, other.site) == ("tls://other:1", "team", "mine")
+    Keyring.generate().save(tmp_path / "keys")
+    assert config.load_keys(other, credentials) is not credentials.keys
+
+
+def test_a_site_file_by_variable_or_from_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``credentials`` may be said wherever a setting may; an empty site stays the allocation's."""
+    path = private(tmp_path / "site.yaml", json.dumps(SITE | {"site": ""}))
+    file = tmp_path / "home" / ".merlin" / "agent.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"credentials: {path}\nnamespace: mine\n")
+    assert (load().server, load().namespace) == (SITE["server"], "mine")
+    file.unlink()
+    monkeypatch.setenv("MERLIN_AGENT_CREDENTIALS", str(path))
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "ruby")
+    assert (load().namespace, load().site) == ("team", "ruby")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"password": 5}, "password: Input should be a valid string"),
+        ({"signing_key": "SECRET"}, "a key: expected 32 bytes"),
+    ],
+)
+def test_a_bad_site_file_is_named_without_being_quoted(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    path = private(tmp_path / "site.yaml", json.dumps(SITE | changes))
+    with pytest.raises(ConfigError, match="expected a site file") as caught:
+        config.load_credentials(path)
+    assert (says in str(caught.value), "SECRET" in str(caught.value), caught.value.code) == (True, False, 3)
+
+
+def test_a_password_would_not_travel_in_the_clear(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An address that is neither TLS nor this host ends with 2, unless --insecure accepts it."""
+    Keyring.generate().save(tmp_path / "keys")
+    assert main(["--keys", "keys", "--server", "nats://nats.example.org:4222"]) == 2
+    assert "--server nats://nats.example.org:4222: expected tls://" in capsys.readouterr().err
+    config.check_transport(load("--server", "nats://nats.example.org:4222", "--insecure"), Credentials())
+    assert main(["--keys", "keys", "--server", "tls://x:1", "--ca", "none"]) == 3
+    private(tmp_path / "ca.pem", "rubbish")
+    assert main(["--keys", "keys", "--server", "tls://x:1", "--ca", "ca.pem"]) == 2
+    assert "expected a certificate authority in PEM" in capsys.readouterr().err

@@ -277,6 +277,30 @@ def test_what_failed_runs_again_after_a_restart_also_in_a_moved_workspace(place:
     assert "all 62 tasks succeeded" in said[0]
 
 
+def test_a_study_that_runs_is_not_restarted_beside_it(place: Path) -> None:
+    """Neither while its command lives, nor while what the killed command left is ending."""
+    merlin = Merlin(place, "run", spec(place, ENDLESS), "--local")
+    (up,) = eventually(lambda: list(place.glob("endless_*/deaf/up")), timeout=30)
+    directory = up.parent.parent
+    code, lines, err = Merlin(place, "restart", str(directory), "--local").ended()
+    assert (code, lines) == (4, [])
+    assert f"another merlin run works in {directory} (pid {merlin.process.pid})" in err
+    (present,) = (directory / "merlin_info/agents").iterdir()
+    merlin.process.kill()
+    merlin.ended()
+    present.touch()
+    code, lines, err = Merlin(place, "restart", str(directory), "--local").ended()
+    assert (code, lines) == (4, [])
+    assert f"an agent is still at work in {directory} ({present.name}" in err
+
+
+def test_a_run_leaves_no_lock(place: Path) -> None:
+    """What lies in merlin_info stays as upstream's and the agents' have it."""
+    code, lines, _ = Merlin(place, "run", str(ROOT / "docs/examples/hello.yaml"), "--local").ended()
+    assert code == 0
+    assert not (outputs(lines) / "merlin_info/run.lock").exists()
+
+
 def test_the_second_interrupt_kills_at_once(place: Path) -> None:
     merlin = Merlin(place, "run", spec(place, ENDLESS), "--local")
     eventually(lambda: list(place.glob("endless_*/deaf/up")), timeout=30)

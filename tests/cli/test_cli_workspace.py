@@ -1,13 +1,18 @@
 """What `merlin restart` and `merlin status` make of a workspace, without engine or agent."""
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from merlin_cli import restart, tally
+from merlin_cli import lock, restart, tally
 from merlin_cli.__main__ import main
+from merlin_cli.exits import CliError, Exit
 from merlin_study import outcomelog, wire, workspace
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Edge, EdgeKind, Plan, PlannedStep, SampleTable
@@ -228,3 +233,86 @@ def test_a_damaged_plan_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "merlin_info" / "plan.json").write_text(json.dumps({"version": 99}))
     assert main(["status", str(tmp_path)]) == 4
     assert "is no plan that this version of merlin reads" in capsys.readouterr().err
+
+
+def a_workspace(directory: Path) -> Path:
+    """A workspace that ran once."""
+    info = directory / "merlin_info"
+    (info / "agents").mkdir(parents=True)
+    (info / "plan.json").write_bytes(a_plan(name=directory.name).to_json())
+    return directory
+
+
+def test_only_one_command_works_in_a_workspace(tmp_path: Path) -> None:
+    """The second is told whose it is; the lock goes with its holder, and leaves nothing."""
+    directory = a_workspace(tmp_path / "ws")
+    with lock.held(directory, resume=True):
+        for resume in (True, False):
+            with pytest.raises(CliError) as refused, lock.held(directory, resume=resume):
+                pass
+            assert refused.value.code == Exit.CANNOT_RUN
+            assert f"another merlin run works in {directory} (pid {os.getpid()})" in str(refused.value)
+    assert sorted(file.name for file in (directory / "merlin_info").iterdir()) == ["agents", "plan.json"]
+    with lock.held(directory, resume=True):
+        pass
+
+
+def test_a_lock_of_a_command_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    directory = a_workspace(tmp_path / "ws")
+    (directory / "merlin_info" / "run.lock").write_text("4711\n")
+    with lock.held(directory, resume=True):
+        assert (directory / "merlin_info" / "run.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before, locked after the other command's end: that file is nobody's any more."""
+    directory = a_workspace(tmp_path / "ws")
+    file = directory / "merlin_info" / "run.lock"
+    flocks: list[int] = []
+    really = fcntl.flock
+
+    def flock(handle: int, how: int) -> None:
+        if not flocks:
+            file.unlink()
+        flocks.append(handle)
+        really(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock.held(directory, resume=True):
+        assert file.exists()
+        assert len(flocks) == 2
+
+
+def test_a_directory_that_was_made_only_for_the_lock_goes_again(tmp_path: Path) -> None:
+    """A run that never began must not stand in the way of the same command."""
+    with pytest.raises(KeyboardInterrupt), lock.held(tmp_path / "ws", resume=False):
+        assert (tmp_path / "ws/merlin_info/run.lock").exists()
+        raise KeyboardInterrupt
+    assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock.held(a_workspace(tmp_path / "ws"), resume=True):
+        pass
+
+
+@pytest.mark.parametrize(("age", "works"), [(0.0, True), (8.0, True), (12.0, False)])
+def test_a_restart_waits_for_an_agent_that_is_still_at_work(tmp_path: Path, age: float, works: bool) -> None:  # noqa: FBT001
+    directory = a_workspace(tmp_path / "ws")
+    present = directory / "merlin_info" / "agents" / "host-1-abc"
+    present.touch()
+    then = present.stat().st_mtime - age
+    os.utime(present, (then, then))
+    with pytest.raises(CliError) if works else contextlib.nullcontext() as refused, lock.held(directory, resume=True):
+        pass
+    if refused is not None:
+        assert refused.value.code == Exit.CANNOT_RUN
+        assert f"an agent is still at work in {directory} (host-1-abc" in str(refused.value)
+    assert not (directory / "merlin_info" / "run.lock").exists()

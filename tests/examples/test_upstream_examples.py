@@ -40,6 +40,24 @@ def _texts(study: Path, pattern: str) -> dict[str, str]:
     return {str(path.relative_to(study)): path.read_text() for path in study.glob(pattern)}
 
 
+def test_the_demo_ends_well_and_says_where_its_outputs_lie(tmp_path: Path) -> None:
+    """What ``make demo`` runs: more than a thousand sampled tasks, a chain and two funnels."""
+    command = [MERLIN, "run", str(ROOT / "docs" / "examples" / "demo.yaml"), "--local", "--slots", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = Path(done.stdout.strip().splitlines()[-1].removeprefix("Outputs: "))
+    assert len(list(study.glob("throw/*/**/MERLIN_FINISHED"))) == 1000
+    assert "expected error" in (study / "report" / "pi.txt").read_text()
+
+
+def test_the_bench_measures_all_contenders() -> None:
+    """Few tasks, one turn: that it works, not how fast anything is."""
+    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--tasks", "20", "--repeat", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "merlin / hyperqueue" in done.stdout
+
+
 def test_hello(python: Path, tmp_path: Path) -> None:
     study = _run(python, "hello", "hello", tmp_path)
     assert _texts(study, "step_1/*/*.out") == {

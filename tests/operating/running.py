@@ -12,6 +12,7 @@ from kubernetes import client
 
 from merlin_operator import __main__, cluster, handlers, health, metrics
 from merlin_operator.board import Submission
+from merlin_operator.measures import ROUND_BUCKETS, Spread, Tally
 from merlin_operator.view import StudyRef
 from tests.ground import free_port
 
@@ -25,6 +26,7 @@ class Counts:
     reports: int = 0
     refused: int = 0
     lost_fences: int = 0
+    interrupted: int = 0
     broker_reconnects: int = 0
     broker_connected: bool = True
 
@@ -41,6 +43,8 @@ class RecordingEngine:
     quiet: float = 0.0
     observed: list[Submission] = field(default_factory=list)
     forgotten: list[StudyRef] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    rounds: Spread = field(default_factory=lambda: Spread(ROUND_BUCKETS))
 
     async def run(self) -> None:
         """Work for ever, or until the test says so."""

@@ -106,3 +106,18 @@ def test_help_names_every_setting() -> None:
     )
     for name in config.Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+def test_a_connection_is_tls_or_on_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The address is refused with 2 before anything is tried; the authority's file has to be there."""
+    plain = [*needed(tmp_path), "--server", "nats://nats.example.org:4222"]
+    Keyring.generate().save(tmp_path / "keys")
+    assert __main__.main(plain) == 2
+    assert "expected tls://" in capsys.readouterr().err
+    assert config.connection(config.parse([*plain, "--insecure", "true"])) == {"inbox_prefix": "_INBOX"}
+    user = secret(tmp_path / "user", '{"user": "operator", "password": "p"}')
+    tls = [*needed(tmp_path), "--server", "tls://nats.example.org:4222", "--credentials", str(user)]
+    found = config.connection(config.parse(tls))
+    assert (found["user"], found["inbox_prefix"], found["tls_handshake_first"]) == ("operator", "_INBOX_operator", True)
+    assert __main__.main([*tls, "--ca", str(tmp_path / "none")]) == 3
+    assert "can't read the certificate authority" in capsys.readouterr().err

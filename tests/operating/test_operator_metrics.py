@@ -48,7 +48,8 @@ def test_names_helps_and_units_follow_the_conventions() -> None:
         assert not family.documentation.endswith(".")
         assert not re.search(r"_(ms|milliseconds|minutes|hours|kb|mb|percent|created|count|sum|bucket)$", name)
         for sample in family.samples:
-            assert sample.name == name + ("_total" if family.type == "counter" else "")
+            suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}.get(family.type, ("",))
+            assert sample.name in {name + suffix for suffix in suffixes}
             assert (family.type == "gauge") or sample.value >= 0
     assert "_created" not in text
 
@@ -117,6 +118,22 @@ def test_a_finished_study_keeps_its_series_for_a_while_and_no_longer() -> None:
     ended = replace(FAILED, finished_at=NOW - metrics.KEPT_AFTER_END + 1)
     assert metrics.shown_studies([ended, ACCEPTED], NOW) == [ACCEPTED, ended]
     assert metrics.shown_studies([ended, ACCEPTED], NOW + 2) == [ACCEPTED]
+
+
+def test_what_another_operator_counted_is_not_counted_again() -> None:
+    """Neither what stood when the log was first read, nor a study whose log was not read yet, nor a ledger folded anew."""
+    board = Shown([replace(RUNNING, inherited=())])
+    collector = metrics.MerlinCollector(RecordingEngine(), board, "team")
+    stood = replace(RUNNING, inherited=RUNNING.counted)
+    folded_anew = replace(stood, steps=(replace(stood.steps[0], succeeded=3), stood.steps[1]))
+    ahead = replace(stood, steps=(replace(stood.steps[0], succeeded=44, failed=2), stood.steps[1]))
+    totals = []
+    for view in (board.views[0], stood, folded_anew, stood, ahead, folded_anew, ahead):
+        board.views = [view]
+        found = series(scrape(board, collector))
+        totals.append(found['merlin_task_outcomes_total{namespace="team",outcome="succeeded"}'])
+    assert totals == [0, 0, 0, 0, 4, 4, 4]
+    assert found['merlin_task_outcomes_total{namespace="team",outcome="failed"}'] == 2
 
 
 def test_redundant_results_never_count_backwards_when_studies_go() -> None:

@@ -4,14 +4,20 @@ from dataclasses import replace
 from typing import Any
 
 from merlin_operator.board import AgentView
-from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
+from merlin_operator.view import COUNTED, FailureView, StepView, StudyRef, StudyView
 from merlin_study import wire
 from merlin_study.errors import Fault
 from merlin_study.outcome import Outcome
 
 REF = StudyRef("team", "probe", "0000-1111")
 NEW = StudyView(REF, 1)
-ACCEPTED = replace(NEW, plan_hash="ab" * 32, steps=(StepView("sim", 100),), workspace="/w/probe_20260101-000000")
+ACCEPTED = replace(
+    NEW,
+    plan_hash="ab" * 32,
+    steps=(StepView("sim", 100),),
+    workspace="/w/probe_20260101-000000",
+    inherited=(0,) * len(COUNTED),
+)
 RUNNING = replace(
     ACCEPTED,
     steps=(StepView("sim", 100, succeeded=40, running=10, queued=20), StepView("collect", 1)),

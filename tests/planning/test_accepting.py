@@ -104,6 +104,20 @@ def test_a_task_is_tried_again_after_its_delay_until_its_budget_is_spent(outcome
     assert ledger.finished
 
 
+def test_samples_made_but_not_measured_are_made_again() -> None:
+    """A success of the sampling step without the figures (its agent was lost in between) is no end: the step runs again."""
+    plan = plan_of(
+        "description: {name: n, description: d}\nmerlin: {samples: {file: s.csv, column_labels: [S]}}\n"
+        "study: [{name: a, description: d, run: {cmd: echo $(S)}}]"
+    )
+    ledger = Ledger(plan)
+    _tried(plan, ledger, Outcome.SUCCEEDED, fence=1, attempt=1)
+    assert not ledger.finished
+    waiting = ledger.due(101.0)
+    assert waiting is not None
+    assert (waiting.step, waiting.attempt) == (0, 1)
+
+
 def test_a_loss_spends_nothing_of_the_budget() -> None:
     """The rest of a lost chunk is issued as the same attempt, and names who lost it."""
     plan = plan_of(RESTARTS)

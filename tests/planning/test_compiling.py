@@ -141,6 +141,12 @@ HEAD = "description: {name: n, description: d}\n"
         (STEP % "echo" + "\nmerlin: {samples: {file: a.txt}}", "InvalidSpec", ".csv"),
         (STEP % "echo" + "\nmerlin: {samples: {file: a.csv, level_max_dirs: 1}}", "InvalidSpec", "level_max_dirs"),
         ("study: [{name: a, description: d, run: {cmd: x, walltime: soon}}]", "InvalidSpec", "walltime"),
+        (STEP % '"ls $(MERLIN_GLOB_PATH)"', "UndefinedToken", "without merlin.samples"),
+        (
+            "global.parameters: {P: {values: [a b, a_b], label: P.%%}}\n" + STEP % '"echo $(P)"',
+            "InvalidSpec",
+            "share the directory",
+        ),
     ],
 )
 def test_what_can_t_run_is_refused_with_place_and_cure(text: str, reason: str, words: str) -> None:

@@ -24,16 +24,26 @@ SITE = "testsite"
 class Reporter:
     """Claims what is offered; ``runs`` counts how often each (step, task) was claimed."""
 
-    def __init__(self, broker: Broker, keyring: Keyring, plan: Plan, *, samples: int, name: str = "reporter") -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        keyring: Keyring,
+        plan: Plan,
+        *,
+        samples: int,
+        name: str = "reporter",
+        works: bool = True,
+    ) -> None:
         self.space = subjects.Space("ns")
         self.keyring, self.plan, self.samples, self.name = keyring, plan, samples, name
         self.runs: Counter[tuple[int, int]] = Counter()
         self._broker = broker
-        self._stopped = False
+        self._stopped, self._works = False, works
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Work until the block ends."""
+        self._stopped = False
         self._client = Client()
         await self._client.connect(
             self._broker.url, max_reconnect_attempts=-1, reconnect_time_wait=1, **self._broker.credentials
@@ -60,7 +70,7 @@ class Reporter:
             await asyncio.sleep(0.2)
 
     async def _work(self) -> None:
-        while not self._stopped:
+        while self._works and not self._stopped:
             try:
                 for consumer in await self._offered():
                     await self._pull(consumer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
@@ -13,7 +15,7 @@ from nats.aio.client import Client
 from merlin_operator.board import AgentView
 from merlin_operator.engine import Engine, EngineConfig
 from merlin_operator.view import StudyRef, StudyView
-from merlin_study import wire
+from merlin_study import subjects, wire
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 from merlin_study.taskset import TaskSet
@@ -177,6 +179,86 @@ def test_an_agent_that_falls_silent_loses_its_chunks_to_another(broker: Broker, 
     asyncio.run(scenario())
 
 
+def test_an_engine_that_was_frozen_calls_nobody_lost(broker: Broker, plan: Plan) -> None:
+    """After its own pause longer than the limit it listens first: the heartbeats of that time lie unread."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with running(broker, keyring, plan) as (engine, shown), reporter.working():
+            await until(lambda: shown.done > 100)
+            chunk = wire.Chunk(
+                study=REF.uid, plan=plan.hash, epoch=1, fence=10**6, step=1, attempt=1, samples=SAMPLES,
+                tasks=TaskSet(first=2 * SAMPLES - 1, width=1),
+            )  # fmt: skip
+            start = wire.Start(agent="reporter", chunk=chunk)
+            await reporter.append(REF.uid, reporter.space.reports(REF.uid, 10**6), start, expected=0)
+            await until(lambda: 10**6 in engine.studies[REF.uid].ledger.fences)  # type: ignore[union-attr]
+            time.sleep(4.0)  # noqa: ASYNC251 the whole process stands still, as under SIGSTOP; lost_after is 2 s
+            await until(lambda: shown.done > 4 * SAMPLES - 10)
+            assert engine.counters().lost_fences == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_chunk_that_vanishes_unstarted_is_issued_again(
+    broker: Broker, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Terminated by somebody who could not read it, a chunk is in no log; the engine looks into the stream again."""
+    monkeypatch.setattr("merlin_operator.engine._PATIENCE", 1.0)
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        silent = Reporter(broker, keyring, plan, samples=SAMPLES, name="silent", works=False)
+        async with running(broker, keyring, plan) as (engine, shown):
+            async with silent.working():
+                await until(lambda: engine.counters().issued_chunks > 0)
+                await engine.broker.purge(engine.space.task_stream, engine.space.chunks_of(REF.uid))
+            async with reporter.working():
+                await until(lambda: shown.finished)
+                _check([reporter], shown, plan)
+
+    asyncio.run(scenario())
+
+
+def test_noise_in_the_task_stream_stops_nobody(broker: Broker, plan: Plan) -> None:
+    """An engine that starts on a stream with a foreign message refuses it, counts it, and runs the study."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with running(broker, keyring, plan) as (engine, shown), reporter.working():
+            await until(lambda: shown.done > 100)
+            route = subjects.Route("elsewhere", "q", "n1-c1-g0-m0-w0", "bulk")
+            await engine.broker.put(engine.space.chunk(route, REF.uid, 5000), b"noise")
+        async with running(broker, keyring, plan) as (engine, shown), reporter.working():
+            await until(lambda: shown.finished)
+            assert engine.counters().refused >= 1
+            assert shown.view is not None
+            assert shown.view.succeeded
+
+    asyncio.run(scenario())
+
+
+def test_a_broker_that_comes_back_empty_does_not_stall_the_study(broker: Broker, plan: Plan) -> None:
+    """Its store wiped while it was down: streams are made again, the study is folded anew, and ends."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with reporter.working(), running(broker, keyring, plan) as (_, shown):
+            await until(lambda: shown.done > 500)
+            broker.kill()
+            shutil.rmtree(broker.directory / "store")
+            broker.start()
+            await until(lambda: shown.finished, seconds=90)
+            assert shown.view is not None
+            assert shown.view.succeeded
+
+    asyncio.run(scenario())
+
+
 def test_what_is_forged_is_refused_and_counted(broker: Broker, plan: Plan) -> None:
     """A report with other keys, and noise, change nothing; the study ends all the same."""
 
@@ -198,7 +280,9 @@ def test_what_is_forged_is_refused_and_counted(broker: Broker, plan: Plan) -> No
     asyncio.run(scenario())
 
 
-def test_a_forgotten_study_leaves_nothing_behind(broker: Broker, plan: Plan) -> None:
+def test_a_forgotten_study_leaves_nothing_but_the_word_to_stop(broker: Broker, plan: Plan) -> None:
+    """Chunks, cursor, log and plan are gone; the cancellation stays for a day, for agents that are out of reach."""
+
     async def scenario() -> None:
         keyring = Keyring.generate()
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
@@ -212,7 +296,8 @@ def test_a_forgotten_study_leaves_nothing_behind(broker: Broker, plan: Plan) -> 
                 js = client.jetstream()
                 for stream in (engine.space.task_stream, engine.space.report_stream, engine.space.control_stream):
                     info = await js.stream_info(stream, subjects_filter=">")
-                    assert [name for name in info.state.subjects or {} if REF.uid in name] == []
+                    left = [name for name in info.state.subjects or {} if REF.uid in name]
+                    assert left == ([engine.space.control(REF.uid)] if stream == engine.space.control_stream else [])
             finally:
                 await client.close()
 

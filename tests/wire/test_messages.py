@@ -79,11 +79,29 @@ def test_a_stranger_with_the_seal_key_can_t_sign() -> None:
         ours.open(stranger.seal(b"x", scope="s", context="c"), scope="s", context="c", signer=seal.Signer.OPERATOR)
 
 
+def test_no_role_can_sign_in_the_other_s_place(tmp_path: Path) -> None:
+    """Operator and agents read each other, each as what it is; keys on disk keep the roles."""
+    operator, agents = seal.Keyring.generate_pair()
+    agents.save(tmp_path / "agents")
+    operator.save(tmp_path / "operator")
+    for reader in (operator, agents, seal.Keyring.load(tmp_path / "agents"), seal.Keyring.load(tmp_path / "operator")):
+        for writer, role in ((operator, seal.Signer.OPERATOR), (agents, seal.Signer.AGENT)):
+            envelope = writer.seal(b"x", scope="s", context="c")
+            for claimed in seal.Signer:
+                if claimed is role:
+                    assert reader.open(envelope, scope="s", context="c", signer=claimed) == b"x"
+                else:
+                    with pytest.raises(seal.SealError, match=f"not trusted as {claimed.value}"):
+                        reader.open(envelope, scope="s", context="c", signer=claimed)
+
+
 def test_keys_come_back_from_their_files_and_are_private(tmp_path: Path) -> None:
     ring = seal.Keyring.generate()
     ring.save(tmp_path / "keys")
     again = seal.Keyring.load(tmp_path / "keys")
-    assert again.open(ring.seal(b"x", scope="s", context="c"), scope="s", context="c", signer=seal.Signer.OPERATOR) == b"x"
+    assert (
+        again.open(ring.seal(b"x", scope="s", context="c"), scope="s", context="c", signer=seal.Signer.OPERATOR) == b"x"
+    )
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()} == {0o600}
     with pytest.raises(FileExistsError):
         ring.save(tmp_path / "keys")

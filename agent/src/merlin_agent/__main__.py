@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each TLS connection that the other side ends
 
     async def run() -> None:
         from merlin_agent.agent import Agent

@@ -24,6 +24,7 @@ from merlin_agent.demand import Load, Mean
 from merlin_agent.intake import Intake, Taste
 from merlin_agent.life import Lives
 from merlin_agent.link import Link
+from merlin_agent.measure import Measures
 from merlin_agent.post import Post
 from merlin_agent.presence import Presence
 from merlin_agent.reaper import Reaper
@@ -56,6 +57,7 @@ class Agent:
         self._allocation = allocation.facts(os.environ)
         self._problems = Problems()
         self._mean = Mean()
+        self._measures = Measures()
         self._done = self._refused = 0
         self._leaving = self._left = False
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
@@ -199,13 +201,14 @@ class Agent:
             holds=self._lives.holds(),
             done=self._done,
             refused=self._refused,
+            figures=self._measures.told(),
             problems=self._problems.current(),
             leaving=self._leaving,
             left=self._left,
         )
 
     def _on_ended(self, batch: list[tuple[ChunkRun, Ended]]) -> None:
-        seconds, count = 0.0, 0
+        seconds, count, now = 0.0, 0, time.time()
         for run, ended in batch:
             run.ended()
             if ended.problem:
@@ -220,6 +223,8 @@ class Agent:
                     self._lives.hand_back(life)
             else:
                 seconds, count = seconds + ended.seconds, count + 1
+                waited = None if life.published is None else now - ended.seconds - life.published
+                self._measures.note(life.queue, ended.outcome, ran=ended.seconds, waited=waited)
                 if ended.outcome is Outcome.SUCCEEDED:
                     self._intake.go_on()
             life.settle()

@@ -59,19 +59,27 @@ def prepare(root: str, plan: Plan, study: str) -> Mark:
 
     Raises:
         OSError: it can't be written.
-        RefusedError: what lies there is not ours.
+        RefusedError: what lies there is not ours, or is another study's.
     """
     info = f"{root}/{workspace.INFO}"
-    for directory in (info, f"{info}/{workspace.OUTCOMES}", f"{info}/{workspace.PRESENCE}"):
-        os.makedirs(directory, exist_ok=True)
-    for name, text in plan.provenance.items():
+    for name in plan.provenance:
         if name != os.path.basename(name) or name in ("", ".", "..", workspace.MARK, workspace.PLAN_FILE):
             raise RefusedError(f"{info}/{name}: expected the name of a file to put there; the plan is refused")
+    for directory in (info, f"{info}/{workspace.OUTCOMES}", f"{info}/{workspace.PRESENCE}"):
+        os.makedirs(directory, exist_ok=True)
+    mark = _marked(info, Mark(study=study, mark=secrets.token_hex(16), plan=plan.hash))
+    if mark.study != study:
+        raise RefusedError(f"{root}: belongs to study {mark.study}; give this one another runId or name")
+    for name, text in plan.provenance.items():
         files.write_whole(f"{info}/{name}", text.encode())
     files.write_whole(f"{info}/{workspace.PLAN_FILE}", plan.to_json())
-    made = Mark(study=study, mark=secrets.token_hex(16), plan=plan.hash)
-    if files.write_once(f"{info}/{workspace.MARK}", made.model_dump_json().encode()):
-        return made
+    return mark
+
+
+def _marked(info: str, mine: Mark) -> Mark:
+    """Leave the mark where there is none; return the one that stands. It comes before all else, so that nothing is overwritten."""
+    if files.write_once(f"{info}/{workspace.MARK}", mine.model_dump_json().encode()):
+        return mine
     found = read_mark(info)
     if found is None:
         raise RefusedError(f"{info}/{workspace.MARK}: was there and is gone; is somebody removing the workspace?")

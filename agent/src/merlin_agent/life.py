@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,9 +22,10 @@ from merlin_agent.broker import Answer
 from merlin_agent.chunkrun import ChunkRun, Stop
 from merlin_agent.claim import Claimed, claim
 from merlin_agent.intake import Held, Intake
+from merlin_agent.measure import published_at
 from merlin_agent.post import Post, until_answered
 from merlin_agent.presence import Presence
-from merlin_agent.record import HolderLog, Recorder, log_path
+from merlin_agent.record import HolderLogs, Recorder, log_path
 from merlin_agent.report import Pending
 from merlin_agent.sampling import SamplingWork
 from merlin_agent.slots import Slots, Work
@@ -50,7 +53,11 @@ class Life:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     refused: str = ""
     serial: int = 1
-    undelivered: int = 0
+    untold: deque[wire.Report] = field(default_factory=deque)
+    """Reports that are made and not delivered, in their order."""
+    queue: str = ""
+    published: float | None = None
+    """When its chunk was handed to the broker, by the broker's clock; None where that is not known."""
 
     def settle(self) -> None:
         """Notice that nothing of the chunk runs any more."""
@@ -93,6 +100,7 @@ class Lives:
         self.entering = 0
         """Tasks in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
         self._draining = False
+        self._holder_logs = HolderLogs()
         self.by_run: dict[ChunkRun, Life] = {}
 
     def serve(self, intake: Intake) -> None:
@@ -131,20 +139,19 @@ class Lives:
 
     async def _live(self, held: Held, reserved: _Reserved) -> None:
         try:
-            life = await self._enter(held)
-            if life is None:
-                return
             try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._tell(life))
-                    group.create_task(self._feed(life, reserved))
-            finally:
-                del self.by_run[life.run]
+                entered = await self._enter(held)
+            except Exception as error:  # noqa: BLE001 - a chunk's boundary: kept unanswered, it would run nowhere
+                _log.exception("a chunk could not be claimed; this is a bug, please report it")
+                await self._give_back(held, _bug(error))
+                return
+            if entered is not None:
+                await self._lead(held, *entered, reserved)
         finally:
             reserved.release()
 
-    async def _enter(self, held: Held) -> Life | None:
-        """Open the study and claim the chunk; None where it is not ours."""
+    async def _enter(self, held: Held) -> tuple[Study | None, str] | None:
+        """Open the study and claim the chunk; return the study, or why it can't be run, and None where the chunk is not ours."""
         assert self._intake is not None, "a chunk came from nowhere; this is a bug"
         refused = ""
         study: Study | None = None
@@ -159,14 +166,74 @@ class Lives:
             await self._intake.answer(held, Answer.DONE)
             return None
         won = await claim(self._post, wire.Start(agent=self._agent, chunk=held.chunk))
+        if won is not Claimed.WON:
+            await self._intake.answer(held, Answer.DONE)
+            return None
+        return study, refused
+
+    async def _lead(self, held: Held, study: Study | None, refused: str, reserved: _Reserved) -> None:
+        """Take a claimed chunk to its final report, whatever happens: while we live nobody else may run it."""
+        assert self._intake is not None
         life: Life | None = None
-        if won is Claimed.WON and study is not None:
-            life = Life(ChunkRun(held.chunk, urgent=held.urgent), study, held.consumer)
-            self.by_run[life.run] = life
-        await self._intake.answer(held, Answer.DONE)
-        if won is Claimed.WON and study is None:
-            await self._refuse(held, refused)
+        try:
+            if study is not None:
+                life = self._begin(held, study)
+            await self._intake.answer(held, Answer.DONE)
+            if life is None:
+                await self._refuse(held, refused)
+                return
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tell(life))
+                group.create_task(self._feed(life, reserved))
+        except Exception as error:  # noqa: BLE001 - a chunk's boundary: its fence is ours until we give it up
+            _log.exception("a chunk's life broke; this is a bug, please report it")
+            with contextlib.suppress(Exception):  # it may be what broke
+                await self._intake.answer(held, Answer.DONE)
+            if life is None:
+                await self._refuse(held, _bug(error))
+            else:
+                await self._abandon(life, _bug(error))
+        finally:
+            if life is not None:
+                del self.by_run[life.run]
+
+    def _begin(self, held: Held, study: Study) -> Life:
+        life = Life(ChunkRun(held.chunk, urgent=held.urgent), study, held.consumer)
+        life.published = published_at(held.copies[0].reply)
+        if held.chunk.step < len(study.plan.steps):
+            life.queue = study.plan.steps[held.chunk.step].queue
+        self.by_run[life.run] = life
         return life
+
+    async def _abandon(self, life: Life, why: str) -> None:
+        """End what runs of a chunk whose life broke, tell what can be told of it, and hand back the rest."""
+        self._complain(why)
+        if self._intake is not None:
+            self._intake.shun(life.consumer)
+        self._slots.stop(life.run, Stop.HANDED_BACK, strike=True)
+        life.settle()
+        await life.over.wait()
+        if not life.untold or not life.untold[-1].final:
+            life.untold.extend(self._last_reports(life, why))
+        for report in life.untold:
+            entry = outcomelog.Entry(study=life.study.uid, plan=life.run.chunk.plan, report=report)
+            steps = (
+                functools.partial(self._record, life.study, entry),
+                functools.partial(self._deliver, life.study.uid, report),
+            )
+            for step in steps:
+                try:
+                    await step()
+                except Exception:  # noqa: BLE001 - one that can't be told must not keep back the last one
+                    _log.exception("a report can't be told; this is a bug, please report it")
+
+    def _last_reports(self, life: Life, why: str) -> list[wire.Report]:
+        for pending in (life.pending, Pending()):  # what is pending may be what broke; then its tasks run again
+            with contextlib.suppress(Exception):
+                return pending.reports(
+                    agent=self._agent, chunk=life.run.chunk, serial=life.serial, final=True, refused=why
+                )
+        return []
 
     async def _give_back(self, held: Held, why: str) -> None:
         assert self._intake is not None
@@ -184,7 +251,7 @@ class Lives:
 
     async def _feed(self, life: Life, reserved: _Reserved) -> None:
         """Do what comes before the first task, then let the slots have the chunk."""
-        run, study, loop = life.run, life.study, asyncio.get_running_loop()
+        run, study = life.run, life.study
         self._note(
             study,
             outcomelog.Entry(
@@ -192,19 +259,14 @@ class Lives:
             ),
         )
         try:
-            await loop.run_in_executor(None, self._presence.enter, study.info)
-            work = await loop.run_in_executor(None, self._work, life)
+            work = await self._prepare(life, reserved)
         except (RefusedError, OSError) as error:
-            life.refused = str(error)
-            self._complain(life.refused)
-            if self._intake is not None:
-                self._intake.shun(life.consumer)
-            self.hand_back(life)
+            self._decline(life, str(error))
             return
-        if run.chunk.lost:
-            reserved.release()  # this may take a minute and a half; others have the slots meanwhile
-            self.wake()
-            await self._inherit(life)
+        except Exception as error:  # noqa: BLE001 - nothing runs yet, so it can be handed back
+            _log.exception("a chunk could not be prepared; this is a bug, please report it")
+            self._decline(life, _bug(error))
+            return
         if self._intake is not None:
             self._intake.praise(life.consumer)
         if self._draining:
@@ -215,6 +277,25 @@ class Lives:
         reserved.release()
         life.settle()
 
+    async def _prepare(self, life: Life, reserved: _Reserved) -> Work:
+        """Enter the workspace, and inherit what lost holders of the chunk finished."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._presence.enter, life.study.info)
+        work = await loop.run_in_executor(None, self._work, life)
+        if life.run.chunk.lost:
+            reserved.release()  # this may take a minute and a half; others have the slots meanwhile
+            self.wake()
+            await self._inherit(life)
+        return work
+
+    def _decline(self, life: Life, why: str) -> None:
+        """Hand a chunk back of which nothing runs yet; `_tell` says why."""
+        life.refused = why
+        self._complain(why)
+        if self._intake is not None:
+            self._intake.shun(life.consumer)
+        self.hand_back(life)
+
     def _work(self, life: Life) -> Work:
         step = life.study.step(life.run.chunk)
         if is_sampling(life.study, life.run.chunk.step):
@@ -222,15 +303,23 @@ class Lives:
         return step.bound_to(lambda: life.pending.tells_more)
 
     async def _inherit(self, life: Life) -> None:
-        """Adopt what lost holders finished, until none of them can run anything of it any more."""
+        """Adopt what lost holders finished, until none of them can run anything of it any more.
+
+        Not so of the samples: their number goes with the success, and finding it again costs no more than reading the file.
+        """
         loop, info = asyncio.get_running_loop(), life.study.info
-        logs = {lost: HolderLog(log_path(info, lost.agent), life.study.uid, lost.fence) for lost in life.run.chunk.lost}
+        adopts = not is_sampling(life.study, life.run.chunk.step)
+        logs = {
+            lost: self._holder_logs.of(log_path(info, lost.agent), life.study.uid, lost.fence)
+            for lost in life.run.chunk.lost
+        }
         while True:
             gone = []
             for lost, log in logs.items():
                 silent = await loop.run_in_executor(None, self._is_silent, info, lost)
                 news = await loop.run_in_executor(None, log.news)  # after the look: what is silent writes no more
-                life.pending.adopt(life.run.adopt(news))
+                if adopts:
+                    life.pending.adopt(life.run.adopt(news))
                 if silent or log.closed:
                     gone.append(lost)
             for lost in gone:
@@ -253,7 +342,7 @@ class Lives:
         sending = asyncio.create_task(self._send(life, outbox))
         try:
             while True:
-                wait = min(TELL_LATEST, TELL_EVERY * (1 + life.undelivered))
+                wait = min(TELL_LATEST, TELL_EVERY * (1 + len(life.untold)))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await life.over.wait()
@@ -268,10 +357,10 @@ class Lives:
                     refused=life.refused if final else "",
                 )
                 life.serial += len(reports)
+                life.untold.extend(reports)
                 for report in reports:
                     entry = outcomelog.Entry(study=study.uid, plan=chunk.plan, report=report)
-                    await self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))
-                    life.undelivered += 1
+                    await self._record(study, entry)
                     outbox.put_nowait(report)
                 if final:
                     outbox.put_nowait(None)
@@ -283,18 +372,19 @@ class Lives:
     async def _send(self, life: Life, outbox: asyncio.Queue[wire.Report | None]) -> None:
         while (report := await outbox.get()) is not None:
             await self._deliver(life.study.uid, report)
-            life.undelivered -= 1
+            life.untold.popleft()
 
     async def _deliver(self, study: str, report: wire.Report) -> None:
         subject = self._post.space.reports(study, report.fence)
         name = f"{study}.{report.fence}.{report.serial}"
         await until_answered(lambda: self._post.store(study, subject, report, message_id=name))
 
+    async def _record(self, study: Study, entry: outcomelog.Entry) -> None:
+        await self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))
+
     def _note(self, study: Study, entry: outcomelog.Entry) -> None:
         """Log a line that nothing waits for; lines are written in their order."""
-        task = asyncio.create_task(
-            self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))
-        )
+        task = asyncio.create_task(self._record(study, entry))
         self._logging.add(task)
         task.add_done_callback(self._logging.discard)
 
@@ -343,3 +433,9 @@ class Lives:
         for life in list(self.by_run.values()):
             await life.over.wait()
         return True
+
+
+def _bug(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"internal error: {type(error).__name__}: {error}; this is a bug, please report it"

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -20,6 +22,7 @@ from merlin_study.workspace import OUTCOMES
 
 _log: Final = logging.getLogger(__name__)
 _MAX_LOG: Final = 1 << 30
+_KEPT_READERS: Final = 8
 
 
 def log_path(info: str, agent: str) -> str:
@@ -82,26 +85,61 @@ def _append(path: str, data: bytes) -> None:
         os.close(handle)
 
 
-class HolderLog:
-    """What a lost holder's log says of one fence; read again as long as the holder may still write."""
+class _Reader:
+    """An agent's log, read on from where it was by whoever asks: its chunks are many, and most of it is not theirs."""
 
-    def __init__(self, path: str, study: str, fence: int) -> None:
-        self._path, self._study, self._fence = path, study, fence
+    def __init__(self, path: str, study: str) -> None:
+        self._path, self._study = path, study
         self._offset = 0
-        self.closed = False
-        """Whether the holder itself gave the chunk up: nothing of it runs any more."""
+        self._guard = threading.Lock()
+        self._results: dict[int, list[Result]] = {}
+        self._closed: set[int] = set()
 
-    def news(self) -> list[Result]:
-        """Return the results that came since the last call."""
+    def of(self, fence: int, known: int) -> tuple[list[Result], bool]:
+        """Return a fence's results but for the first ``known``, and whether its last report came."""
+        with self._guard:
+            self._read_on()
+            return self._results.get(fence, [])[known:], fence in self._closed
+
+    def _read_on(self) -> None:
         with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             file.seek(self._offset)
             data = file.read(_MAX_LOG)
             whole = data[: data.rfind(b"\n") + 1]
             self._offset += len(whole)
-            found: list[Result] = []
             for entry in outcomelog.decode_lines(whole).entries:
-                if entry.study == self._study and entry.report is not None and entry.report.fence == self._fence:
-                    found.extend(entry.report.results)
-                    self.closed |= entry.report.final
-            return found
-        return []
+                if entry.study == self._study and entry.report is not None:
+                    self._results.setdefault(entry.report.fence, []).extend(entry.report.results)
+                    if entry.report.final:
+                        self._closed.add(entry.report.fence)
+
+
+class HolderLog:
+    """What a lost holder's log says of one fence; read again as long as the holder may still write."""
+
+    def __init__(self, reader: _Reader, fence: int) -> None:
+        self._reader, self._fence = reader, fence
+        self._known = 0
+        self.closed = False
+        """Whether the holder itself gave the chunk up: nothing of it runs any more."""
+
+    def news(self) -> list[Result]:
+        """Return the results that came since the last call."""
+        found, self.closed = self._reader.of(self._fence, self._known)
+        self._known += len(found)
+        return found
+
+
+class HolderLogs:
+    """The logs of lost holders, those that were asked for last: an agent that is lost leaves many chunks at once."""
+
+    def __init__(self) -> None:
+        self._readers: OrderedDict[tuple[str, str], _Reader] = OrderedDict()
+
+    def of(self, path: str, study: str, fence: int) -> HolderLog:
+        """Return what a log says of a fence."""
+        reader = self._readers.setdefault((path, study), _Reader(path, study))
+        self._readers.move_to_end((path, study))
+        if len(self._readers) > _KEPT_READERS:
+            self._readers.popitem(last=False)
+        return HolderLog(reader, fence)

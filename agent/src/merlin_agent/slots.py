@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -28,6 +29,8 @@ _log: Final = logging.getLogger(__name__)
 
 GATHER: Final = 0.05
 """How long ended tasks are gathered before the loop hears of them."""
+LONGEST_POLL: Final = 3600.0
+"""Seconds waited at once: the kernel counts milliseconds in 31 bits, and a walltime may be a month."""
 _STACK: Final = 512 * 1024
 
 
@@ -108,9 +111,16 @@ class Slot:
         """
         self.struck = None
         pid = self._launcher.start(script)
-        self._watch(self.number, pid)
         with self._guard:
             self._group = pid
+        try:
+            return self._wait(pid, walltime)
+        except BaseException:
+            self._abandon(pid)  # its task is handed back: it must not run on beside its next run
+            raise
+
+    def _wait(self, pid: int, walltime: float | None) -> tuple[int, bool]:
+        self._watch(self.number, pid)
         if self.run is not None and self.run.stopped is Stop.CANCELLED:
             self.strike(Stop.CANCELLED, signal.SIGTERM)  # the word came while the process was being made
         late = walltime is not None and not self._ended_within(pid, walltime)
@@ -126,6 +136,16 @@ class Slot:
             _, status = os.waitpid(pid, 0)
         self._watch(self.number, 0)
         return os.waitstatus_to_exitcode(status), late
+
+    def _abandon(self, pid: int) -> None:
+        """End and reap the running group, where that has not happened yet."""
+        if self._group == pid:
+            self._signal(signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            with self._guard:
+                self._group = 0
+                os.waitpid(pid, 0)
+            self._watch(self.number, 0)
 
     def strike(self, why: Stop, number: signal.Signals) -> bool:
         """Signal the running task's group, from any thread; return whether there was one."""
@@ -145,7 +165,13 @@ class Slot:
         try:
             poll = select.poll()
             poll.register(handle, select.POLLIN)
-            return bool(poll.poll(seconds * 1000))
+            end = time.monotonic() + seconds
+            left = seconds
+            while not poll.poll(min(max(left, 0.0), LONGEST_POLL) * 1000):
+                left = end - time.monotonic()
+                if left <= 0:
+                    return False
+            return True
         finally:
             os.close(handle)
 

@@ -27,7 +27,7 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from merlin_cli import summary, tally
+from merlin_cli import lock, summary, tally
 from merlin_cli.bars import Display, display
 from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
@@ -117,11 +117,14 @@ def run(job: Job, console: Console) -> Exit:
     """Run the study to its end, or until a signal; return how the command ends.
 
     Raises:
-        CliError: it could not run.
+        CliError: it could not run, or another command or an agent works in the study's directory.
     """
     check_installed()
     check_writable(job.directory)
-    with tempfile.TemporaryDirectory(prefix="merlin-", ignore_cleanup_errors=True) as private:
+    with (
+        lock.held(job.directory, resume=job.resume),
+        tempfile.TemporaryDirectory(prefix="merlin-", ignore_cleanup_errors=True) as private,
+    ):
         return asyncio.run(_Session(job, console, Path(private)).run())
 
 

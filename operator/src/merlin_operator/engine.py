@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from merlin_operator import acceptance, fleet, unroll
+from merlin_operator import acceptance, fleet, measures, unroll
 from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.stream import Broker, Conflict, ConsumerSpec, Outage, Stored
 from merlin_operator.study import Study
@@ -34,6 +34,12 @@ log = logging.getLogger(__name__)
 
 AGENTS_SCOPE = "agents"
 """The key scope of what belongs to no study: heartbeats and offers."""
+_PAUSE = 2.0
+"""Seconds without a round after which this process, not its agents, counts as the one that was away."""
+_PATIENCE = 45.0
+"""Seconds that chunks may wait unstarted in a study whose log is still, before the task stream is read again."""
+_KEEP_WORD = 86_400.0
+"""Seconds that the word on a deleted study is kept for agents that were out of reach."""
 _TICK = 0.5
 """Seconds between rounds where nothing happens."""
 _SHOW_EVERY = 0.25
@@ -62,6 +68,7 @@ class Counters:
     refused: int = 0
     lost_fences: int = 0
     loops: int = 0
+    interrupted: int = 0
     broker_reconnects: int = 0
     broker_connected: bool = False
 
@@ -74,6 +81,9 @@ class Engine:
         self.space = subjects.Space(config.namespace)
         self.broker = Broker(self.space, server=config.server, options=config.options)
         self.fleet = fleet.Fleet(config.timing)
+        self.tally = measures.Tally()
+        self.rounds = measures.Spread(measures.ROUND_BUCKETS)
+        """How long it took to go round all studies."""
         self.studies: dict[str, Study] = {}
         self._wake = asyncio.Event()
         self._counters = Counters()
@@ -82,6 +92,7 @@ class Engine:
         self._read_from = 0
         self._offers: dict[str, wire.Offer] = {}
         self._consumers: set[str] | None = None
+        self._unwanted: dict[str, float] = {}
         self._broker_clock_ahead = 0.0
         self._ready = asyncio.Event()
 
@@ -139,16 +150,19 @@ class Engine:
         return True
 
     async def _clean(self, uid: str) -> None:
-        """Tell agents to stop, then purge: tasks first, the log last, so that no step of it can be misread as loss."""
+        """Tell agents to stop, then purge: tasks first, then the log, so that no step of it can be misread as loss.
+
+        The word to stop stays for a day, for agents that are out of reach now; the broker drops it by itself.
+        """
         space, broker = self.space, self.broker
         word = wire.Control(study=uid, cancelled=True)
         subject = space.control(uid)
-        await broker.put(subject, self.config.keyring.seal(word.encode(), scope=uid, context=subject))
+        envelope = self.config.keyring.seal(word.encode(), scope=uid, context=subject)
+        await broker.put(subject, envelope, keep=_KEEP_WORD)
         await broker.purge(space.task_stream, space.chunks_of(uid))
         await broker.purge(space.task_stream, space.cursor(uid))
         await broker.purge(space.report_stream, space.reports_of(uid))
         await broker.purge(space.control_stream, space.plans_of(uid))
-        await broker.purge(space.control_stream, subject)
 
     def known(self) -> frozenset[tuple[str, int]]:
         """Return (uid, generation) of every study that was observed."""
@@ -238,7 +252,10 @@ class Engine:
             except TimeoutError:
                 pass
             self._wake.clear()
-            self._last_loop = time.monotonic()
+            now = time.monotonic()
+            if now - self._last_loop > max(_PAUSE, self.config.timing.heartbeat):
+                self.fleet.start_clocks(now)  # it was us who paused: heartbeats wait unread, nobody was silent
+            self._last_loop = now
             self._count(loops=1)
             if self.broker.connected and connections != self.broker.reconnects:
                 connections = self.broker.reconnects
@@ -249,12 +266,14 @@ class Engine:
                 try:
                     await self._round()
                 except Outage as error:
+                    self._count(interrupted=1)
                     log.warning("round interrupted error=%s", error)
             await self._show()
 
     async def _round(self) -> None:
         now = time.monotonic()
         for study in list(self.studies.values()):
+            study.doubt(now, patience=_PATIENCE)
             if study.ledger is not None and not study.synced and not study.cancelled:
                 await self._sync(study)
         await self._judge_losses(now)
@@ -263,6 +282,7 @@ class Engine:
         for study in self.studies.values():
             study.note_progress(now)
         self.fleet.forget_long_gone(now)
+        self.rounds.add(time.monotonic() - now)
 
     async def _show(self) -> None:
         now = time.monotonic()
@@ -338,12 +358,14 @@ class Engine:
         await self._settle_plan(study)
         uid, ledger, space = study.ref.uid, study.ledger, self.space
         cursor = await self.broker.last(space.task_stream, space.cursor(uid))
-        found = [wire.Chunk.model_validate_json(self._own(uid, each)) for each in await self.broker.chunks(uid)]
+        waiting = await self.broker.chunks(uid)
+        found = [chunk for each in waiting if (chunk := self._chunk(uid, each)) is not None]
         end = await self.broker.last_sequence(space.report_stream)
         await self._catch_up(study, end)
+        taken = (subjects.parse_chunk(each.subject).fence for each in waiting)
+        ledger.next_fence = max(ledger.next_fence, max(taken, default=0) + 1)
         if cursor is not None:
-            written = wire.Cursor.model_validate_json(self._own(uid, cursor))
-            ledger.next_fence = max(ledger.next_fence, written.next_fence)
+            ledger.next_fence = max(ledger.next_fence, self._next_fence(uid, cursor))
         there = {chunk.fence for chunk in found}
         for fence in list(ledger.fences.values()):
             if fence.chunk.fence not in there:
@@ -352,10 +374,28 @@ class Engine:
             ledger.issue(chunk)
         ledger.settle_waiting()
         study.cursor = cursor.sequence if cursor is not None else 0
+        study.note_inherited()
         study.synced = True
         while study.pending:
             self._fold(study, study.pending.popleft())
         log.info("study synced study=%s folded=%d out=%d", study.ref.name, study.folded, len(ledger.fences))
+
+    def _chunk(self, uid: str, stored: Stored) -> wire.Chunk | None:
+        """Open a chunk; what is none is refused, counted, and left out, so that its tasks are issued anew."""
+        try:
+            return wire.Chunk.model_validate_json(self._own(uid, stored))
+        except (SealError, ValidationError) as error:
+            self._count(refused=1)
+            log.warning("chunk refused subject=%s error=%s", stored.subject, error)
+            return None
+
+    def _next_fence(self, uid: str, cursor: Stored) -> int:
+        try:
+            return wire.Cursor.model_validate_json(self._own(uid, cursor)).next_fence
+        except (SealError, ValidationError) as error:
+            self._count(refused=1)
+            log.warning("cursor refused subject=%s error=%s", cursor.subject, error)
+            return 1
 
     def _own(self, uid: str, stored: Stored) -> bytes:
         """Open what an operator wrote: a chunk, a cursor, a plan."""
@@ -379,8 +419,11 @@ class Engine:
         uid, keyring, stream = study.ref.uid, self.config.keyring, self.space.control_stream
         if study.accepted_hash not in ("", study.plan.hash):
             stored = await self.broker.last(stream, self.space.plan(uid, study.accepted_hash))
-            if stored is not None:
-                study.adopt(Plan.from_json(zlib.decompress(self._own(uid, stored))))
+            try:
+                if stored is not None:
+                    study.adopt(Plan.from_json(zlib.decompress(self._own(uid, stored))))
+            except (SealError, ValidationError, zlib.error) as error:
+                log.warning("accepted plan refused study=%s error=%s", study.ref.name, error)
         subject = self.space.plan(uid, study.plan.hash)
         if await self.broker.last(stream, subject) is None:
             payload = zlib.compress(study.plan.to_json(), 6)
@@ -396,6 +439,7 @@ class Engine:
             self._count(refused=1)
             log.warning("heartbeat refused subject=%s error=%s", subject, error)
             return
+        self.tally.hear(heartbeat)
         if self.fleet.hear(heartbeat, time.monotonic()):
             self._wake.set()
 
@@ -431,15 +475,20 @@ class Engine:
         wanted = {route.consumer: route for each in routes.values() for route in each}
         if self._consumers is None:
             self._consumers = set(await self.broker.consumers())
-        for name in sorted(set(wanted) - self._consumers):
+        missing = sorted(set(wanted) - self._consumers)
+        if missing:
+            self._offers.clear()  # who pulled from one of these before backs off until the offer comes again
+        for name in missing:
             spec = ConsumerSpec(name, self.space.chunks(wanted[name]), wanted[name].token)
             await self.broker.ensure_consumer(spec)
             self._consumers.add(name)
         for site, each in routes.items():
             await self._offer(site, each)
-        for name in sorted(self._consumers - set(wanted)):
-            await self.broker.delete_consumer(name)
-            self._consumers.discard(name)
+        self._unwanted = {name: self._unwanted.get(name, now) for name in self._consumers - set(wanted)}
+        for name, since in sorted(self._unwanted.items()):
+            if now - since > self.config.timing.lost_after:  # one allocation's end is often another's start
+                await self.broker.delete_consumer(name)
+                self._consumers.discard(name)
 
     async def _offer(self, site: str, routes: set[subjects.Route]) -> None:
         consumers = tuple(

@@ -33,15 +33,20 @@ _REQUEST_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 5
 _SILENCE_SECONDS: Final = 12
 """More than two of the log reader's idle heartbeats."""
+_NO_STREAM: Final = 10059
 _PAGE: Final = 256
 """Consumers that the server lists at once."""
-_BACKOFF: Final = (0.1, 5.0)
+_BACKOFF: Final = (0.1, 2.0)
 """Seconds between attempts to connect, at first and at most; each is drawn between half of it and all of it."""
 _OUTAGES: Final = (NatsError, OSError, asyncio.TimeoutError)
 
 
 class Outage(Exception):  # noqa: N818 a state of the world, not a mistake
     """The broker can't be reached, or does not answer."""
+
+
+class Missing(Outage):
+    """The message or consumer that was asked for is not there."""
 
 
 class Conflict(Exception):  # noqa: N818
@@ -105,6 +110,7 @@ class Broker:
                 await on_connect()
                 delay = _BACKOFF[0]
                 await self._closed.wait()
+                self.problem = f"connection to {self._server} lost"
             except (Outage, *_OUTAGES) as error:
                 self.problem = f"no connection to {self._server}: {str(error) or type(error).__name__}"
                 log.warning("broker connection failed server=%s error=%s", self._server, error)
@@ -124,29 +130,16 @@ class Broker:
             self.problem = str(error) or type(error).__name__
             log.debug("broker error=%s", error)
 
-        async def down() -> None:
-            self._up.clear()
-            self.problem = f"connection to {self._server} lost"
-
-        async def back() -> None:
-            self.reconnects += 1
-            self.problem = ""
-            self._up.set()
-
         self._client = Client()  # kept from here on, so that a refused attempt is closed as well
         await self._client.connect(
             self._server,
             name="merlin-operator",
             connect_timeout=_CONNECT_SECONDS,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # any number of seconds, whatever its annotation says
             ping_interval=10,
             max_outstanding_pings=2,
-            allow_reconnect=True,
+            allow_reconnect=False,  # one mechanism, `run`: a new connection makes streams that are gone, too
             closed_cb=gone,
             error_cb=failed,
-            disconnected_cb=down,
-            reconnected_cb=back,
             **self._options,
         )
         self._js = self._client.jetstream(timeout=_REQUEST_SECONDS)
@@ -197,6 +190,7 @@ class Broker:
                 subjects=[space.all_control],
                 retention=api.RetentionPolicy.LIMITS,
                 max_msgs_per_subject=1,
+                allow_msg_ttl=True,
                 storage=api.StorageType.FILE,
                 allow_direct=True,
             ),
@@ -210,7 +204,7 @@ class Broker:
             description=spec.description,
             filter_subject=spec.filter,
             ack_policy=api.AckPolicy.EXPLICIT,
-            ack_wait=30,
+            ack_wait=10,  # a chunk is acknowledged once it is claimed, not once it is run
             max_ack_pending=65_536,
             max_waiting=16_384,
         )
@@ -218,7 +212,7 @@ class Broker:
 
     async def delete_consumer(self, name: str) -> None:
         """Remove a consumer; none is fine too."""
-        with contextlib.suppress(NotFoundError):
+        with contextlib.suppress(Missing):
             await self._ask(lambda js: js.delete_consumer(self.space.task_stream, name))
 
     async def consumers(self) -> list[str]:
@@ -244,7 +238,7 @@ class Broker:
         """Return the last message of a subject."""
         try:
             message = await self._ask(lambda js: js.get_msg(stream, subject=subject, direct=True))
-        except NotFoundError:
+        except Missing:
             return None
         return _stored(message)
 
@@ -354,20 +348,12 @@ class Broker:
             Outage: nobody knows; the log will tell.
         """
         headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
-        try:
-            ack = await self._ask(lambda js: js.publish(subject, data, headers=headers))
-        except APIError as error:
-            if error.err_code == WRONG_LAST_SEQUENCE:
-                raise Conflict(subject) from error
-            raise Outage(str(error)) from error
+        ack = await self._ask(lambda js: js.publish(subject, data, headers=headers))
         return int(ack.seq)
 
-    async def put(self, subject: str, data: bytes) -> None:
-        """Set a last value."""
-        try:
-            await self._ask(lambda js: js.publish(subject, data))
-        except APIError as error:
-            raise Outage(str(error)) from error
+    async def put(self, subject: str, data: bytes, *, keep: float | None = None) -> None:
+        """Set a last value, for good or for ``keep`` seconds."""
+        await self._ask(lambda js: js.publish(subject, data, msg_ttl=keep))
 
     # Core NATS
 
@@ -395,15 +381,23 @@ class Broker:
         return self._client
 
     async def _ask(self, request: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
-        """Make a request; what the server refuses passes through as `APIError`, all else is an `Outage`."""
+        """Make a request.
+
+        Raises:
+            Conflict: a compare-and-set found another value.
+            Missing: what was asked for is not there.
+            Outage: any other refusal, or no answer.
+        """
         js = self._need()
         self._need_client()
         try:
             answer = await request(js)
         except APIError as error:
-            if error.code == 503:
-                raise Outage(str(error)) from error
-            raise
+            if error.err_code == WRONG_LAST_SEQUENCE:
+                raise Conflict(error.description or "") from error
+            if isinstance(error, NotFoundError) and error.err_code != _NO_STREAM:
+                raise Missing(str(error)) from error
+            raise Outage(str(error)) from error
         except _OUTAGES as error:
             raise Outage(str(error) or type(error).__name__) from error
         _heed_cancellation()

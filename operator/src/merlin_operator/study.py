@@ -46,6 +46,9 @@ class Study:
     pending: deque[Stored] = field(default_factory=deque)
     judged: set[int] = field(default_factory=set)
     samples: deque[tuple[float, int]] = field(default_factory=deque)
+    still_at: int = -1
+    still_since: float = 0.0
+    inherited: tuple[int, ...] | None = None
 
     @property
     def active(self) -> bool:
@@ -67,14 +70,32 @@ class Study:
         """Whether the plan stands: it was accepted, or something of it is in the broker's hands already."""
         return self.plan is not None and (accepted or self.cursor > 0 or self.folded > 0)
 
+    def doubt(self, now: float, *, patience: float) -> None:
+        """Ask for another sync where published chunks wait unstarted and nothing happens (``now`` in monotonic seconds).
+
+        A chunk that somebody terminated or deleted is in no log: only the task stream itself can tell that it is gone.
+        """
+        waits = self.ledger is not None and any(fence.holder is None for fence in self.ledger.fences.values())
+        if not self.synced or not waits or self.folded != self.still_at:
+            self.still_at, self.still_since = self.folded, now
+        elif now - self.still_since > patience:
+            self.synced, self.still_since = False, now
+
     def start_over(self) -> None:
-        """Forget what was folded; the next sync reads it again."""
+        """Forget what was folded; the next sync reads it again. Fences go on, since agents know those that were."""
         if self.plan is not None:
+            next_fence = self.ledger.next_fence if self.ledger is not None else 1
             self.ledger = Ledger(self.plan)
+            self.ledger.next_fence = next_fence
         self.synced, self.folded, self.verdict = False, 0, 0
         self.judged.clear()
         self.pending.clear()
         self.samples.clear()
+
+    def note_inherited(self) -> None:
+        """Remember what stood in the log when it was first read: that was counted before our time."""
+        if self.inherited is None:
+            self.inherited = self.view(agents=0, waiting_for="", broker_problem="").counted
 
     def note_progress(self, now: float) -> None:
         """Remember how many tasks are done, for the rate; ``now`` in monotonic seconds."""
@@ -127,6 +148,9 @@ class Study:
             last_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.last_failures),
             doubled=ledger.doubled,
             redundant=ledger.redundant,
+            ready=sum(max(0, step.available) for step in ledger.steps),
+            progressed_at=ledger.last_at or ledger.first_at or self.created or None,
+            inherited=self.inherited or (),
             agents=agents,
             waiting_for=waiting_for,
             broker_problem=broker_problem,

@@ -6,6 +6,7 @@ The engine makes a `StudyView` whenever one is asked for; nothing that reads it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from merlin_study import wire
 from merlin_study.errors import Fault
@@ -54,6 +55,10 @@ class FailureView:
     failure: wire.Failure
 
 
+COUNTED: Final = ("succeeded", "soft_failed", "failed", "timed_out", "cancelled", "lost", "redundant", "doubled")
+"""What metrics count over all studies; see `StudyView.counted`."""
+
+
 @dataclass(frozen=True, slots=True)
 class StudyView:
     """A study as its user should see it.
@@ -63,6 +68,10 @@ class StudyView:
     ``started_at`` and ``finished_at`` are Unix times by the broker's clock. ``waiting_for`` says in one sentence why nothing moves, or is empty.
     ``doubled`` counts executions that ran again without a retry, a restart or a verdict of loss; it must stay 0.
     ``redundant`` counts results that came after a final outcome and were not applied.
+    ``ready`` counts tasks that could be handed out and are not: what is out is bounded.
+    ``progressed_at`` is when an agent last reported, else when the study began; a Unix time by the broker's clock.
+    ``inherited`` tells, in the order of `COUNTED`, what stood when this operator first read the study's log: another
+    operator counted it.
     ``warnings`` tells what was asked of the study after it was accepted and is not built yet.
     """
 
@@ -84,6 +93,9 @@ class StudyView:
     last_failures: tuple[FailureView, ...] = ()
     doubled: int = 0
     redundant: int = 0
+    ready: int = 0
+    progressed_at: float | None = None
+    inherited: tuple[int, ...] = ()
     agents: int = 0
     waiting_for: str = ""
     broker_problem: str = ""
@@ -98,6 +110,12 @@ class StudyView:
     def done(self) -> int:
         """Tasks with a final outcome."""
         return sum(step.done for step in self.steps)
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """What `COUNTED` names, over all steps."""
+        of_steps = (sum(getattr(step, name) for step in self.steps) for name in COUNTED[:-2])
+        return (*of_steps, self.redundant, self.doubled)
 
     @property
     def succeeded(self) -> bool:

@@ -29,6 +29,7 @@ _TASK_TOKENS: Final = frozenset(
     {"WORKSPACE", "MERLIN_WORKSPACE", "MERLIN_INFO", "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_GLOB_PATH"}
 )
 """What an agent fills in for each task."""
+_SAMPLE_TOKENS: Final = frozenset({"MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_GLOB_PATH"})
 _LATER: Final = {
     "MERLIN_PATHS_ALL": "use $(MERLIN_GLOB_PATH), which names the same directories as a pattern",
     "SPECROOT": "only `merlin run` knows the specification's directory; use a path on the site",
@@ -103,6 +104,9 @@ class _Compiler:
         samples = self._samples(samples_directory)
         steps = self._steps(order, samples)
         output_path = self.variables.output_path
+        parameters = self._parameters()
+        for step in steps:
+            self._directories(step, parameters)
         if "~" in output_path or "$" in output_path:
             self._refuse(
                 "spec.env.variables.OUTPUT_PATH",
@@ -112,7 +116,7 @@ class _Compiler:
             name=name,
             workspace=f"{name.replace(' ', '_')}_{self.spec.run_id or self.stamp}",
             output_path=output_path,
-            parameters=self._parameters(),
+            parameters=parameters,
             samples=samples,
             steps=steps,
             provenance=self._provenance(original),
@@ -206,6 +210,8 @@ class _Compiler:
                     draft.uses.add(key)
                 elif ending == "workspace" and stem in earlier:
                     draft.uses |= set() if stem in funnels else earlier[stem].uses
+                elif not has_samples and token in _SAMPLE_TOKENS:
+                    self._fault(path, f"$({token}) has no meaning in a study without merlin.samples", UNDEFINED_TOKEN)
                 elif not self._sample_token(token) and token not in _TASK_TOKENS:
                     self._judge(token, path, earlier)
         scripts = tokens(draft.cmd) + tokens(draft.restart)
@@ -262,6 +268,21 @@ class _Compiler:
         if has_samples and needs_count and not any(planned[edge.parent].sampled for edge in edges):
             edges.insert(0, Edge(parent=0, kind=EdgeKind.ALL))
         return step.model_copy(update={"edges": tuple(edges)})
+
+    def _directories(self, step: PlannedStep, parameters: Sequence[Parameter]) -> None:
+        """Refuse combinations that would share a directory: the second would find the first one's mark and never run."""
+        used = [parameter for parameter in parameters if parameter.key in step.parameters]
+        owners: dict[str, tuple[str, ...]] = {}
+        for labels in zip(*(parameter.labels for parameter in used), strict=False):
+            directory = safe_name(".".join(labels))
+            owner = owners.setdefault(directory, labels)
+            if owner != labels:
+                self._fault(
+                    "spec.global.parameters",
+                    f"{' and '.join(owner)!r} and {' and '.join(labels)!r} would share the directory "
+                    f"{step.name}/{directory}; give the labels other texts",
+                )
+                return
 
     def _queue(self, draft: _Draft) -> str:
         queue = self.variables.expand(draft.step.run.task_queue)

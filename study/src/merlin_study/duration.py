@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_CLOCK: Final = re.compile(r"(?:(?P<days>\d+)[-:])?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d+)")
+_CLOCK: Final = re.compile(r"(?:(?:(?P<days>\d+)[-:])?(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d+)")
 _UNIT: Final = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*(?P<unit>[smhd]?)", re.IGNORECASE)
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -195,7 +195,8 @@ class Ledger:
         if report.samples is not None:
             self._measure(report.samples)
         for result in report.results:
-            if result.outcome is Outcome.SUCCEEDED and self._fits(chunk.step, result.tasks):
+            counts = result.outcome is Outcome.SUCCEEDED and not self._unmeasured(chunk.step)
+            if counts and self._fits(chunk.step, result.tasks):
                 self._finish(chunk.step, result.tasks, Outcome.SUCCEEDED)
             else:
                 self.redundant += len(result.tasks)
@@ -203,6 +204,9 @@ class Ledger:
     def _result(self, chunk: wire.Chunk, reported: Outcome, tasks: TaskSet, at: float) -> None:
         planned = self.plan.steps[chunk.step]
         outcome = self._stands(chunk.step, reported, attempt=chunk.attempt)
+        if outcome is Outcome.SUCCEEDED and self._unmeasured(chunk.step):
+            self._wait(at, chunk.step, tasks, chunk.attempt, restart=chunk.restart, lost=chunk.lost)
+            return
         if outcome in FINAL:
             fresh = self._finish(chunk.step, tasks, outcome)
             again = len(tasks) - (len(fresh) if fresh is not None else 0)
@@ -218,6 +222,10 @@ class Ledger:
         else:
             wants_restart = outcome is Outcome.RESTART and bool(planned.restart)
             self._wait(at + planned.retry_delay, chunk.step, unfinished, chunk.attempt + 1, restart=wants_restart)
+
+    def _unmeasured(self, step: int) -> bool:
+        """Whether a step is the one that measures the samples, and nobody has told yet how many there are."""
+        return self.plan.steps[step].name == INFO_STEP and not self.geometry.samples
 
     def _stands(self, step: int, outcome: Outcome, *, attempt: int) -> Outcome:
         planned = self.plan.steps[step]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter
 
 from merlin_study.outcome import Outcome
 from merlin_study.taskset import TaskSet
@@ -23,6 +23,10 @@ MAX_EXCEPTIONS: Final = 20
 """Failures that a report tells in full; the rest travel as masks per exit code."""
 MAX_TAIL: Final = 512
 """Characters of standard error that travel with a failure."""
+BUCKETS: Final = (0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)
+"""Upper bounds, in seconds, of what a `Spread` counts; simulations run for days."""
+MAX_QUEUES_TOLD: Final = 32
+"""Queues of which a heartbeat tells figures; further ones are told together."""
 
 
 class Message(BaseModel):
@@ -168,10 +172,32 @@ class AllocationFacts(Message):
     ends_at: float = 0.0
 
 
+_COUNTS: Final = len(BUCKETS) + 1
+
+
+class Spread(Message):
+    """How durations are spread since the agent started: how many up to each of `BUCKETS`, and above; their sum in seconds."""
+
+    counts: tuple[NonNegativeInt, ...] = Field(default=(0,) * _COUNTS, min_length=_COUNTS, max_length=_COUNTS)
+    seconds: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+
+
+class QueueFigures(Message):
+    """What an agent ran of a queue since it started: ended executions by outcome, how long they ran, how long they had waited.
+
+    A task waits from the publication of its chunk until it starts, by the clocks of broker and agent.
+    """
+
+    queue: str
+    outcomes: dict[Outcome, NonNegativeInt] = Field(default_factory=dict)
+    ran: Spread = Spread()
+    waited: Spread = Spread()
+
+
 class Heartbeat(Message):
     """An agent's sign of life and what it can take. ``queues`` empty: any. ``holds``: fences started and not finished.
 
-    ``leaving``: the agent drains and takes nothing more; ``left``: this is its last word.
+    ``leaving``: the agent drains and takes nothing more; ``left``: this is its last word. ``figures`` only ever grow.
     """
 
     agent: str
@@ -186,6 +212,7 @@ class Heartbeat(Message):
     holds: tuple[tuple[str, int], ...] = ()
     done: int = 0
     refused: int = 0
+    figures: tuple[QueueFigures, ...] = Field(default=(), max_length=MAX_QUEUES_TOLD + 1)
     problems: tuple[str, ...] = ()
     leaving: bool = False
     left: bool = False

@@ -1,0 +1,210 @@
+"""What the chart renders to: refused values, accepted manifests, restricted pods, narrow rights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.chart.rendering import CASES, CHART, Helm, Manifest, named, pod_of
+from tests.ground import ControlPlane
+from tests.ground.needs import ROOT
+
+DOCS = ROOT / "docs" / "chart.md"
+
+
+def test_the_chart_and_every_case_pass_lint(helm: Helm) -> None:
+    for case in ["", *CASES]:
+        values = ["--values", str(CHART / "ci" / case)] if case else []
+        helm.run("lint", "--strict", "--kube-version", "1.35.4", CHART, *values)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("nats.sevice.type=NodePort", "'sevice' not allowed"),
+        ("operatr.logLevel=debug", "'operatr' not allowed"),
+        ("operator.image.tg=x", "'tg' not allowed"),
+        ("nats.service.type=Ingress", "must be one of"),
+        ("nats.externalAddress=nats://example.org:4222", "does not match pattern"),
+        ("nats.service.type=NodePort", "networkPolicy.agentCIDRs: "),
+        ("secrets.existing.agents=mine", "give broker, operator and agents, or none"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(helm: Helm, setting: str, says: str) -> None:
+    done = helm.run("template", "merlin", CHART, "--kube-version", "1.35.4", "--set", setting, check=False)
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+def test_an_old_kubernetes_is_refused(helm: Helm) -> None:
+    done = helm.run("template", "merlin", CHART, "--kube-version", "1.28.9", check=False)
+    assert "incompatible with Kubernetes" in done.stderr
+
+
+def test_the_definitions_are_those_of_crds(helm: Helm) -> None:
+    """The chart's copies are equal byte for byte (`cp crds/*.yaml charts/merlin/files/crds/`), and render to the same."""
+    ours = {path.name: path.read_text() for path in (ROOT / "crds").glob("*.yaml")}
+    assert {path.name: path.read_text() for path in (CHART / "files" / "crds").glob("*.yaml")} == ours
+    manifests = helm.render()
+    for text in ours.values():
+        definition = yaml.safe_load(text)
+        rendered = named(manifests, "CustomResourceDefinition", definition["metadata"]["name"])
+        assert rendered["spec"] == definition["spec"]
+        assert rendered["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    dropped = helm.render("--set", "crds.keep=false")
+    assert "annotations" not in named(dropped, "CustomResourceDefinition", "studies.merlin.dev")["metadata"]
+    assert not [each for each in helm.render("--set", "crds.install=false") if "Definition" in each["kind"]]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_api_server_accepts_what_a_case_renders_to(
+    helm: Helm, control_plane: ControlPlane, namespace: str, case: str
+) -> None:
+    """Server-side dry run, strict; kinds of the Prometheus operator excepted, which this server does not know."""
+    text = [
+        yaml.safe_dump(each | {"metadata": each["metadata"] | _placed(each, namespace)})
+        for each in helm.render(case=case)
+        if not each["apiVersion"].startswith("monitoring.coreos.com/")
+    ]
+    done = control_plane.apply("---\n".join(text), "--server-side", "--dry-run=server", "--force-conflicts")
+    assert done.stdout.count("serverside-applied") == len(text)
+    assert "Warning" not in done.stderr
+
+
+def _placed(manifest: Manifest, namespace: str) -> dict[str, str]:
+    return {"namespace": namespace} if "namespace" in manifest["metadata"] else {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_pod_passes_the_restricted_standard(
+    helm: Helm, control_plane: ControlPlane, namespace: str, case: str
+) -> None:
+    """Judged by the API server's own admission; beyond it: read-only roots, tokens only where they are used."""
+    control_plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    tokens = set()
+    for manifest in helm.render(case=case):
+        pod = pod_of(manifest)
+        if pod is None:
+            continue
+        name = manifest["metadata"]["name"]
+        body: Manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {**pod["spec"]}}
+        body["spec"].pop("priorityClassName", None)  # the class of a case is not there
+        claims = manifest.get("spec", {}).get("volumeClaimTemplates", [])
+        body["spec"]["volumes"] = [
+            *pod["spec"]["volumes"],
+            *({"name": each["metadata"]["name"], "emptyDir": {}} for each in claims),
+        ]
+        control_plane.apply(json.dumps(body), "--dry-run=server", namespace=namespace)
+        assert all(each["securityContext"]["readOnlyRootFilesystem"] for each in pod["spec"]["containers"])
+        assert all({"requests", "limits"} <= set(each["resources"]) for each in pod["spec"]["containers"])
+        if pod["spec"]["automountServiceAccountToken"]:
+            tokens.add(manifest["metadata"]["labels"]["app.kubernetes.io/component"])
+    assert tokens == {"operator", "test"} | ({"bootstrap"} if case != "existing-secrets-values.yaml" else set())
+
+
+def test_no_role_has_a_wildcard_or_may_list_secrets(helm: Helm) -> None:
+    """Secrets: the bootstrap Job makes its own and reads those by name; agents' users read one by name."""
+    for role in [each for each in helm.render() if each["kind"] in ("Role", "ClusterRole")]:
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]], role["metadata"]["name"]
+            if "secrets" in rule["resources"]:
+                assert rule["verbs"] == ["create"] or (
+                    rule["resourceNames"] and set(rule["verbs"]) <= {"get", "update"}
+                )
+    assert not [each for each in helm.render() if each["kind"] == "ClusterRoleBinding"]
+
+
+def test_the_operator_s_rights_are_those_that_its_tests_run_under(helm: Helm) -> None:
+    tried = next(
+        each
+        for each in yaml.safe_load_all((ROOT / "tests" / "operating" / "role.yaml").read_text())
+        if each["kind"] == "Role"
+    )
+    assert named(helm.render(), "Role", "merlin-operator")["rules"] == tried["rules"]
+
+
+def test_selectors_name_no_version_and_fit_their_pods(helm: Helm) -> None:
+    """A version in a selector would make every upgrade fail."""
+    for each in helm.render(case="load-balancer-values.yaml"):
+        if each["kind"] in ("Deployment", "StatefulSet"):
+            selector = each["spec"]["selector"]["matchLabels"]
+            assert "app.kubernetes.io/version" not in selector
+            assert selector.items() <= each["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_the_same_values_render_to_the_same(helm: Helm) -> None:
+    """Nothing is drawn at random or looked up, so a GitOps tool sees no changes where there are none."""
+    assert helm.text() == helm.text()
+    texts = [path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file()]
+    assert not [
+        word for text in texts for word in re.findall(r"\b(?:lookup|rand\w+|genCA|genSelf\w+|now)\b +[\"(.]", text)
+    ]
+
+
+def test_secrets_of_one_s_own_replace_the_bootstrap_job(helm: Helm) -> None:
+    manifests = helm.render(case="existing-secrets-values.yaml")
+    assert not [each for each in manifests if "bootstrap" in each["metadata"]["name"]]
+    used = set(re.findall(r"(?:secretName: |name: )(my-\w+)", helm.text(case="existing-secrets-values.yaml")))
+    assert used == {"my-broker", "my-operator", "my-agents"}
+
+
+def test_the_external_address_is_a_name_in_the_certificate(helm: Helm) -> None:
+    job = named(helm.render(case="load-balancer-values.yaml"), "Job", "merlin-bootstrap")
+    args = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    hosts = {each.removeprefix("--host=") for each in args if each.startswith("--host=")}
+    assert {"nats.example.org", "2001:db8::7", "merlin-nats.team.svc", "127.0.0.1"} <= hosts
+    assert "--server=tls://nats.example.org:4222" in args
+
+
+def _leaves(values: dict[str, Any], schema: dict[str, Any], path: str = "") -> list[str]:
+    """Every value's path; a map that the user fills is one value."""
+    found = []
+    for name, value in values.items():
+        properties = schema.get("properties", {}).get(name, {})
+        here = f"{path}{name}"
+        if isinstance(value, dict) and "properties" in properties and not here.endswith("resources"):
+            found += _leaves(value, properties, f"{here}.")
+        else:
+            found.append(here)
+    return found
+
+
+def test_every_value_is_in_the_schema_and_in_the_docs() -> None:
+    """docs/chart.md has one row for each value, and none for others; each has a comment in values.yaml."""
+    text = (CHART / "values.yaml").read_text()
+    values, schema = yaml.safe_load(text), json.loads((CHART / "values.schema.json").read_text())
+    leaves = _leaves(values, schema)
+    rows = re.findall(r"^\| `([a-zA-Z.]+)` \|", DOCS.read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(leaves)
+    assert text.count("# -- ") == len(leaves)
+
+
+def test_versions_agree() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    version = re.search(r'^version = "(.*)"', (ROOT / "operator" / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert chart["version"] == chart["appVersion"] == version[1]
+
+
+def test_dockerfiles_differ_in_the_package_only() -> None:
+    """One recipe, two images."""
+    texts = [
+        (ROOT / part / "Dockerfile").read_text().split("\n", 1)[1].replace(part, "PART")
+        for part in ("operator", "agent")
+    ]
+    # What both copy names every package.
+    assert texts[0].replace("COPY PART PART\nCOPY agent agent", "") == texts[1].replace(
+        "COPY operator operator\nCOPY PART PART", ""
+    )
+
+
+def test_nothing_of_a_test_is_shipped(helm: Helm, tmp_path: Path) -> None:
+    """`helm package` leaves the cases out."""
+    helm.run("package", CHART, "--destination", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["merlin-0.1.0.tgz"]
+    assert "ci/" not in helm.run("show", "all", tmp_path / "merlin-0.1.0.tgz").stdout.split("README")[0][:200]
