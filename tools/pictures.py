@@ -67,28 +67,57 @@ def _panel(panel: Panel, box: tuple[int, int, int, int], lines: Sequence[Line]) 
             f'<text x="{x + MARGIN}" y="{y + 42 + at * step}" font-size="{min(16, step)}">{escape(text)}</text>'
             for at, text in enumerate(told)
         ]
-    return parts + _chart(panel, (x + 56, y + 28, width - 66, height - 62), lines[:MOST_SERIES])
+    inner = (x + 56, y + 28, width - 66, height - 68)
+    return parts + (_heat(inner, lines) if panel.kind == "heatmap" else _chart(panel, inner, lines[:MOST_SERIES]))
+
+
+def _heat(box: tuple[int, int, int, int], lines: Sequence[Line]) -> list[str]:
+    """Buckets from below; the more fell into one, the darker."""
+    x, y, width, height = box
+    rows = sorted(lines, key=lambda line: float(line.name))
+    below: dict[float, float] = {}
+    counts = []
+    for row in rows:
+        counts.append({at: value - below.get(at, 0.0) for at, value in row.points})
+        below = dict(row.points)
+    times = sorted({at for each in counts for at in each})
+    top = max([1e-9, *(value for each in counts for value in each.values())])
+    high, wide = height / len(rows), width / len(times)
+    parts = []
+    for number, (found, line) in enumerate(zip(counts, rows, strict=True)):
+        low = y + height - (number + 1) * high
+        parts.append(f'<text x="{x - 4}" y="{low + high:.0f}" text-anchor="end" font-size="9">{line.name}</text>')
+        parts += [
+            f'<rect x="{x + column * wide:.1f}" y="{low:.1f}" width="{wide - 1:.1f}" height="{high - 1:.1f}" '
+            f'fill="{COLOURS[0]}" fill-opacity="{found.get(at, 0) / top:.2f}"/>'
+            for column, at in enumerate(times)
+            if found.get(at, 0) / top > 0.005
+        ]
+    return parts
 
 
 def _chart(panel: Panel, box: tuple[int, int, int, int], lines: Sequence[Line]) -> list[str]:
     x, y, width, height = box
     times = [at for line in lines for at, _ in line.points]
     first, last = min(times), max(times)
-    top = max([1e-9, *(value for line in lines for _, value in line.points)])
+    top = max(value for line in lines for _, value in line.points)
+    top = top if top > 0 else 1.0
     parts = [
         f'<path d="M{x} {y}V{y + height}H{x + width}" fill="none" stroke="#aaa"/>',
         f'<text x="{x - 4}" y="{y + 9}" text-anchor="end" fill="#555">{_number(top, panel.unit)}</text>',
         f'<text x="{x - 4}" y="{y + height}" text-anchor="end" fill="#555">0</text>',
     ]
     for at, line in enumerate(lines):
-        colour, legend = COLOURS[at % len(COLOURS)], x + at * width // len(lines)
+        colour, legend = COLOURS[at % len(COLOURS)], x + at % 5 * width // 5
         path = " ".join(
             f"{x + width * (time - first) / max(1, last - first):.0f},{y + height - height * max(0, value) / top:.1f}"
             for time, value in line.points
         )
         name = escape(line.name or "value")
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{legend}" y="{y + height + 18}" font-size="10" fill="{colour}">{name}</text>')
+        parts.append(
+            f'<text x="{legend}" y="{y + height + 16 + at // 5 * 14}" font-size="10" fill="{colour}">{name}</text>'
+        )
     return parts
 
 

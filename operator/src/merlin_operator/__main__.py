@@ -61,7 +61,9 @@ def assemble(settings: config.Settings) -> handlers.Operator:
         ),
         board,
     )
-    registry = metrics.registry_of(metrics.MerlinCollector(engine, board, settings.namespace))
+    silent_after = settings.timing.lost_after
+    collector = metrics.MerlinCollector(engine, board, settings.namespace, silent_after=silent_after)
+    registry = metrics.registry_of(collector)
     host, port = settings.address
     return handlers.Operator(engine, board, health.Health(engine, api), registry, host, port)
 

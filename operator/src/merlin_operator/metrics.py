@@ -108,11 +108,18 @@ class MerlinCollector(Collector):
     """Makes all metric families from the present state."""
 
     def __init__(
-        self, engine: Counted, board: Shown, namespace: str, *, clock: Callable[[], float] = time.time
+        self,
+        engine: Counted,
+        board: Shown,
+        namespace: str,
+        *,
+        silent_after: float = SILENT_AFTER,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
         self._board = board
         self._namespace = namespace
+        self._silent_after = silent_after
         self._clock = clock
         self._seen: dict[str, tuple[int, ...]] = {}
         self._totals = [0] * len(COUNTED)
@@ -123,7 +130,7 @@ class MerlinCollector(Collector):
         yield from _of_studies(self._board.views, self._namespace, self._clock())
         yield from self._of_outcomes()
         yield from _of_executions(self._engine.tally)
-        yield from _of_agents(self._board.agents, self._clock())
+        yield from _of_agents(self._board.agents, self._clock(), self._silent_after)
         yield from self._of_engine()
         yield from self._of_cluster()
 
@@ -262,15 +269,15 @@ def _add(family: HistogramMetricFamily, labels: Sequence[str], spread: Spread) -
     family.add_metric(list(labels), buckets, sum_value=spread.seconds)
 
 
-def _of_agents(agents: Sequence[AgentView], now: float) -> Iterator[Metric]:
+def _of_agents(agents: Sequence[AgentView], now: float, silent_after: float) -> Iterator[Metric]:
     known = GaugeMetricFamily("merlin_agents", "Agents by state", labels=["site", "state"])
     slots = GaugeMetricFamily("merlin_agent_slots", "Slots of agents that are heard of", labels=["site", "state"])
     seen = _of_site("agent_last_seen_timestamp_seconds", "When any agent of the site was last heard")
     first = _of_site("first_allocation_end_timestamp_seconds", "When the first allocation with agents ends, if known")
     last = _of_site("last_allocation_end_timestamp_seconds", "When the last allocation with agents ends, if known")
     for site, here in _by_site(agent for agent in agents if not agent.heartbeat.left):
-        found = Counter(_agent_state(agent) for agent in here)
-        heard = [agent.heartbeat for agent in here if _agent_state(agent) != "silent"]
+        found = Counter(_agent_state(agent, silent_after) for agent in here)
+        heard = [agent.heartbeat for agent in here if agent.silent_for <= silent_after]
         busy = sum(beat.busy for beat in heard)
         for state in AGENT_STATES:
             known.add_metric([site, state], found[state])
@@ -300,8 +307,8 @@ def _by_site(agents: Iterable[AgentView]) -> list[tuple[str, list[AgentView]]]:
     return sorted(kept.items())
 
 
-def _agent_state(agent: AgentView) -> str:
-    if agent.silent_for > SILENT_AFTER:
+def _agent_state(agent: AgentView, silent_after: float) -> str:
+    if agent.silent_for > silent_after:
         return "silent"
     return "draining" if agent.heartbeat.leaving else "active"
 
