@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench docs control-plane wheels clean help
+.PHONY: demo check test bench docs control-plane images wheels clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -35,6 +35,9 @@ docs: .venv/.locked ## build the documentation into site/
 
 control-plane: .venv/.locked ## build and cache kube-apiserver and etcd for the tests
 	tools/control-plane/build
+
+images: ## build the two container images with buildah, docker or podman
+	tools/images
 
 wheels: .venv/.locked ## build the four distributions into dist/
 	.cache/uv/bin/uv build --all-packages --wheel --out-dir dist --quiet
