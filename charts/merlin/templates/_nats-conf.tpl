@@ -1,6 +1,8 @@
 {{/*
-The configuration of nats-server. What a user may do is a list of exact subjects: an agent cannot publish a task, make or
-change a consumer or a stream, purge, read a task's subject, or write a verdict. `tests/chart` tries each on a real server.
+The configuration of nats-server. What a user may publish and hear is a list of exact subjects: not a task, a verdict, or a
+request that makes, changes or purges a stream or consumer. `tests/chart` tries each on a real server. One way around stays
+open: nats-server does not check the *reply* subject of a request, so a hostile holder of the agents' password can have an
+answer sent where it may not publish itself (docs/limits.md). What it sends there opens for nobody, but it can purge.
 Passwords come from the environment, since a variable there is the one thing that an unquoted $NAME stands for.
 */}}
 {{- define "merlin.nats.conf" -}}
