@@ -288,6 +288,7 @@ def test_a_study_that_runs_is_not_restarted_beside_it(place: Path) -> None:
     (present,) = (directory / "merlin_info/agents").iterdir()
     merlin.process.kill()
     merlin.ended()
+    eventually(lambda: not present.exists(), timeout=60)  # the agent takes it along when it goes
     present.touch()
     code, lines, err = Merlin(place, "restart", str(directory), "--local").ended()
     assert (code, lines) == (4, [])
