@@ -194,13 +194,13 @@ def _happen(parts: Parts, operator: Process, prometheus: Prometheus) -> None:
     parts.agent("heir")
     sees("merlin_lost_chunks_total > 0", "the victim's work is lost")
     parts.forge()
+    sees("merlin_refused_messages_total > 0", "the forger is noticed")
     parts.broker.kill()
     sees("merlin_broker_connected == 0", "the broker's absence is seen")
     parts.broker.restart()
     wait = ("wait", "--for=condition=Finished", "study/mixed", "-n", parts.namespace, "--timeout=120s")
     parts.plane.kubectl(*wait, timeout=130)
     sees(f"sum(merlin_task_outcomes_total) >= {SAMPLES + 2}", "every outcome is scraped")
-    sees("merlin_refused_messages_total > 0", "the forger is noticed")
     time.sleep(3)  # two more heartbeats, and a scrape after them
 
 

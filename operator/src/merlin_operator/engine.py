@@ -95,6 +95,8 @@ class Engine:
         self._unwanted: dict[str, float] = {}
         self._broker_clock_ahead = 0.0
         self._ready = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Held for a round and for a removal: a round in flight would publish again what a removal has purged."""
 
     # What the handlers call
 
@@ -138,7 +140,8 @@ class Engine:
                 while True:
                     try:
                         await self.broker.wait_connected()
-                        await self._clean(ref.uid)
+                        async with self._turn:
+                            await self._clean(ref.uid)
                         break
                     except Outage:
                         await asyncio.sleep(0.5)
@@ -264,7 +267,8 @@ class Engine:
                     study.synced = False
             if self.broker.connected and self._ready.is_set():
                 try:
-                    await self._round()
+                    async with self._turn:
+                        await self._round()
                 except Outage as error:
                     self._count(interrupted=1)
                     log.warning("round interrupted error=%s", error)
