@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from merlin_study import samples
+from merlin_study.compiler import fail_fast
 from merlin_study.errors import SpecError
 from merlin_study.geometry import Geometry
 from merlin_study.plan import EdgeKind, Plan
+from merlin_study.spec import StudySpec
 from merlin_study.workspace import Layout, TaskTokens
 from tests.folding.studies import STAMP, plan_of
 
@@ -24,6 +28,12 @@ study:
 - {name: last, description: d, run: {cmd: "ls $(second.workspace)", depends: [second_*, third_*]}}
 merlin: {samples: {file: $(MERLIN_INFO)/s.csv, column_labels: [S], level_max_dirs: 5}}
 """
+
+
+HELLO = {
+    "description": {"name": "a", "description": "d"},
+    "study": [{"name": "s", "description": "d", "run": {"cmd": "true"}}],
+}
 
 
 def _script(plan: Plan, name: str, task: int, *, n: int, values: tuple[str, ...]) -> str:
@@ -74,6 +84,23 @@ def test_scripts_are_filled_literally_and_the_shell_keeps_its_own() -> None:
     assert _script(plan, "second", 8, n=7, values=("v",)) == "ls /w/first/X.2 0/1 v"
     assert _script(plan, "third", 0, n=7, values=()) == "cat /w/third/X.1.Y.a_b a b"
     assert _script(plan, "last", 0, n=7, values=()) == "ls /w/second"
+
+
+@pytest.mark.parametrize(
+    ("added", "fails_fast"),
+    [
+        ({}, False),
+        ({"failurePolicy": "FailFast"}, True),
+        ({"dialect": "Maestro"}, True),
+        ({"dialect": "Maestro", "failurePolicy": "ContinueOnSoftFail"}, False),
+    ],
+)
+def test_the_dialect_decides_what_a_failure_means_unless_the_author_does(
+    added: dict[str, Any], *, fails_fast: bool
+) -> None:
+    """Maestro fails what depends on a failed step; ``failurePolicy`` says otherwise in either dialect."""
+    spec = StudySpec.model_validate({**HELLO, **added})
+    assert fail_fast(spec) is fails_fast
 
 
 def test_the_workspace_is_named_after_study_and_stamp() -> None:

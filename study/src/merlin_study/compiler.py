@@ -119,6 +119,7 @@ class _Compiler:
             parameters=parameters,
             samples=samples,
             steps=steps,
+            fail_fast=fail_fast(self.spec),
             provenance=self._provenance(original),
         )
 
@@ -355,6 +356,13 @@ class _Compiler:
             f"{self.base}.partial.yaml": dump(raw),
             f"{self.base}.expanded.yaml": dump(expanded),
         }
+
+
+def fail_fast(spec: StudySpec) -> bool:
+    """Whether any failure blocks what depends on it: what the author says, else what the dialect means."""
+    if "failure_policy" in spec.model_fields_set:
+        return spec.failure_policy == "FailFast"
+    return spec.dialect == "Maestro"
 
 
 def _info_step(samples: SampleTable, *, queue: str) -> PlannedStep:

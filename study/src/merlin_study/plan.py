@@ -93,7 +93,8 @@ class Plan(_Model):
 
     ``workspace`` is the directory's name, ``<name>_<stamp>``; ``output_path`` is what the user gave for it to lie in
     (empty or relative: below the agent's workspace root). ``provenance`` maps file names in ``merlin_info`` to texts.
-    Steps stand in topological order; with samples, the first one is `INFO_STEP`.
+    Steps stand in topological order; with samples, the first one is `INFO_STEP`. With ``fail_fast`` a task that failed in
+    any way (a soft failure too) blocks what depends on it, as in Maestro; without it only a hard failure does.
     """
 
     version: int = PLAN_VERSION
@@ -103,6 +104,7 @@ class Plan(_Model):
     parameters: tuple[Parameter, ...]
     samples: SampleTable | None
     steps: tuple[PlannedStep, ...]
+    fail_fast: bool = False
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @cached_property
