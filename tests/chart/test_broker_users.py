@@ -25,7 +25,8 @@ from nats.aio.client import Client
 
 from merlin_operator import bootstrap
 from merlin_operator.board import AgentView
-from merlin_operator.engine import Engine, EngineConfig
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import sitefile, subjects, transport, wire
 from merlin_study.seal import Keyring

@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
-from merlin_operator.engine import AGENTS_SCOPE
+from merlin_operator.core import AGENTS_SCOPE
 from merlin_study import subjects, wire
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan

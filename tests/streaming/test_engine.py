@@ -13,7 +13,8 @@ import pytest
 from nats.aio.client import Client
 
 from merlin_operator.board import AgentView
-from merlin_operator.engine import Engine, EngineConfig
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import subjects, wire
 from merlin_study.plan import Plan

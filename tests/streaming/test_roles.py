@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from merlin_operator.board import AgentView
-from merlin_operator.engine import Engine, EngineConfig
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
 from merlin_operator.stream import Stored
 from merlin_operator.view import StudyView
 from merlin_study import subjects, wire
@@ -31,7 +32,7 @@ def opened(keys: Keyring, subject: str, entry: wire.Message) -> wire.Message:
     """What the engine makes of an entry that these keys signed."""
     engine = Engine(EngineConfig("ns", "nats://127.0.0.1:1", {}, OPERATOR), Nobody())  # type: ignore[arg-type]
     data = keys.seal(entry.encode(), scope=UID, context=subject)
-    return engine._entry(UID, Stored(1, subject, 0.0, data))
+    return engine._reader.entry(UID, Stored(1, subject, 0.0, data))
 
 
 def test_each_is_believed_in_its_place() -> None:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import kopf
 
 from merlin_operator import cluster, config, handlers, health, metrics
-from merlin_operator.engine import Engine, EngineConfig
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
 from merlin_study.seal import KeyFileError, Keyring
 
 FAILED, USAGE, SECRETS, CLUSTER = 1, 2, 3, 4

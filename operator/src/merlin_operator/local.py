@@ -22,7 +22,8 @@ from typing import Any, Final
 from merlin_operator import resume
 from merlin_operator.board import AgentView
 from merlin_operator.config import broker_options
-from merlin_operator.engine import Engine, EngineConfig
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
 from merlin_operator.stream import Conflict, Outage
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import subjects, wire

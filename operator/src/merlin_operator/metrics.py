@@ -40,7 +40,7 @@ _ATTEMPTS: Final = {outcome: outcome.value.replace("-", "_") for outcome in Outc
 
 
 class Counters(Protocol):
-    """What the engine counts; see `merlin_operator.engine.Counters`."""
+    """What the engine counts; see `merlin_operator.core.Counters`."""
 
     @property
     def issued_tasks(self) -> int:

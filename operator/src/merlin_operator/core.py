@@ -1,0 +1,84 @@
+"""What the parts of the engine share: configuration, connection, studies, agents, counts, and the operator's own seal.
+
+Nothing is decided here; `merlin_operator.engine` names the parts and calls them in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from merlin_operator import fleet
+from merlin_operator.stream import Broker, Stored
+from merlin_operator.study import Study
+from merlin_study import subjects, wire
+from merlin_study.seal import Keyring, Signer
+
+AGENTS_SCOPE: Final = "agents"
+"""The key scope of what belongs to no study: heartbeats and offers."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to know; ``options`` is what `nats.connect` takes for credentials."""
+
+    namespace: str
+    server: str
+    options: dict[str, Any]
+    keyring: Keyring
+    timing: wire.Timing = field(default_factory=wire.Timing)
+    window_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Monotonically increasing numbers for metrics, and whether the broker is there."""
+
+    issued_tasks: int = 0
+    issued_chunks: int = 0
+    reports: int = 0
+    refused: int = 0
+    lost_fences: int = 0
+    loops: int = 0
+    interrupted: int = 0
+    broker_reconnects: int = 0
+    broker_connected: bool = False
+
+
+class Core:
+    """The common ground of one engine's parts."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.space = subjects.Space(config.namespace)
+        self.broker = Broker(self.space, server=config.server, options=config.options)
+        self.fleet = fleet.Fleet(config.timing)
+        self.studies: dict[str, Study] = {}
+        self.wake = asyncio.Event()
+        """Set it and the next round comes at once."""
+        self.counters = Counters()
+        self.broker_clock_ahead = 0.0
+        """Seconds by which the broker's clock is ahead of ours."""
+
+    def count(self, **more: int) -> None:
+        """Add to the counters of these names."""
+        old = self.counters
+        self.counters = replace(old, **{name: getattr(old, name) + value for name, value in more.items()})
+
+    def all(self) -> Iterator[Study]:
+        """Yield the studies of this moment; they may come and go while the caller waits for the broker."""
+        yield from list(self.studies.values())
+
+    def seal(self, scope: str, subject: str, data: bytes) -> bytes:
+        """Seal what is to be stored under a subject."""
+        return self.config.keyring.seal(data, scope=scope, context=subject)
+
+    def open_own(self, uid: str, stored: Stored) -> bytes:
+        """Open what an operator wrote: a chunk, a cursor, a plan.
+
+        Raises:
+            merlin_study.seal.SealError: it was none, or is another study's.
+        """
+        return self.config.keyring.open(stored.data, scope=uid, context=stored.subject, signer=Signer.OPERATOR)

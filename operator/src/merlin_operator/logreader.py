@@ -1,0 +1,185 @@
+"""How a study's log reaches its ledger: the follower of all new entries, and the sync that reads the past.
+
+A study is *synced* once its cursor was read, then the chunks in the task stream, then the log up to where it ended after
+that. In this order nothing slips through, because a chunk leaves the task stream only after its start stands in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import zlib
+from contextlib import aclosing
+
+from pydantic import ValidationError
+
+from merlin_operator.core import Core
+from merlin_operator.stream import Outage, Stored
+from merlin_operator.study import Study
+from merlin_study import subjects, wire
+from merlin_study.plan import Plan
+from merlin_study.seal import SealError, Signer
+
+log = logging.getLogger(__name__)
+
+Entry = wire.Bound | wire.Start | wire.Report | wire.Lost
+
+
+class LogReader:
+    """Feeds the ledgers of all studies; see the module."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.ready = asyncio.Event()
+        """To be set once the first connection stands and `connected` was called."""
+        self._read_from = 0
+
+    async def connected(self) -> None:
+        """Find out from where to follow on a new connection, before any study is synced.
+
+        What is appended from here on reaches a study through the follower, what stands by sync.
+        """
+        for study in self.core.all():
+            study.synced = False
+        newest = await self.core.broker.last_sequence(self.core.space.report_stream)
+        if self._read_from > newest + 1:
+            self._start_over()
+        self._read_from = self._read_from or newest + 1
+
+    def _start_over(self) -> None:
+        """The log is shorter than what was read of it: another stream. Every ledger is folded anew from what it holds."""
+        log.error("the log was replaced or rewound; folding every study again")
+        self._read_from = 0
+        for study in self.core.all():
+            study.start_over()
+
+    async def follow(self) -> None:
+        """Feed new entries of every study, from where the last reader ended; for ever."""
+        core = self.core
+        while True:
+            await self.ready.wait()
+            try:
+                async with aclosing(core.broker.read_log(core.space.all_reports, start=self._read_from)) as entries:
+                    async for stored in entries:
+                        self._read_from = stored.sequence + 1
+                        self._take(stored)
+            except Outage as error:
+                log.info("log reader starts again error=%s", error)
+            except Exception as error:  # noqa: BLE001 an API error of the broker: the reader is made anew
+                log.warning("log reader failed error=%s", error)
+            await asyncio.sleep(0.2)
+
+    def _take(self, stored: Stored) -> None:
+        uid, _ = subjects.parse_report(stored.subject)
+        study = self.core.studies.get(uid)
+        if study is None or study.ledger is None:
+            return
+        if study.synced:
+            self._fold(study, stored)
+            self.core.wake.set()
+        else:
+            study.pending.append(stored)
+
+    def _fold(self, study: Study, stored: Stored) -> None:
+        if stored.sequence <= study.folded:
+            return
+        try:
+            entry = self.entry(study.ref.uid, stored)
+        except (SealError, ValidationError) as error:
+            self.core.count(refused=1)
+            study.folded = stored.sequence
+            log.warning("log entry refused study=%s sequence=%d error=%s", study.ref.name, stored.sequence, error)
+            return
+        self.core.broker_clock_ahead = stored.at - time.time()
+        self.core.count(reports=1)
+        study.entry(stored, entry)
+
+    def entry(self, uid: str, stored: Stored) -> Entry:
+        """Open a log entry: verdicts are the operator's, on a subject of their own, and all else is the agents'.
+
+        Raises:
+            SealError: it is not sealed by whom the subject belongs to, or says what has no place there.
+            pydantic.ValidationError: it is no log entry.
+        """
+        verdict = stored.subject == self.core.space.verdicts(uid)
+        signer = Signer.OPERATOR if verdict else Signer.AGENT
+        payload = self.core.config.keyring.open(stored.data, scope=uid, context=stored.subject, signer=signer)
+        entry = wire.decode_log(payload)
+        if isinstance(entry, wire.Lost) != verdict:
+            raise SealError(f"a {entry.kind} has no place on {stored.subject}")
+        return entry
+
+    async def sync(self, study: Study) -> None:
+        """Bring a study's ledger to what the broker holds; the order of the reads is what makes it exact."""
+        assert study.plan is not None
+        assert study.ledger is not None
+        await self._settle_plan(study)
+        uid, ledger, space, broker = study.ref.uid, study.ledger, self.core.space, self.core.broker
+        cursor = await broker.last(space.task_stream, space.cursor(uid))
+        waiting = await broker.chunks(uid)
+        found = [chunk for each in waiting if (chunk := self._chunk(uid, each)) is not None]
+        end = await broker.last_sequence(space.report_stream)
+        await self._catch_up(study, end)
+        taken = (subjects.parse_chunk(each.subject).fence for each in waiting)
+        ledger.next_fence = max(ledger.next_fence, max(taken, default=0) + 1)
+        if cursor is not None:
+            ledger.next_fence = max(ledger.next_fence, self._next_fence(uid, cursor))
+        there = {chunk.fence for chunk in found}
+        for fence in list(ledger.fences.values()):
+            if fence.chunk.fence not in there:
+                ledger.withdraw(fence.chunk)
+        for chunk in found:
+            ledger.issue(chunk)
+        ledger.settle_waiting()
+        study.cursor = cursor.sequence if cursor is not None else 0
+        study.note_inherited()
+        study.synced = True
+        while study.pending:
+            self._fold(study, study.pending.popleft())
+        log.info("study synced study=%s folded=%d out=%d", study.ref.name, study.folded, len(ledger.fences))
+
+    def _chunk(self, uid: str, stored: Stored) -> wire.Chunk | None:
+        """Open a chunk; what is none is refused, counted, and left out, so that its tasks are issued anew."""
+        try:
+            return wire.Chunk.model_validate_json(self.core.open_own(uid, stored))
+        except (SealError, ValidationError) as error:
+            self.core.count(refused=1)
+            log.warning("chunk refused subject=%s error=%s", stored.subject, error)
+            return None
+
+    def _next_fence(self, uid: str, cursor: Stored) -> int:
+        try:
+            return wire.Cursor.model_validate_json(self.core.open_own(uid, cursor)).next_fence
+        except (SealError, ValidationError) as error:
+            self.core.count(refused=1)
+            log.warning("cursor refused subject=%s error=%s", cursor.subject, error)
+            return 1
+
+    async def _catch_up(self, study: Study, end: int) -> None:
+        """Fold the study's log up to the stream's sequence ``end``."""
+        subject = self.core.space.reports_of(study.ref.uid)
+        last = await self.core.broker.last(self.core.space.report_stream, subject)
+        if last is None or last.sequence <= study.folded:
+            return
+        async with aclosing(self.core.broker.read_log(subject, start=study.folded + 1)) as entries:
+            async for stored in entries:
+                self._fold(study, stored)
+                if stored.sequence >= min(last.sequence, end):
+                    return
+
+    async def _settle_plan(self, study: Study) -> None:
+        """Store the plan; where the study was accepted with another one (by an older version), go on with that."""
+        assert study.plan is not None
+        core, uid, stream = self.core, study.ref.uid, self.core.space.control_stream
+        if study.accepted_hash not in ("", study.plan.hash):
+            stored = await core.broker.last(stream, core.space.plan(uid, study.accepted_hash))
+            try:
+                if stored is not None:
+                    study.adopt(Plan.from_json(zlib.decompress(core.open_own(uid, stored))))
+            except (SealError, ValidationError, zlib.error) as error:
+                log.warning("accepted plan refused study=%s error=%s", study.ref.name, error)
+        subject = core.space.plan(uid, study.plan.hash)
+        if await core.broker.last(stream, subject) is None:
+            payload = zlib.compress(study.plan.to_json(), 6)
+            await core.broker.put(subject, core.seal(uid, subject, payload))

@@ -1,0 +1,81 @@
+"""Publishing chunks: what `merlin_operator.unroll` decides, in one atomic batch with the cursor. Read, never repeat."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from merlin_operator import fleet, unroll
+from merlin_operator.core import Core
+from merlin_operator.stream import Conflict, Outage
+from merlin_operator.study import Study
+from merlin_study import subjects, wire
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Issues the next chunks of all studies; see the module."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    async def issue(self, now: float) -> None:
+        """Publish what may go out at ``now`` (monotonic seconds)."""
+        core = self.core
+        candidates = [
+            unroll.Candidate(study.ref.uid, study.plan.hash, study.epoch, study.ledger, study.site, study.served)
+            for study in core.all()
+            if study.active and study.synced and study.plan is not None and study.ledger is not None
+        ]
+        if not candidates:
+            return
+        issues: dict[str, list[unroll.Issue]] = {}
+        broker_now = time.time() + core.broker_clock_ahead
+        for issue in unroll.next_chunks(
+            candidates, self._capacity(candidates, now), window=core.config.window_seconds, now=broker_now
+        ):
+            issues.setdefault(issue.chunk.study, []).append(issue)
+        for candidate in candidates:
+            core.studies[candidate.uid].served = candidate.served
+        for uid, batch in issues.items():
+            await self._publish(core.studies[uid], batch)
+        if issues:
+            core.wake.set()
+
+    async def _publish(self, study: Study, batch: list[unroll.Issue]) -> None:
+        assert study.ledger is not None
+        assert study.plan is not None
+        core, uid = self.core, study.ref.uid
+        cursor = wire.Cursor(study=uid, plan=study.plan.hash, epoch=study.epoch, next_fence=study.ledger.next_fence)
+        cursor_subject = core.space.cursor(uid)
+        chunks = []
+        for issue in batch:
+            subject = core.space.chunk(issue.route, uid, issue.chunk.fence)
+            chunks.append((subject, core.seal(uid, subject, issue.chunk.encode())))
+        try:
+            study.cursor = await core.broker.publish_batch(
+                (cursor_subject, core.seal(uid, cursor_subject, cursor.encode())), chunks, expected=study.cursor
+            )
+        except (Conflict, Outage) as error:
+            for issue in batch:
+                study.ledger.withdraw(issue.chunk)
+            study.synced = False
+            log.warning("publication unsure study=%s error=%s", study.ref.name, error)
+            return
+        core.count(issued_chunks=len(batch), issued_tasks=sum(len(issue.chunk.tasks) for issue in batch))
+
+    def _capacity(self, candidates: list[unroll.Candidate], now: float) -> dict[tuple[str, str, str], unroll.Capacity]:
+        live = list(self.core.fleet.live(now))
+        result: dict[tuple[str, str, str], unroll.Capacity] = {}
+        for candidate in candidates:
+            site = None if candidate.site == subjects.ANY_SITE else candidate.site
+            rate = self.core.studies[candidate.uid].rate(now) or 0.0
+            for step in candidate.ledger.plan.steps:
+                key = (candidate.site, step.queue, step.shape)
+                slots = sum(
+                    agent.slots for agent in live if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape)
+                )
+                known = result.get(key)
+                result[key] = unroll.Capacity(slots, max(rate, known.rate if known is not None else 0.0))
+        return result

@@ -1,0 +1,63 @@
+"""Pull consumers and offers: what agents may pull, made for live agents and active studies, and removed after them."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from merlin_operator import fleet, unroll
+from merlin_operator.core import AGENTS_SCOPE, Core
+from merlin_operator.stream import ConsumerSpec
+from merlin_study import subjects, wire
+
+
+class Router:
+    """Keeps the task stream's consumers and each site's offer as `merlin_operator.fleet.routes` wants them."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._offers: dict[str, wire.Offer] = {}
+        self._consumers: set[str] | None = None
+        self._unwanted: dict[str, float] = {}
+
+    def connected(self) -> None:
+        """Forget what was made: the broker may be another one."""
+        self._consumers = None
+        self._offers.clear()
+
+    async def route(self, now: float) -> None:
+        """Make the consumers that are missing, tell agents of them, remove those that nobody wanted for a while."""
+        core = self.core
+        plans = [(study.site, study.plan) for study in core.all() if study.active and study.plan is not None]
+        routes = fleet.routes(plans, list(core.fleet.live(now)))
+        wanted = {route.consumer: route for each in routes.values() for route in each}
+        if self._consumers is None:
+            self._consumers = set(await core.broker.consumers())
+        missing = sorted(set(wanted) - self._consumers)
+        if missing:
+            self._offers.clear()  # who pulled from one of these before backs off until the offer comes again
+        for name in missing:
+            spec = ConsumerSpec(name, core.space.chunks(wanted[name]), wanted[name].token)
+            await core.broker.ensure_consumer(spec)
+            self._consumers.add(name)
+        for site, each in routes.items():
+            await self._offer(site, each)
+        self._unwanted = {name: self._unwanted.get(name, now) for name in self._consumers - set(wanted)}
+        for name, since in sorted(self._unwanted.items()):
+            if now - since > core.config.timing.lost_after:  # one allocation's end is often another's start
+                await core.broker.delete_consumer(name)
+                self._consumers.discard(name)
+
+    async def _offer(self, site: str, routes: set[subjects.Route]) -> None:
+        consumers = tuple(
+            wire.Consumer(name=route.consumer, queue=route.queue, shape=route.shape, band=_band(route))
+            for route in sorted(routes, key=lambda route: (route.band == unroll.BULK, route.token))
+        )
+        offer = wire.Offer(consumers=consumers, timing=self.core.config.timing)
+        if self._offers.get(site) != offer:
+            subject = self.core.space.offer(site)
+            await self.core.broker.put(subject, self.core.seal(AGENTS_SCOPE, subject, offer.encode()))
+            self._offers[site] = offer
+
+
+def _band(route: subjects.Route) -> Literal["urgent", "bulk"]:
+    return cast("Literal['urgent', 'bulk']", route.band)

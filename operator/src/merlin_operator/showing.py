@@ -1,0 +1,47 @@
+"""How the engine's studies look to their users: views of all of them, with the agents that serve each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merlin_operator import fleet
+from merlin_operator.core import Core
+from merlin_operator.study import Study
+from merlin_operator.view import StudyView
+from merlin_study import subjects, wire
+
+
+def views(core: Core, now: float) -> list[StudyView]:
+    """Return every study as its user should see it at ``now`` (monotonic seconds)."""
+    problem = "" if core.broker.connected else core.broker.problem
+    live = list(core.fleet.live(now))
+    return [
+        study.view(agents=serving(study, live), waiting_for=waiting_for(study, live), broker_problem=problem, clock=now)
+        for study in core.all()
+    ]
+
+
+def serving(study: Study, live: Sequence[wire.Heartbeat]) -> int:
+    """Return how many agents could run something of a study."""
+    if study.plan is None:
+        return 0
+    site = None if study.site == subjects.ANY_SITE else study.site
+    wants = {(step.queue, step.shape) for step in study.plan.steps}
+    return sum(
+        any(fleet.serves(agent, site=site, queue=queue, needs=needs) for queue, needs in wants) for agent in live
+    )
+
+
+def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
+    """Say in one sentence which queue has work and no agent; empty where every queue is served."""
+    if not study.active or study.plan is None or study.ledger is None:
+        return ""
+    site = None if study.site == subjects.ANY_SITE else study.site
+    for at, step in enumerate(study.plan.steps):
+        tasks = study.ledger.steps[at]
+        if tasks.complete or not (tasks.available or len(tasks.issued) > len(tasks.final)):
+            continue
+        if not any(fleet.serves(agent, site=site, queue=step.queue, needs=step.shape) for agent in live):
+            where = f" at site {site}" if site is not None else ""
+            return f"no agent serves queue '{step.queue}'{where}; start merlin-agent in an allocation"
+    return ""
