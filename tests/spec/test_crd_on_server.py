@@ -9,6 +9,7 @@ from merlin_study.errors import SpecError
 from merlin_study.loader import dump_quoted, load_yaml
 from merlin_study.parse import parse_spec, to_document
 from tests.ground import ControlPlane
+from tests.ground.waiting import eventually
 
 pytestmark = pytest.mark.control_plane
 
@@ -81,7 +82,12 @@ def test_schemas_are_structural(control_plane: ControlPlane) -> None:
     for name in ("studies.merlin.dev", "allocations.merlin.dev"):
         status: Any = control_plane.get("crd", name)["status"]
         assert not [c for c in status["conditions"] if c["type"] == "NonStructuralSchema" and c["status"] == "True"]
-    assert "Body of the script" in control_plane.kubectl("explain", "study.spec.study.run.cmd").stdout
+
+    def explained() -> bool:  # the server writes what it tells of a new resource a moment after it serves it
+        told = control_plane.kubectl("explain", "study.spec.study.run.cmd", check=False)
+        return "Body of the script" in told.stdout
+
+    assert eventually(explained, interval=0.5)
 
 
 def test_a_study_is_read_back_as_it_was_applied(control_plane: ControlPlane, namespace: str) -> None:
