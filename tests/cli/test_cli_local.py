@@ -342,3 +342,25 @@ def test_an_agent_that_was_set_up_for_a_site_does_not_disturb(place: Path) -> No
     environ = {"HOME": str(home), "MERLIN_AGENT_QUEUES": "elsewhere"}
     code, lines, _ = Merlin(place, "run", spec(place), "--local", environ=environ).ended()
     assert code == 0, lines
+
+
+def test_a_samples_file_takes_the_place_of_generated_samples(place: Path) -> None:
+    """Its copy lies in the workspace, so that the file itself may go; nothing is generated."""
+    (place / "walk.yaml").write_text(SPEC)
+    (place / "mine.csv").write_text("\ufeff7\r\n8\r\n9\r\n")
+    code, out, err = Merlin(place, "run", "walk.yaml", "--local", "--samplesfile", "mine.csv").ended()
+    assert code == 0, err
+    outputs = Path(out[-1].removeprefix("Outputs: "))
+    assert (outputs / "merlin_info" / "mine.csv").read_bytes() == (place / "mine.csv").read_bytes()
+    assert not (outputs / "merlin_info" / "n.csv").exists()
+    assert [(outputs / "step" / at / "runs.txt").read_text() for at in ("00", "01", "02")] == ["7\n", "8\n", "9\n"]
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [("none.csv", "there is no such file"), ("walk.yaml", "expected a file that ends in one of .csv, .tab, .npy")],
+)
+def test_a_samples_file_that_cannot_be_one_is_wrong_usage(place: Path, file: str, says: str) -> None:
+    (place / "walk.yaml").write_text(SPEC)
+    code, _, err = Merlin(place, "run", "walk.yaml", "--local", "--samplesfile", file).ended()
+    assert (code, says in err) == (2, True)

@@ -88,6 +88,13 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--name", help="the Study's name in the cluster (default: the study's name and the time)")
     run.add_argument("--slots", type=_slots, metavar="N", help="with --local: tasks at a time (default: one a CPU)")
     run.add_argument("-o", "--output-path", metavar="DIR", help="with --local: where the study's directory is made")
+    run.add_argument("--samplesfile", metavar="FILE", help="a .csv, .tab or .npy file in place of merlin.samples")
+    run.add_argument(
+        "--pgen", metavar="FILE", help="a Python file whose function get_custom_generator makes the parameters"
+    )
+    run.add_argument(
+        "--pargs", action="append", default=[], metavar="KEY:VALUE", help="an argument of that function (repeatable)"
+    )
     upstream.add_flags(run, upstream.RUN_FLAGS)
 
 

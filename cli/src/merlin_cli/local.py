@@ -27,7 +27,7 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from merlin_cli import lock, summary, tally
+from merlin_cli import inputs, lock, summary, tally
 from merlin_cli.bars import Display, display
 from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
@@ -68,6 +68,7 @@ class Job:
         root: The workspace root, absolute; `directory` follows from it and from the plan.
         slots: How many tasks may run at a time.
         resume: Whether the workspace holds earlier outcomes that stand.
+        inputs: Files that ``merlin_info`` gets before anything runs.
     """
 
     plan: Plan
@@ -75,6 +76,7 @@ class Job:
     root: Path
     slots: int
     resume: bool = False
+    inputs: tuple[Path, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -125,6 +127,8 @@ def run(job: Job, console: Console) -> Exit:
         lock.held(job.directory, resume=job.resume),
         tempfile.TemporaryDirectory(prefix="merlin-", ignore_cleanup_errors=True) as private,
     ):
+        for file in job.inputs:
+            inputs.place(file, job.directory / workspace.INFO)
         return asyncio.run(_Session(job, console, Path(private)).run())
 
 

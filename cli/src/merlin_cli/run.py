@@ -4,17 +4,23 @@ import os
 import time
 import uuid
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from merlin_cli import local, source
+from merlin_cli import inputs, local, pgen, source
 from merlin_cli.exits import CliError, Exit
+from merlin_study import table as tables
 from merlin_study import workspace
 from merlin_study.compiler import compile_study
+from merlin_study.errors import SpecError
 from merlin_study.plan import Plan
 from merlin_study.spec import StudySpec
+from merlin_study.table import Table
+from merlin_study.variables import Variables
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,9 @@ class Request:
     namespace: str | None = None
     slots: int | None = None
     output_path: str | None = None
+    samples_file: str | None = None
+    pgen: str | None = None
+    pargs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Request":
@@ -38,6 +47,9 @@ class Request:
             namespace=arguments.namespace,
             slots=arguments.slots,
             output_path=arguments.output_path,
+            samples_file=arguments.samplesfile,
+            pgen=arguments.pgen,
+            pargs=tuple(arguments.pargs),
         )
 
 
@@ -57,11 +69,51 @@ def run_locally(request: Request, console: Console) -> Exit:
         output_path = source.home_expanded(found, overrides)
     else:
         output_path = os.path.abspath(os.path.expanduser(request.output_path))  # noqa: PTH100, PTH111 links stay as named
-    spec = source.parse(found, overrides, output_path=output_path)
+    samples = inputs.samples_file(request.samples_file) if request.samples_file else None
+    if samples is not None:
+        found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
+    spec, table = parsed(request, found, overrides, output_path=output_path)
     root = Path.cwd()
-    plan = _fresh(spec, found, root)
-    job = local.Job(plan=plan, study=str(uuid.uuid4()), root=root, slots=request.slots or local.default_slots())
+    plan = _fresh(spec, found, root, table)
+    job = local.Job(
+        plan=plan,
+        study=str(uuid.uuid4()),
+        root=root,
+        slots=request.slots or local.default_slots(),
+        inputs=() if samples is None else (samples,),
+    )
     return local.run(job, console)
+
+
+def parsed(
+    request: Request, found: source.Source, overrides: Mapping[str, str | int], *, output_path: str | None = None
+) -> tuple[StudySpec, Table | None]:
+    """Parse a file, with the parameters that its generator makes; None where they stand in the specification itself.
+
+    Raises:
+        SpecError: the study was refused.
+        CliError: wrong usage, or the generator failed.
+    """
+    if request.pgen is None:
+        if request.pargs:
+            raise CliError(Exit.USAGE, "--pargs are the arguments of --pgen; name its file too")
+        return source.parse(found, overrides, output_path=output_path), None
+    spec = source.parse(source.replaced(found, "global.parameters", {}), overrides, output_path=output_path)
+    table = pgen.generate(request.pgen, request.pargs, _environment(spec, found))
+    if faults := tables.faults(table, "global.parameters"):
+        raise SpecError(faults)
+    if not tables.fits_manifest(table):
+        return spec, table
+    whole = source.replaced(found, "global.parameters", tables.block(table))
+    return source.parse(whole, overrides, output_path=output_path, quiet=True), None
+
+
+def _environment(spec: StudySpec, found: source.Source) -> dict[str, Any]:
+    """The study's variables as a generator sees them: expanded, numbers as numbers, and the two paths that Maestro adds."""
+    variables = Variables(spec, stamp=stamp(), base=workspace.safe_name(found.path.stem), spec_root=found.directory)
+    given = {**spec.env.variables, **spec.env.labels, **spec.vars}
+    named = {name: variables.expand(f"$({name})") if isinstance(value, str) else value for name, value in given.items()}
+    return {"SPECROOT": found.directory, "OUTPUT_PATH": variables.output_path or str(Path.cwd()), **named}
 
 
 def stamp() -> str:
@@ -69,14 +121,14 @@ def stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
-def _fresh(spec: StudySpec, found: source.Source, root: Path) -> Plan:
+def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | None) -> Plan:
     """Compile to a workspace that nobody has; two runs within a second would share one.
 
     Raises:
         CliError: the study names its own run, and that exists.
     """
     while True:
-        plan = compiled(spec, found, samples_directory=str(root))
+        plan = compiled(spec, found, samples_directory=str(root), table=table)
         directory = workspace.study_root(plan, str(root))
         if not os.path.lexists(directory):
             return plan
@@ -86,7 +138,7 @@ def _fresh(spec: StudySpec, found: source.Source, root: Path) -> Plan:
         time.sleep(0.1)
 
 
-def compiled(spec: StudySpec, found: source.Source, *, samples_directory: str = "") -> Plan:
+def compiled(spec: StudySpec, found: source.Source, *, samples_directory: str = "", table: Table | None = None) -> Plan:
     """Compile with all that this machine knows of the file.
 
     Raises:
@@ -99,4 +151,5 @@ def compiled(spec: StudySpec, found: source.Source, *, samples_directory: str = 
         spec_root=found.directory,
         samples_directory=samples_directory,
         original=found.text,
+        table=table,
     )

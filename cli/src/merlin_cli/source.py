@@ -4,6 +4,7 @@ Both come down to the same blocks, so that everything after this module sees one
 keys are dropped with a warning, and ``--vars`` may only name what the text mentions, so that a misspelt name is caught.
 """
 
+import dataclasses
 import os
 import re
 import sys
@@ -90,20 +91,28 @@ def _manifest(path: Path, text: str, raw: Mapping[str, Any]) -> Source:
     return Source(path, text, spec, metadata)
 
 
-def parse(source: Source, overrides: Mapping[str, str | int], *, output_path: str | None = None) -> StudySpec:
+def replaced(source: Source, block: str, value: Any) -> Source:
+    """Return a file with another block of this name: what the loader gave is shared and must not be changed."""
+    return dataclasses.replace(source, raw={**source.raw, block: value})
+
+
+def parse(
+    source: Source, overrides: Mapping[str, str | int], *, output_path: str | None = None, quiet: bool = False
+) -> StudySpec:
     """Parse the blocks, with the command line's wishes in them; warnings go to standard error.
 
     Args:
         source: What `read` gave.
         overrides: What `variables` gave.
         output_path: Where the workspace should lie, in place of the file's OUTPUT_PATH.
+        quiet: Whether the warnings have been told already.
 
     Raises:
         CliError: an override names what the file does not mention.
         SpecError: the study is malformed.
     """
     spec, warnings = parse_spec(_overridden(source, overrides, output_path), unknown="warn")
-    for warning in warnings:
+    for warning in () if quiet else warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return spec
 

@@ -52,8 +52,14 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
             f"--name {request.name}: expected at most {names.MAX_NAME} lower-case letters, digits and '-', "
             f"for instance {names.object_name(request.name)}",
         )
+    if request.samples_file:
+        raise CliError(Exit.USAGE, "--samplesfile is for --local yet; name a path on the site in merlin.samples.file")
     found = source.read(request.spec)
-    spec = source.parse(found, source.variables(request.vars))
+    spec, table = run.parsed(request, found, source.variables(request.vars))
+    if table is not None:
+        raise CliError(
+            Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet"
+        )
     plan = run.compiled(spec, found)
     stamp = run.stamp()
     name = request.name or found.metadata.get("name") or names.object_name(plan.name, stamp)

@@ -20,11 +20,8 @@ COMMANDS: Final = {
 """Sub-commands, each with what to do instead."""
 
 RUN_FLAGS: Final = {
-    "--samplesfile": "name the file in merlin.samples.file",
     "--dry": "`merlin convert SPEC` checks a specification without running it",
     "--no-errors": "leave it out",
-    "--pgen": "write the parameters into global.parameters",
-    "--pargs": "write the parameters into global.parameters",
     "--maestro": "leave it out for Merlin's meaning of the keys",
 }
 """Flags of ``merlin run``, each with what to do instead."""

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from merlin_study import checks, duration
+from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
 from merlin_study.loader import dump_quoted
 from merlin_study.notyet import not_yet, size_fault, token_faults
 from merlin_study.parse import to_document
 from merlin_study.plan import INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
-from merlin_study.scalars import spell
 from merlin_study.shape import Shape, walltime_class
 from merlin_study.spec import Step, StudySpec
+from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.variables import Variables, expand_tree
 from merlin_study.workspace import safe_name
@@ -46,6 +47,7 @@ def compile_study(
     spec_root: str | None = None,
     samples_directory: str = "",
     original: str | None = None,
+    table: Table | None = None,
 ) -> Plan:
     """Return the plan of a study.
 
@@ -56,13 +58,16 @@ def compile_study(
         spec_root: what ``$(SPECROOT)`` stands for; None where no file is at hand.
         samples_directory: where ``merlin.samples.generate`` runs; empty for the study's workspace.
         original: the specification's text as the user wrote it; None writes it anew.
+        table: the parameters where they come from elsewhere (a generator, a file); they replace ``global.parameters``.
 
     Raises:
         SpecError: the study is not one that can run; carries every fault found.
     """
     if faults := not_yet(spec):
         raise SpecError(faults)
-    compiler = _Compiler(spec, stamp=stamp, base=base or safe_name(spec.description.name), spec_root=spec_root)
+    compiler = _Compiler(
+        spec, stamp=stamp, base=base or safe_name(spec.description.name), spec_root=spec_root, table=table
+    )
     plan = compiler.plan(samples_directory=samples_directory, original=original)
     if compiler.faults:
         raise SpecError(compiler.faults)
@@ -88,13 +93,23 @@ class _Draft:
 
 
 class _Compiler:
-    def __init__(self, spec: StudySpec, *, stamp: str, base: str, spec_root: str | None) -> None:
+    def __init__(self, spec: StudySpec, *, stamp: str, base: str, spec_root: str | None, table: Table | None) -> None:
         self.spec, self.stamp, self.base = spec, stamp, base
         self.variables = Variables(spec, stamp=stamp, base=base, spec_root=spec_root)
         self.faults: list[Fault] = list(self.variables.faults)
-        self.keys = tuple(sorted(spec.global_parameters))
-        table = spec.merlin.samples
-        self.columns = tuple(table.column_labels) if table is not None else ()
+        self.table = tables.of_spec(spec) if table is None else table
+        self.keys = tuple(sorted(self.table))
+        samples = spec.merlin.samples
+        self.columns = tuple(samples.column_labels) if samples is not None else ()
+        if table is not None:
+            self.faults += tables.faults(table, "global.parameters") + self._shadowed()
+
+    def _shadowed(self) -> list[Fault]:
+        return [
+            Fault(f"spec.merlin.samples.column_labels[{at}]", f"'{column}' is a parameter too; rename one of them")
+            for at, column in enumerate(self.columns)
+            if column in self.table
+        ]
 
     def plan(self, *, samples_directory: str, original: str | None) -> Plan:
         name = self.variables.expand(self.spec.description.name)
@@ -207,7 +222,7 @@ class _Compiler:
             for token in tokens(self.variables.expand(text)):
                 stem, _, ending = token.rpartition(".")
                 key = stem if ending in ("label", "name") else token
-                if key in self.spec.global_parameters:
+                if key in self.table:
                     draft.uses.add(key)
                 elif ending == "workspace" and stem in earlier:
                     draft.uses |= set() if stem in funnels else earlier[stem].uses
@@ -316,12 +331,14 @@ class _Compiler:
     def _parameters(self) -> tuple[Parameter, ...]:
         result = []
         for key in self.keys:
-            parameter = self.spec.global_parameters[key]
-            values = tuple(self.variables.expand(spell(value)) for value in parameter.values)
-            label = self.variables.expand(parameter.label)
-            result.append(
-                Parameter(key=key, values=values, labels=tuple(label.replace("%%", value) for value in values))
-            )
+            column = self.table[key]
+            values = tuple(map(self.variables.expand, column.values))
+            if isinstance(column.label, str):
+                label = self.variables.expand(column.label)
+                labels = tuple(label.replace("%%", value) for value in values)
+            else:
+                labels = tuple(map(self.variables.expand, column.label))
+            result.append(Parameter(key=key, values=values, labels=labels))
         return tuple(result)
 
     def _samples(self, directory: str) -> SampleTable | None:
