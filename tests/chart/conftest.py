@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
+from tests.chart.brokersite import Site, serve
 from tests.chart.rendering import Helm
 
 
@@ -23,3 +25,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def helm() -> Helm:
     """The pinned helm, built where it is not there yet."""
     return Helm()
+
+
+@pytest.fixture(scope="session")
+def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """nats-server as the chart configures it."""
+    with serve(helm, tmp_path_factory.mktemp("broker")) as running:
+        yield running

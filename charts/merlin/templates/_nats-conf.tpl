@@ -1,8 +1,12 @@
 {{/*
-The configuration of nats-server. What a user may publish and hear is a list of exact subjects: not a task, a verdict, or a
-request that makes, changes or purges a stream or consumer. `tests/chart` tries each on a real server. One way around stays
-open: nats-server does not check the *reply* subject of a request, so a hostile holder of the agents' password can have an
-answer sent where it may not publish itself (docs/limits.md). What it sends there opens for nobody, but it can purge.
+The configuration of nats-server. Two accounts, because nats-server checks where a user publishes and not where a user asks
+an answer to be sent: MERLIN has the operator and the streams, which lie under that name on the volume, AGENTS the agents.
+What an agent may ask for crosses over as a service, one import each. The server then sends the answer to a subject that it
+draws itself, and from there to the agent's reply subject within AGENTS, where nobody listens but agents. So an answer
+purges nothing and poses as nothing: docs/decisions/0009, and tests/chart/test_hostile_replies.py tries it.
+
+An import cannot make exceptions, so no pattern here may match what agents must not write: that is why verdicts have one
+token more than reports (`merlin_study.subjects`). Permissions say the same again, and bound what an agent may hear.
 Passwords come from the environment, since a variable there is the one thing that an unquoted $NAME stands for.
 */}}
 {{- define "merlin.nats.conf" -}}
@@ -11,6 +15,13 @@ Passwords come from the environment, since a variable there is the one thing tha
 {{- $tasks := printf "MERLIN_TASKS_%s" $ns -}}
 {{- $reports := printf "MERLIN_REPORTS_%s" $ns -}}
 {{- $control := printf "MERLIN_CONTROL_%s" $ns -}}
+{{- /* What agents ask for, once and for many answers, and what they hear. */ -}}
+{{- $services := list (printf "%s.heartbeat.*.*" $root) (printf "%s.report.*.*" $root) -}}
+{{- $services = concat $services (list (printf "$JS.API.DIRECT.GET.%s" $reports) (printf "$JS.API.DIRECT.GET.%s" $control)) -}}
+{{- /* The subject of an acknowledgement has two forms: with domain and account, and without. */ -}}
+{{- $services = concat $services (list (printf "$JS.ACK.%s.>" $tasks) (printf "$JS.ACK.*.*.%s.>" $tasks)) -}}
+{{- $pull := printf "$JS.API.CONSUMER.MSG.NEXT.%s.*" $tasks -}}
+{{- $heard := list (printf "%s.control.>" $root) (printf "%s.rollcall" $root) -}}
 server_name: {{ include "merlin.fullname" . }}-nats-0
 listen: "0.0.0.0:4222"
 # Within the pod only: this port knows no passwords.
@@ -68,26 +79,55 @@ accounts {
           subscribe { allow: ["_INBOX_operator.>", "{{ $root }}.heartbeat.*.*"] }
         }
       }
+    ]
+    exports: [
+      {{- range $services }}
+      {service: "{{ . }}", accounts: [AGENTS]}
+      {{- end }}
+      # A pull has many answers. The server forgets where they go after this time without one: longer than a pull.
+      {service: "{{ $pull }}", accounts: [AGENTS], response: stream, response_threshold: "1m"}
+      {{- range $heard }}
+      {stream: "{{ . }}", accounts: [AGENTS]}
+      {{- end }}
+    ]
+  }
+  AGENTS {
+    users: [
       {
         user: agents
         password: $MERLIN_AGENTS_PASSWORD
         permissions {
           publish {
             allow: [
-              "{{ $root }}.heartbeat.*.*"
-              "{{ $root }}.report.*.*"
-              "$JS.API.DIRECT.GET.{{ $reports }}"
-              "$JS.API.DIRECT.GET.{{ $control }}"
-              "$JS.API.CONSUMER.MSG.NEXT.{{ $tasks }}.*"
-              # An answer's subject has two forms: with domain and account, and without.
-              "$JS.ACK.{{ $tasks }}.>"
-              "$JS.ACK.*.*.{{ $tasks }}.>"
+              {{- range append $services $pull }}
+              "{{ . }}"
+              {{- end }}
             ]
-            deny: ["{{ $root }}.report.*.verdict"]
           }
-          subscribe { allow: ["_INBOX_agents.>", "{{ $root }}.control.>", "{{ $root }}.rollcall"] }
+          subscribe {
+            allow: [
+              "_INBOX_agents.>"
+              {{- range $heard }}
+              "{{ . }}"
+              {{- end }}
+            ]
+          }
         }
       }
+    ]
+    # What agents hear comes from MERLIN alone: an answer that is sent there within this account goes where nobody may listen.
+    mappings: {
+      {{- range $heard }}
+      "{{ . }}": "dropped.{{ . }}"
+      {{- end }}
+    }
+    imports: [
+      {{- range append $services $pull }}
+      {service: {account: MERLIN, subject: "{{ . }}"}}
+      {{- end }}
+      {{- range $heard }}
+      {stream: {account: MERLIN, subject: "{{ . }}"}}
+      {{- end }}
     ]
   }
 }

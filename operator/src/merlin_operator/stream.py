@@ -193,6 +193,7 @@ class Broker:
                 allow_msg_ttl=True,
                 storage=api.StorageType.FILE,
                 allow_direct=True,
+                deny_delete=True,
             ),
         ):
             await self._ask(functools.partial(_ensure_stream, config=config))

@@ -4,7 +4,8 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
 
     merlin.v1.<namespace>.task.<site>.<user>.<queue>.<shape>.<band>.<study uid>.<fence>    task stream (WorkQueue)
     merlin.v1.<namespace>.cursor.<study uid>                                               task stream
-    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|verdict                         report stream (Limits)
+    merlin.v1.<namespace>.report.<study uid>.<fence>|bound                                 report stream (Limits)
+    merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>, .study.<study uid>, .offer.<site>   control stream (last value)
     merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
 
@@ -22,7 +23,8 @@ ROOT: Final = "merlin.v1"
 ANY_SITE: Final = "any"
 ALL_USERS: Final = "all"
 BOUND: Final = "bound"
-VERDICT: Final = "verdict"
+VERDICT: Final = "operator.verdict"
+"""One token more than agents' entries have: a broker that lets agents publish ``report.*.*`` lets them write no verdict."""
 
 _EMPTY: Final = "="
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
@@ -117,7 +119,7 @@ class Space:
 
     def reports_of(self, study: str) -> str:
         """Return the filter for a study's whole log."""
-        return f"{ROOT}.{self._token}.report.{study}.*"
+        return f"{ROOT}.{self._token}.report.{study}.>"
 
     @property
     def all_reports(self) -> str:
@@ -204,12 +206,12 @@ def parse_chunk(subject: str) -> ChunkAddress:
 
 
 def parse_report(subject: str) -> tuple[str, str]:
-    """Return (study uid, fence or word) of a log entry's subject.
+    """Return (study uid, fence or words) of a log entry's subject.
 
     Raises:
         ValueError: it is not the subject of a log entry.
     """
-    tokens = subject.split(".")
+    tokens = subject.split(".", 5)
     if len(tokens) != 6 or tokens[3] != "report":
         raise ValueError(f"not the subject of a log entry: {subject!r}")
     return tokens[4], tokens[5]
