@@ -109,6 +109,72 @@ def test_new_names_and_little_time_make_a_new_certificate() -> None:
     assert run(store, hosts=[*HOSTS, "nats.example.org"], now=late) == ["merlin-broker"]
 
 
+def ends(store: Memory) -> datetime:
+    """When the server's certificate ends."""
+    return x509.load_pem_x509_certificate(store.held["merlin-broker"]["tls.crt"]).not_valid_after_utc
+
+
+def test_a_certificate_is_renewed_in_the_last_third_of_its_life() -> None:
+    """By the same authority, so that site files stay valid; once, and then not again."""
+    store = Memory()
+    run(store)
+    agents, first = dict(store.held["merlin-agents"]), ends(store)
+    life = first - NOW
+    assert run(store, now=NOW + life * 2 / 3 - timedelta(days=1)) == []
+    late = NOW + life * 2 / 3 + timedelta(days=1)
+    assert run(store, now=late) == ["merlin-broker"]
+    assert ends(store) == late + life
+    assert store.held["merlin-agents"] == agents
+    assert run(store, now=late) == []
+
+
+def test_no_certificate_outlives_its_authority() -> None:
+    """In its last years a certificate ends with it, and is not made anew again and again."""
+    store = Memory()
+    run(store)
+    end = NOW + timedelta(days=bootstrap.AUTHORITY_DAYS)
+    late = end - timedelta(days=100)
+    assert run(store, now=late) == ["merlin-broker"]
+    assert ends(store) == end
+    assert run(store, now=late) == []
+
+
+@pytest.mark.parametrize("absent", [{"seal.key"}, {"agents-password", "agents-signing.key"}, {"ca.crt", "ca.key"}])
+def test_a_key_that_an_earlier_version_did_not_draw_is_added(absent: set[str]) -> None:
+    """The others stay, what follows from it is made, and the next run changes nothing."""
+    store, whole = Memory(), Memory()
+    run(whole)
+    kept = {name: value for name, value in whole.held["merlin-keys"].items() if name not in absent}
+    store.held["merlin-keys"] = dict(kept)
+    run(store)
+    keys = store.held["merlin-keys"]
+    assert keys.keys() == whole.held["merlin-keys"].keys()
+    assert kept.items() <= keys.items()
+    assert store.held["merlin-agents"] == bootstrap.for_agents(keys, namespace="team", server="tls://x:4222", site="")
+    assert run(store) == []
+
+
+@pytest.mark.parametrize(("lost", "left"), [("ca.key", "ca.crt"), ("ca.crt", "ca.key")])
+def test_half_an_authority_is_refused_with_the_cure(lost: str, left: str) -> None:
+    """A new half would belong to nothing, a new whole would shut out every agent unasked."""
+    store = Memory()
+    run(store)
+    del store.held["merlin-keys"][lost]
+    before = {name: dict(data) for name, data in store.held.items()}
+    with pytest.raises(bootstrap.KeysError, match=f"found {left} alone; put {lost} back"):
+        run(store)
+    assert store.held == before
+
+
+def test_a_secret_that_a_later_version_wrote_more_into_is_left_whole() -> None:
+    """A release that was rolled back throws no key away."""
+    store = Memory()
+    run(store)
+    store.held["merlin-keys"]["later.key"] = b"x"
+    assert run(store) == []
+    assert store.held["merlin-keys"]["later.key"] == b"x"
+
+
 def test_what_is_no_certificate_is_replaced() -> None:
     store = Memory()
     run(store)
@@ -170,5 +236,13 @@ subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: tenant}}]
     control_plane.kubectl("delete", "secret", "merlin-agents", "--namespace", namespace)
     assert bootstrap.main([*arguments, "--host", "other"]) == 0
     assert capsys.readouterr().out == "made or changed: merlin-agents\n"
+    first, second = bootstrap.ClusterSecrets(namespace), bootstrap.ClusterSecrets(namespace)
+    ours, theirs = first.get("merlin-keys"), second.get("merlin-keys")
+    assert ours is not None
+    assert theirs is not None
+    first.replace("merlin-keys", ours | {"later.key": b"1"})
+    with pytest.raises(Exception, match="409"):
+        second.replace("merlin-keys", theirs | {"later.key": b"2"})
+    assert first.get("merlin-keys") == ours | {"later.key": b"1"}
     assert bootstrap.main(["--namespace", "default", *arguments[2:]]) == 1
     assert "403" in capsys.readouterr().err

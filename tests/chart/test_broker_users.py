@@ -18,12 +18,14 @@ from pathlib import Path
 
 import nats.errors
 import pytest
+from cryptography import x509
 from nats.aio.client import Client
 
 from merlin_operator import bootstrap
 from merlin_operator.board import AgentView
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.stream import Broker
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import subjects, transport, wire
 from merlin_study.seal import Keyring
@@ -71,6 +73,24 @@ def test_a_server_of_another_authority_is_refused(site: Site) -> None:
             await client.connect(site.server, allow_reconnect=False, max_reconnect_attempts=1, **options)
 
     asyncio.run(scenario())
+
+
+def test_the_operator_knows_when_the_certificate_in_use_ends(site: Site) -> None:
+    """From the handshake, so that a renewed certificate counts only once the server shows it."""
+
+    async def scenario() -> float | None:
+        broker = Broker(SPACE, server=site.server, options=site.options("operator"))
+        running = asyncio.create_task(broker.run(broker.ensure_streams))
+        try:
+            await broker.wait_connected()
+            return broker.certificate_ends
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+
+    shown = x509.load_pem_x509_certificate((site.directory / "tls.crt").read_bytes())
+    assert asyncio.run(scenario()) == shown.not_valid_after_utc.timestamp()
 
 
 def test_an_agent_may_not_do_what_only_the_operator_does(site: Site) -> None:

@@ -107,6 +107,33 @@ def test_every_pod_passes_the_restricted_standard(
     assert tokens == {"operator", "test"} | ({"bootstrap"} if case != "existing-secrets-values.yaml" else set())
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_every_lasting_pod_has_a_network_policy(helm: Helm, case: str) -> None:
+    """Of what the chart runs, the test pod alone has none: it is an agent. The Job's is there before its pod."""
+    manifests = helm.render(case=case)
+    policies = [each for each in manifests if each["kind"] == "NetworkPolicy"]
+    for manifest in manifests:
+        pod = pod_of(manifest)
+        if pod is None or manifest["kind"] == "Pod" or not policies:
+            continue
+        labels = pod["metadata"]["labels"].items()
+        (policy,) = [each for each in policies if each["spec"]["podSelector"]["matchLabels"].items() <= labels]
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        hook, weight = "helm.sh/hook", "helm.sh/hook-weight"
+        before, after = (each["metadata"].get("annotations", {}) for each in (policy, manifest))
+        assert before.get(hook) == after.get(hook)
+        assert int(before.get(weight, -1)) < int(after.get(weight, 0))
+    assert bool(policies) == (case != "second-release-values.yaml")
+
+
+def test_the_job_reaches_the_api_server_alone(helm: Helm) -> None:
+    spec = named(helm.render(case="load-balancer-values.yaml"), "NetworkPolicy", "merlin-bootstrap")["spec"]
+    assert spec["ingress"] == []
+    assert spec["egress"] == [
+        {"ports": [{"port": 6443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "198.51.100.1/32"}}]}
+    ]
+
+
 def test_no_role_has_a_wildcard_or_may_list_secrets(helm: Helm) -> None:
     """Secrets: the bootstrap Job makes its own and reads those by name; agents' users read one by name."""
     for role in [each for each in helm.render() if each["kind"] in ("Role", "ClusterRole")]:

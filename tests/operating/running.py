@@ -28,6 +28,7 @@ class Counts:
     lost_fences: int = 0
     interrupted: int = 0
     broker_reconnects: int = 0
+    broker_certificate_ends: float | None = 2e9
     broker_connected: bool = True
 
 

@@ -117,6 +117,20 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
 
+{{/* A rule of egress: a policy sees the API server's own address and port behind its Service, which differ between clusters. */}}
+{{- define "merlin.toApiServer" -}}
+- ports:
+    {{- range .Values.networkPolicy.apiServerPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  {{- with .Values.networkPolicy.apiServerCIDRs }}
+  to:
+    {{- range . }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
+  {{- end }}
+{{- end -}}
+
 {{- define "merlin.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:

@@ -3,14 +3,14 @@
 The chart runs it as a Job before each install and upgrade. What it makes belongs to nobody: Helm and GitOps tools neither
 see it nor remove it. Four Secrets, each with one reader:
 
-    NAME-keys        all that was ever drawn at random. Made by one request and never changed: this is the one to back up.
+    NAME-keys        all that was ever drawn at random. No key in it ever changes: this is the one to back up.
     NAME-broker      for nats-server: certificate and passwords
     NAME-operator    for the operator: the broker's credentials, keys, the agents' public key
     NAME-agents      for agents: ``site.yaml``, the one file that they need
 
 The last three follow from the first, so that a Job that was killed in between, or a Secret that was deleted, is repaired by
-the next run. The server's certificate is the one thing that is made anew: where a name is missing in it, or little of its
-time is left.
+the next run. The first only ever grows: what a later version draws and an earlier one did not is added. The server's
+certificate is the one thing that is made anew: where a name is missing in it, or less than a third of its time is left.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ OPERATOR_USER: Final = "operator"
 AGENTS_USER: Final = "agents"
 AUTHORITY_DAYS: Final = 3650
 SERVER_DAYS: Final = 825
-RENEW_DAYS: Final = 365
+RENEW_DAYS: Final = SERVER_DAYS // 3
 """A server's certificate with less than this left is made anew: upgrades come more often than that."""
+_PAIR: Final = ("ca.crt", "ca.key")
 _LABELS: Final = {"app.kubernetes.io/part-of": "merlin", "app.kubernetes.io/managed-by": "merlin-bootstrap"}
 
 Data = dict[str, bytes]
@@ -59,20 +60,32 @@ class Secrets(Protocol):
         """Make a Secret; False where somebody was faster."""
 
     def replace(self, name: str, data: Data) -> None:
-        """Change a Secret's data."""
+        """Change the data of a Secret that was got before; fail where somebody changed it since."""
+
+
+class KeysError(ValueError):
+    """What was drawn once is not whole; the message says what to do."""
 
 
 def bootstrap(
     store: Secrets, *, name: str, namespace: str, server: str, site: str, hosts: Sequence[str], now: datetime
 ) -> list[str]:
-    """Make what is missing; return the names of the Secrets that were made or changed."""
+    """Make what is missing; return the names of the Secrets that were made or changed.
+
+    Raises:
+        KeysError: only one half of the certificate authority is there.
+    """
     changed: list[str] = []
-    keys = store.get(f"{name}-keys")
+    keys, drawn = store.get(f"{name}-keys"), draw(now)
     if keys is None:
-        if store.create(f"{name}-keys", draw(now)):
+        if store.create(f"{name}-keys", drawn):
             changed.append(f"{name}-keys")
         keys = store.get(f"{name}-keys")
         assert keys is not None, "a Secret that was just made is there"
+    if drawn.keys() - keys.keys():
+        keys = _grown(keys, drawn, name=f"{name}-keys")
+        store.replace(f"{name}-keys", keys)
+        changed.append(f"{name}-keys")
     broker = store.get(f"{name}-broker") or {}
     wanted = {
         "broker": for_broker(keys, broker, hosts=hosts, now=now),
@@ -87,6 +100,18 @@ def bootstrap(
             store.replace(f"{name}-{suffix}", data)
         changed.append(f"{name}-{suffix}")
     return changed
+
+
+def _grown(keys: Data, drawn: Data, *, name: str) -> Data:
+    """Return the keys of an earlier version with those that it did not know."""
+    there = [half for half in _PAIR if half in keys]
+    if len(there) == 1:
+        (missing,) = set(_PAIR) - set(there)
+        raise KeysError(
+            f"Secret {name}: expected {_PAIR[0]} and {_PAIR[1]}, found {there[0]} alone; put {missing} back from your "
+            f"backup, or remove {there[0]} as well for a new authority, after which every agent needs a new site file"
+        )
+    return {**drawn, **keys}
 
 
 def draw(now: datetime) -> Data:
@@ -123,7 +148,7 @@ def for_broker(keys: Data, found: Data, *, hosts: Sequence[str], now: datetime) 
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "merlin broker")])
     identifier = x509.SubjectKeyIdentifier.from_public_key(signing.public_key())
     certificate = (
-        _builder(subject, authority.subject, key.public_key(), now, SERVER_DAYS)
+        _builder(subject, authority.subject, key.public_key(), now, SERVER_DAYS, most=authority.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -170,13 +195,21 @@ def _serves(pem: bytes, authority: x509.Certificate, hosts: Sequence[str], now: 
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
-    left = certificate.not_valid_after_utc - now
-    return left > timedelta(days=RENEW_DAYS) and set(names) == {_general_name(host) for host in hosts}
+    fresh = certificate.not_valid_after_utc - now > timedelta(days=RENEW_DAYS)
+    lasts = fresh or certificate.not_valid_after_utc >= authority.not_valid_after_utc  # no other would last longer
+    return lasts and set(names) == {_general_name(host) for host in hosts}
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: datetime, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    now: datetime,
+    days: int,
+    *,
+    most: datetime | None = None,
 ) -> x509.CertificateBuilder:
+    end = now + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -184,7 +217,7 @@ def _builder(
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))  # clocks of agents' hosts may be behind
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(end if most is None else min(end, most))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 
@@ -238,6 +271,7 @@ class ClusterSecrets:
         untyped: Any = client  # comes without types
         self._client, self._namespace = untyped, namespace
         self._api = untyped.CoreV1Api(untyped.ApiClient(cluster.connect()))
+        self._versions: dict[str, str] = {}
 
     def get(self, name: str) -> Data | None:
         """See `Secrets`."""
@@ -247,6 +281,7 @@ class ClusterSecrets:
             if error.status == 404:
                 return None
             raise
+        self._versions[name] = found.metadata.resource_version
         return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
 
     def create(self, name: str, data: Data) -> bool:
@@ -262,10 +297,10 @@ class ClusterSecrets:
         return True
 
     def replace(self, name: str, data: Data) -> None:
-        """See `Secrets`."""
-        self._api.replace_namespaced_secret(
-            name, self._namespace, self._body(name, data), _request_timeout=cluster.TIMEOUT
-        )
+        """See `Secrets`. Two Jobs at once cannot mix their keys: the later one fails, and finds the keys when it tries again."""
+        body = self._body(name, data)
+        body["metadata"]["resourceVersion"] = self._versions.get(name)
+        self._api.replace_namespaced_secret(name, self._namespace, body, _request_timeout=cluster.TIMEOUT)
 
     @staticmethod
     def _body(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Monotonically increasing numbers for metrics, and whether the broker is there."""
+    """Monotonically increasing numbers for metrics, and what is known of the broker."""
 
     issued_tasks: int = 0
     issued_chunks: int = 0
@@ -45,6 +45,7 @@ class Counters:
     interrupted: int = 0
     broker_reconnects: int = 0
     broker_connected: bool = False
+    broker_certificate_ends: float | None = None
 
 
 class Core:

@@ -118,7 +118,12 @@ class Engine:
     def counters(self) -> Counters:
         """Return the engine's counts so far."""
         broker = self.broker
-        return replace(self.core.counters, broker_reconnects=broker.reconnects, broker_connected=broker.connected)
+        return replace(
+            self.core.counters,
+            broker_reconnects=broker.reconnects,
+            broker_connected=broker.connected,
+            broker_certificate_ends=broker.certificate_ends,
+        )
 
     def views(self) -> list[StudyView]:
         """Return every study as its user should see it."""

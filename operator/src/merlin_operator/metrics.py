@@ -74,6 +74,10 @@ class Counters(Protocol):
     def broker_connected(self) -> bool:
         """Whether there is one now."""
 
+    @property
+    def broker_certificate_ends(self) -> float | None:
+        """When the broker's certificate ends, in Unix seconds; None without TLS."""
+
 
 class Counted(Protocol):
     """What of the engine can be measured."""
@@ -174,6 +178,9 @@ class MerlinCollector(Collector):
         yield _counter("lost_chunks", "Chunks called lost with their agent and issued again", counts.lost_fences)
         yield _counter("broker_reconnects", "Connections to the broker after the first one", counts.broker_reconnects)
         yield _gauge("broker_connected", "Whether the operator is connected to the broker", {}, counts.broker_connected)
+        if counts.broker_certificate_ends is not None:
+            text = "When the certificate ends that the broker showed at the last connection"
+            yield _gauge("broker_certificate_expiry_timestamp_seconds", text, {}, counts.broker_certificate_ends)
         age = "Seconds since the engine's loop last went round"
         yield _gauge("engine_loop_age_seconds", age, {}, self._engine.quiet_seconds())
         rounds = HistogramMetricFamily(

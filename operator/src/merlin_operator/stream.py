@@ -24,6 +24,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
 
+from merlin_operator import certificate
 from merlin_study import subjects
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,18 @@ class Broker:
         self.space = space
         self.reconnects = 0
         self.problem = "not connected yet"
+        self.certificate_ends: float | None = None
+        """When the certificate ends that the broker last showed, in Unix seconds; None without TLS."""
+        if "tls" in options:
+            certificate.watch(options["tls"], self._see_certificate)
         self._server, self._options = server, options
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
         self._closed = asyncio.Event()
         self._up = asyncio.Event()
+
+    def _see_certificate(self, ends: float) -> None:
+        self.certificate_ends = ends
 
     @property
     def connected(self) -> bool:
