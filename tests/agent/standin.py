@@ -272,9 +272,17 @@ class Standin:
     def log(self, token: int | str) -> LogEntries:
         """Everything in the log under a fence, or under ``bound``."""
         subject = self.space.reports(self.study, 0)[:-1] + str(token)
+        return [
+            wire.decode_log(self.keys.open(data, scope=self.study, context=subject, signer=Signer.AGENT))
+            for data in self.raw(token)
+        ]
 
-        async def read() -> LogEntries:
-            found: LogEntries = []
+    def raw(self, token: int | str) -> list[bytes]:
+        """The messages under one of the log's subjects, as they are stored."""
+        subject = self.space.reports(self.study, 0)[:-1] + str(token)
+
+        async def read() -> list[bytes]:
+            found: list[bytes] = []
             sequence = 1
             while True:
                 query = json.dumps({"seq": sequence, "next_by_subj": subject}).encode()
@@ -282,9 +290,7 @@ class Standin:
                 headers = answer.headers or {}
                 if headers.get("Status"):
                     return found
-                found.append(
-                    wire.decode_log(self.keys.open(answer.data, scope=self.study, context=subject, signer=Signer.AGENT))
-                )
+                found.append(answer.data)
                 sequence = int(headers["Nats-Sequence"]) + 1
 
         return self.call(read())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from merlin_agent import files, launch, slots
+from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import DirectLauncher, NotStartedError, Script
 from merlin_agent.reaper import Reaper
@@ -242,7 +243,7 @@ def test_a_stopped_chunk_gives_nothing_more() -> None:
 
 def a_slot(watch: Callable[[int, int], None] = lambda _slot, _group: None) -> Slot:
     """A slot whose processes are started from this thread."""
-    return Slot(0, DirectLauncher({b"PATH": os.environb[b"PATH"]}), watch, grace=0.1)
+    return Slot(0, DirectLauncher({b"PATH": os.environb[b"PATH"]}), watch, grace=0.1, badges=Badges())
 
 
 @pytest.fixture

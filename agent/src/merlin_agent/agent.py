@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import Credentials, Settings
 from merlin_agent.demand import Load, Mean
+from merlin_agent.desk import Desk
 from merlin_agent.intake import Intake, Taste
 from merlin_agent.life import Lives
 from merlin_agent.link import Link
@@ -31,6 +33,7 @@ from merlin_agent.reaper import Reaper
 from merlin_agent.record import Recorder
 from merlin_agent.slots import Slots
 from merlin_agent.studies import Studies
+from merlin_agent.submissions import Submissions
 from merlin_study import wire
 from merlin_study.outcome import Outcome
 from merlin_study.seal import Keyring
@@ -64,9 +67,13 @@ class Agent:
         self._link = Link(server=settings.server, credentials=credentials, name=self.id)
         post = Post(self._link, keys, Space(settings.namespace))
         self._reaper = Reaper(settings.slots)
+        self._desk = Desk(has_command=importlib.util.find_spec("merlin_cli") is not None)
+        for path in self._desk.leftovers():
+            self._reaper.remove_at_end(path)
+        environment = launch.environment(os.environb)
         self._slots = Slots(
             settings.slots,
-            launcher=launch.DirectLauncher(launch.environment(os.environb)),
+            launcher=launch.DirectLauncher(environment | self._desk.variables(environment.get(b"PATH", b""))),
             watch=self._reaper.watch,
             deliver=self._on_ended,
             grace=TERM_GRACE,
@@ -83,6 +90,14 @@ class Agent:
             presence=self._presence,
             timing=lambda: self._intake.offer.timing,
             complain=self._complain,
+        )
+        self._submissions = Submissions(
+            post,
+            self._slots.badges,
+            agent=self.id,
+            site=settings.site,
+            allowed=settings.submissions,
+            cancelled=self._studies.cancelled.__contains__,
         )
         self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
@@ -103,6 +118,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        await self._desk.open(self._submissions.serve)
         self._slots.start()
         _log.info("agent %s serves site %s with %d slots", self.id, self._settings.site, self._slots.count)
         linked = asyncio.create_task(self._link.run())
@@ -129,6 +145,7 @@ class Agent:
             helper.cancel()
         await asyncio.wait(helpers, timeout=3)  # not for ever: nats-py swallows a cancellation now and then
         self._slots.close()
+        self._desk.close()
         self._recorder.close()
         self._presence.leave()
         self._left = True

@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     study: str = ""
     idle_exit: float | None = Field(default=None, gt=0)
     lifeline: bool = False
+    submissions: bool = True
     verbose: bool = False
 
     @field_validator("queues", mode="before")
@@ -167,6 +168,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--study", metavar="UID", help="serve only this study")
     made.add_argument(
         "--idle-exit", metavar="S", type=float, help="leave when nothing came for so long (default: stay)"
+    )
+    made.add_argument(
+        "--no-submissions",
+        dest="submissions",
+        action="store_false",
+        help="let no step start studies of its own (submissions: false in the file)",
     )
     made.add_argument("--lifeline", action="store_true", help="leave at once when standard input ends")
     made.add_argument("--verbose", action="store_true", help="log more")

@@ -7,16 +7,18 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
-from merlin_agent import files
+from merlin_agent import badges, files
+from merlin_agent.badges import Speaker
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
 from merlin_agent.npy import NpyError
 from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot
-from merlin_study import outcome, wire
+from merlin_study import outcome, shape, wire
 from merlin_study.outcome import Outcome
 from merlin_study.template import Template
 from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens
@@ -51,6 +53,15 @@ class StepWork:
     def bound_to(self, tells: Callable[[], bool]) -> ChunkWork:
         """Return the work of one chunk."""
         return ChunkWork(self, tells)
+
+    def speaker(self, run: ChunkRun, task: int) -> Speaker:
+        """Return who speaks where a task of this step does."""
+        return Speaker(run.chunk.study, self._planned.name, task, run.chunk.attempt if self._restart else 0)
+
+    @cached_property
+    def cores(self) -> int:
+        """How many cores one task has on its node."""
+        return shape.parse(self._planned.shape).cores
 
     def script(self, task: int) -> tuple[Script, str]:
         """Return where a task's script goes, and its text.
@@ -105,7 +116,6 @@ class ChunkWork:
 
     def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
         """See `slots.Work`."""
-        del run
         try:
             script, text = self._step.script(task)
         except (RowError, NpyError) as error:
@@ -118,7 +128,12 @@ class ChunkWork:
             files.write_script(script.path, script.shell, text, replace=not fresh)
         except OSError as error:
             return unwritable(task, script.directory, error)
-        return run_script(slot, task, script, walltime=self._step.walltime(), tells=self._tells)
+        token = slot.badges.issue(self._step.speaker(run, task))
+        try:
+            script = replace(script, own=badges.variables(token, self._step.cores))
+            return run_script(slot, task, script, walltime=self._step.walltime(), tells=self._tells)
+        finally:
+            slot.badges.revoke(token)
 
 
 def run_script(

@@ -16,8 +16,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+from merlin_study import nested
 
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
@@ -56,6 +58,8 @@ class Script:
     out: str
     err: str
     shell: str
+    own: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Variables that this task's environment has of its own."""
 
 
 class Launcher(Protocol):
@@ -71,8 +75,14 @@ class Launcher(Protocol):
 
 
 def environment(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return what tasks inherit: all that the agent did, without what is meant for the agent itself."""
-    return {name: value for name, value in environ.items() if not name.startswith(b"MERLIN_AGENT_")}
+    """Return what tasks inherit: all that the agent did, without what is meant for the agent itself.
+
+    An agent may itself have been started by a task of another one: what that one told its task is not for these.
+    """
+    told = {name.encode() for name in nested.VARIABLES}
+    return {
+        name: value for name, value in environ.items() if not name.startswith(b"MERLIN_AGENT_") and name not in told
+    }
 
 
 class DirectLauncher:
@@ -105,7 +115,7 @@ class DirectLauncher:
         return os.posix_spawn(
             script.path,
             [script.path],
-            self._environ,
+            {**self._environ, **script.own} if script.own else self._environ,
             file_actions=(
                 (os.POSIX_SPAWN_DUP2, self._null, 0),
                 (os.POSIX_SPAWN_OPEN, 1, script.out, _APPEND, 0o666),
@@ -121,7 +131,7 @@ class DirectLauncher:
             process = subprocess.Popen(
                 [script.path],
                 cwd=script.directory,
-                env=self._environ,
+                env={**self._environ, **script.own},
                 stdin=self._null,
                 stdout=out,
                 stderr=err,

@@ -40,6 +40,9 @@ for at in range(0, len(data), 8):
 for path in text.split(b"\\0"):
     if path:
         try: os.unlink(path)
+        except IsADirectoryError:
+            try: os.rmdir(path)
+            except OSError: pass
         except OSError: pass
 """
 

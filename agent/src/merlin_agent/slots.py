@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher, Script
 
@@ -94,8 +95,16 @@ class Feed:
 class Slot:
     """Runs one task at a time."""
 
-    def __init__(self, number: int, launcher: Launcher, watch: Callable[[int, int], None], grace: float) -> None:
-        self.number = number
+    def __init__(
+        self,
+        number: int,
+        launcher: Launcher,
+        watch: Callable[[int, int], None],
+        *,
+        grace: float,
+        badges: Badges,
+    ) -> None:
+        self.number, self.badges = number, badges
         self._launcher, self._watch, self._grace = launcher, watch, grace
         self._guard = threading.Lock()
         self._group = 0
@@ -190,7 +199,9 @@ class Slots:
     ) -> None:
         self.feed = Feed()
         self._grace = grace
-        self._slots = [Slot(number, launcher, watch, grace) for number in range(count)]
+        self.badges = Badges()
+        """Which task speaks, of those that run."""
+        self._slots = [Slot(number, launcher, watch, grace=grace, badges=self.badges) for number in range(count)]
         self._deliver = deliver
         self._ended: deque[tuple[ChunkRun, Ended]] = deque()
         self._armed = False

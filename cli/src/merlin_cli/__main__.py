@@ -132,11 +132,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     # Each command imports what it needs: the help of one must not wait for the client of another's cluster.
     match arguments.command:
         case "run":
-            from merlin_cli import run, submit
-            from merlin_cli.console import Output
-
-            request = run.Request.of(arguments)
-            return run.run_locally(request, Output()) if arguments.local else submit.submit(request, Output())
+            return _run_study(arguments)
         case "restart":
             from merlin_cli import restart
             from merlin_cli.console import Output
@@ -162,6 +158,18 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from merlin_cli import info
 
             return info.info()
+
+
+def _run_study(arguments: argparse.Namespace) -> int:
+    """On this machine, by the agent whose step calls us, or in a cluster; a namespace that is named means a cluster."""
+    from merlin_cli import inside, run, submit
+    from merlin_cli.console import Output
+
+    request = run.Request.of(arguments)
+    if arguments.local:
+        return run.run_locally(request, Output())
+    desk = None if request.namespace else inside.Desk.of(os.environ)
+    return submit.submit(request, Output()) if desk is None else inside.submit(request, desk, Output())
 
 
 def _fail(code: Exit, message: str) -> int:

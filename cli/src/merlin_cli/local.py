@@ -33,7 +33,7 @@ from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Progress
-from merlin_study import workspace
+from merlin_study import nested, workspace
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 
@@ -288,7 +288,9 @@ def _python(module: str) -> list[str]:
 
 
 def default_slots() -> int:
-    """How many CPUs this process may use."""
+    """How many CPUs this process may use; in a step of another study, how many cores that step has."""
+    if (cores := os.environ.get(nested.CORES, "")).isdecimal():
+        return max(1, int(cores))
     with contextlib.suppress(AttributeError, OSError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -7,6 +7,7 @@ collected; a plan comes out only where there are none.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,7 +21,7 @@ from merlin_study.notyet import not_yet, size_fault, token_faults
 from merlin_study.parse import to_document
 from merlin_study.plan import INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.shape import Shape, walltime_class
-from merlin_study.spec import Step, StudySpec
+from merlin_study.spec import SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.variables import Variables, expand_tree
@@ -130,7 +131,7 @@ class _Compiler:
         return Plan(
             name=name,
             workspace=f"{name.replace(' ', '_')}_{self.spec.run_id or self.stamp}",
-            output_path=output_path,
+            output_path=posixpath.join(str(self.spec.vars.get(SUBMIT_PATH, "")), output_path),
             parameters=parameters,
             samples=samples,
             steps=steps,
@@ -366,6 +367,8 @@ class _Compiler:
 
     def _provenance(self, original: str | None) -> dict[str, str]:
         raw: dict[str, Any] = to_document(self.spec)
+        raw.pop("runId", None)  # who runs one of these files again wants a run of its own
+        raw.get("vars", {}).pop(SUBMIT_PATH, None)
         expanded = expand_tree(raw, self.variables)
         dump: Callable[[Any], str] = dump_quoted
         return {

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from merlin_study import checks
 from merlin_study.errors import UNKNOWN_FIELD, Fault, SpecError, did_you_mean
 from merlin_study.scalars import describe, spell
-from merlin_study.spec import MAX_SCRIPT_CHARACTERS, SPECROOT, Block, StudySpec
+from merlin_study.spec import MAX_SCRIPT_CHARACTERS, SPECROOT, SUBMIT_PATH, Block, StudySpec
 from merlin_study.translate import QUOTE, block_of, translate
 
 MAX_DEPTH: Final = 64
@@ -224,7 +224,7 @@ class _Notes:
                 self.faults.append(fault)
         known = [*view.mapping("env", "variables"), *view.mapping("env", "labels")]
         for name in view.mapping("vars"):
-            if name not in (*known, SPECROOT):
+            if name not in (*known, SPECROOT, SUBMIT_PATH):
                 self.fault(
                     f"{root}.vars.{name}", f"env.variables has no '{name}' to override{did_you_mean(name, known)}"
                 )

@@ -48,6 +48,8 @@ SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
 
 SPECROOT: Final = "SPECROOT"
 """The directory of the specification's file; in a cluster only ``vars`` can tell it."""
+SUBMIT_PATH: Final = "MERLIN_SUBMIT_PATH"
+"""In ``vars`` of a study that a step submitted: the directory which a relative OUTPUT_PATH lies below."""
 
 RESERVED: Final = frozenset(
     {

@@ -4,9 +4,10 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
 
     merlin.v1.<namespace>.task.<site>.<user>.<queue>.<shape>.<band>.<study uid>.<fence>    task stream (WorkQueue)
     merlin.v1.<namespace>.cursor.<study uid>                                               task stream
-    merlin.v1.<namespace>.report.<study uid>.<fence>|bound                                 report stream (Limits)
+    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|child-<key>                     report stream (Limits)
     merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>, .study.<study uid>, .offer.<site>   control stream (last value)
+    merlin.v1.<namespace>.control.family.<study uid>, .born.<study uid>.<key>                   control stream
     merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
 
 Names that Merlin accepts are accepted: a token escapes what NATS or a file system could misread, reversibly.
@@ -25,6 +26,7 @@ ALL_USERS: Final = "all"
 BOUND: Final = "bound"
 VERDICT: Final = "operator.verdict"
 """One token more than agents' entries have: a broker that lets agents publish ``report.*.*`` lets them write no verdict."""
+CHILD: Final = "child-"
 
 _EMPTY: Final = "="
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
@@ -116,6 +118,22 @@ class Space:
     def verdicts(self, study: str) -> str:
         """Return the subject of the operator's verdicts, appended by compare-and-set."""
         return f"{ROOT}.{self._token}.report.{study}.{VERDICT}"
+
+    def child(self, study: str, key: str) -> str:
+        """Return the subject whose first message is a study's submission of that name."""
+        return f"{ROOT}.{self._token}.report.{study}.{CHILD}{key}"
+
+    def family(self, study: str) -> str:
+        """Return the subject of what agents have to know of a study's ancestors and descendants."""
+        return f"{ROOT}.{self._token}.control.family.{study}"
+
+    def born(self, study: str, key: str) -> str:
+        """Return the subject of the operator's word on a submission."""
+        return f"{ROOT}.{self._token}.control.born.{study}.{key}"
+
+    def born_of(self, study: str) -> str:
+        """Return the filter for the operator's words on all submissions of a study."""
+        return f"{ROOT}.{self._token}.control.born.{study}.*"
 
     def reports_of(self, study: str) -> str:
         """Return the filter for a study's whole log."""

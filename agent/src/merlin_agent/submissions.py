@@ -1,0 +1,140 @@
+"""What steps ask for, as entries of their study's log: named by who asks, so that nothing is asked for twice.
+
+A submission is safe once it is in the log; the operator may be away. Where the broker is, the step waits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from pydantic import ValidationError
+
+from merlin_agent.badges import Badges, Speaker
+from merlin_agent.broker import ConflictError
+from merlin_agent.post import Post, until_answered
+from merlin_study import nested
+from merlin_study.seal import SealError, Signer
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Submissions:
+    """Answers the requests of this agent's steps."""
+
+    def __init__(
+        self, post: Post, badges: Badges, *, agent: str, site: str, allowed: bool, cancelled: Callable[[str], bool]
+    ) -> None:
+        """Keep what is needed.
+
+        Args:
+            post: the way to the log.
+            badges: who may speak.
+            agent: our id.
+            site: our site, where the new study will run: its paths mean this site's file system.
+            allowed: whether steps may start studies here.
+            cancelled: whether a study is.
+        """
+        self._post, self._badges, self._agent, self._site = post, badges, agent, site
+        self._allowed, self._cancelled = allowed, cancelled
+
+    async def serve(self, request: nested.Request) -> nested.Answer:
+        """Pass a request on, or refuse it with a sentence."""
+        speaker = self._badges.speaker(request.token)
+        if speaker is None:
+            return nested.Answer(refused="the task that asks has ended, so nothing can be started for it any more")
+        if not self._allowed:
+            return nested.Answer(
+                refused=f"site {self._site} does not let steps start studies (its agents say submissions: false); "
+                "run it in place with --local"
+            )
+        if self._cancelled(speaker.study):
+            return nested.Answer(refused="the study that this step belongs to is cancelled")
+        speaker.asked += 1
+        number = speaker.asked
+        if number > nested.MAX_PER_TASK:
+            return nested.Answer(refused=f"a task may start {nested.MAX_PER_TASK} studies, and this one has")
+        entry = nested.Submission(
+            agent=self._agent,
+            site=self._site,
+            step=speaker.step,
+            task=speaker.task,
+            turn=speaker.turn,
+            number=number,
+            name=request.name,
+            spec=request.spec,
+            workspace=request.workspace,
+        )
+        return await self._submit(speaker, entry)
+
+    async def _submit(self, speaker: Speaker, entry: nested.Submission) -> nested.Answer:
+        size = len(entry.encode())
+        if size > nested.MAX_SUBMISSION:
+            return nested.Answer(
+                refused=f"expected a study of at most {nested.MAX_SUBMISSION} bytes, found {size}; put large tables "
+                "into files and name those"
+            )
+        key = entry.key(speaker.study)
+        subject = self._post.space.child(speaker.study, key)
+        earlier = await self._earlier(speaker.study, subject)
+        if earlier is None:
+            if refused := await self._full(speaker.study):
+                return nested.Answer(refused=refused)
+            try:
+                await until_answered(lambda: self._post.store(speaker.study, subject, entry, first=True))
+                _log.info("study %s: step %s starts %s", speaker.study, entry.step, entry.workspace)
+                return nested.Answer(study=nested.child_name(entry.name, key), workspace=entry.workspace)
+            except ConflictError:
+                earlier = await self._earlier(speaker.study, subject)
+        if earlier is None:
+            return nested.Answer(refused="this study's log can't be read here; is it being deleted?")
+        if earlier == entry:  # our own, whose confirmation was lost on the way
+            return nested.Answer(study=nested.child_name(entry.name, key), workspace=entry.workspace)
+        return nested.Answer(
+            study=nested.child_name(earlier.name, key),
+            workspace=earlier.workspace,
+            known=True,
+            changed=_meaning(earlier) != _meaning(entry),
+        )
+
+    async def _earlier(self, study: str, subject: str) -> nested.Submission | None:
+        """What was asked for under this name before."""
+        stream = self._post.space.report_stream
+        data = await until_answered(lambda: self._post.broker.first(stream, subject))
+        if data is None:
+            return None
+        try:
+            return nested.Submission.model_validate_json(
+                self._post.open(subject, data, scope=study, signer=Signer.AGENT)
+            )
+        except (SealError, ValidationError):
+            _log.warning("%s: a submission does not open", subject)
+            return None
+
+    async def _full(self, study: str) -> str:
+        """Why no more studies may come below this one; empty where they may."""
+        subject = self._post.space.family(study)
+        data = await until_answered(lambda: self._post.broker.last(self._post.space.control_stream, subject))
+        if data is None:
+            return ""
+        try:
+            payload = self._post.open(subject, data, scope=study, signer=Signer.OPERATOR)
+            family = nested.Family.model_validate_json(payload)
+        except (SealError, ValidationError):
+            return ""  # the operator decides; this only spares a step the wait
+        if family.depth >= nested.MAX_DEPTH:
+            return f"this study is {family.depth} generations below the first one, and no deeper than that is allowed"
+        return family.full
+
+
+def _meaning(entry: nested.Submission) -> tuple[str, str]:
+    """What a study does, without where and when: the stamp of a repetition differs."""
+    try:
+        spec = json.loads(entry.spec)
+    except ValueError:
+        return entry.name, entry.spec
+    if isinstance(spec, dict):
+        spec.pop("runId", None)
+    return entry.name, json.dumps(spec, sort_keys=True)

@@ -1,0 +1,190 @@
+"""``merlin run SPEC`` in a step of a study: the agent that runs the step passes the new study on.
+
+Upstream submits a study from where the command stands, and steps count on it: they ``cd`` somewhere first. So a relative
+OUTPUT_PATH means the step's present directory, and the new study's directory is made here, at once and by its name: two
+studies that are started within a second cannot share one, though the operator makes them later.
+
+The command returns once the submission is safe, as upstream's does; it does not wait for the study. What the study is called
+follows from which task asks, so a task that is tried again finds what it started before.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from merlin_cli import inputs, run, source
+from merlin_cli.exits import CliError, Exit
+from merlin_cli.summary import say
+from merlin_study import nested, spec, workspace
+from merlin_study.compiler import compile_study
+from merlin_study.parse import parse_spec, to_document
+
+PATIENCE: Final = 10.0
+"""Seconds of silence after which the user of the step's log is told what the command waits for."""
+
+
+class Desk:
+    """The agent's socket, by the environment of the step that we run in."""
+
+    def __init__(self, path: str, token: str) -> None:
+        self._path, self._token = path, token
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "Desk | None":
+        """Return the agent that runs us; None where we are in no step."""
+        path = environ.get(nested.SOCKET, "")
+        return cls(path, environ.get(nested.TOKEN, "")) if path else None
+
+    def submit(self, *, name: str, text: str, directory: str) -> nested.Answer:
+        """Ask for a study.
+
+        Raises:
+            CliError: it was refused, or the agent cannot be reached.
+        """
+        if len(text) > nested.MAX_LINE // 2:
+            raise CliError(
+                Exit.REFUSED,
+                f"expected a study of at most {nested.MAX_LINE // 2} bytes, found {len(text)}; "
+                "put large tables into files and name those",
+            )
+        request = nested.Request(token=self._token, name=name, spec=text, workspace=directory)
+        answer = self._ask(request)
+        if answer.refused:
+            raise CliError(Exit.REFUSED, f"the study was not started: {answer.refused}")
+        return answer
+
+    def _ask(self, request: nested.Request) -> nested.Answer:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(self._path)
+                connection.sendall(request.encode() + b"\n")
+                line = self._line(connection)
+                return nested.Answer.model_validate_json(line)
+            except OSError as error:
+                raise CliError(
+                    Exit.CANNOT_RUN,
+                    f"{self._path}: expected the socket of the agent that runs this step, found: {error.strerror}; "
+                    "submit from the host that the step began on, or run in place with --local",
+                ) from error
+            except ValidationError as error:
+                raise CliError(Exit.CANNOT_RUN, f"{self._path}: the agent closed the connection unanswered") from error
+
+    @staticmethod
+    def _line(connection: socket.socket) -> bytes:
+        """The agent answers once the study is safe in the log: that takes as long as the broker is away."""
+        received = bytearray()
+        connection.settimeout(PATIENCE)
+        while not received.endswith(b"\n"):
+            try:
+                piece = connection.recv(65536)
+            except TimeoutError:
+                print("merlin: the agent waits for the broker to take the study ...", file=sys.stderr, flush=True)
+                connection.settimeout(None)
+                continue
+            if not piece:
+                break
+            received += piece
+        return bytes(received)
+
+
+def submit(request: run.Request, desk: Desk, console: Console) -> Exit:
+    """Start a study from a step, and say where it will lie.
+
+    Raises:
+        SpecError: the study was refused here.
+        CliError: wrong usage, refused by the agent, or the directory can't be made.
+    """
+    if request.slots or request.name:
+        raise CliError(Exit.USAGE, "--slots is for --local, and a study that a step starts is named by the step")
+    found = source.read(request.spec)
+    samples = inputs.samples_file(request.samples_file) if request.samples_file else None
+    if samples is not None:
+        found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
+    document = _document(request, found)
+    with _reserved(document, samples) as directory:
+        name = found.metadata.get("name") or document["description"]["name"]
+        answer = desk.submit(name=name, text=json.dumps(document), directory=str(directory))
+        if answer.workspace != str(directory):
+            _release(directory, samples)
+    if answer.known:
+        say(console, f"This task has started study {answer.study} before; it is not started again.")
+        if answer.changed:
+            print("warning: the specification has changed since; what was submitted first counts", file=sys.stderr)
+    else:
+        say(console, f"Submitted study {answer.study}; it runs by itself from here on.")
+    say(console, f"Study workspace: {answer.workspace}")
+    return Exit.OK
+
+
+def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
+    """The study as the operator will read it: all that only this place knows stands in it."""
+    overrides = source.variables(request.vars)
+    if request.output_path is None:
+        output_path = source.home_expanded(found, overrides)
+    else:
+        output_path = os.path.abspath(os.path.expanduser(request.output_path))  # noqa: PTH100, PTH111 links stay as named
+    parsed, table = run.parsed(request, found, overrides, output_path=output_path)
+    if table is not None:
+        raise CliError(Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet")
+    document = to_document(parsed)
+    given = document.get("vars", {})  # a provenance file of another run says itself where its specification lay
+    document["vars"] = {spec.SPECROOT: found.directory, **given, spec.SUBMIT_PATH: str(Path.cwd())}
+    return document
+
+
+@contextlib.contextmanager
+def _reserved(document: dict[str, Any], samples: Path | None) -> Iterator[Path]:
+    """Make the study's directory, which nobody else has, and name it in the document; remove it where that fails.
+
+    Raises:
+        SpecError: the study was refused.
+        CliError: the directory can't be made, or the study names its own run and that exists.
+    """
+    directory = _made(document)
+    try:
+        if samples is not None:
+            info = directory / workspace.INFO
+            info.mkdir()
+            inputs.place(samples, info)
+        yield directory
+    except BaseException:
+        _release(directory, samples)
+        raise
+
+
+def _made(document: dict[str, Any]) -> Path:
+    own = "runId" in document
+    while True:
+        document.setdefault("runId", run.stamp())
+        parsed, _ = parse_spec(document)
+        directory = Path(workspace.study_root(compile_study(parsed, stamp=run.stamp()), str(Path.cwd())))
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir()
+        except FileExistsError:
+            if own:
+                raise CliError(Exit.CANNOT_RUN, f"{directory} exists already; choose another runId") from None
+            del document["runId"]
+            time.sleep(0.1)
+        except OSError as error:
+            raise CliError(Exit.CANNOT_RUN, f"{directory}: can't be made: {error.strerror}") from error
+        else:
+            return directory
+
+
+def _release(directory: Path, samples: Path | None) -> None:
+    """Remove a directory that was only reserved, with what we put there and nothing else."""
+    with contextlib.suppress(OSError):
+        if samples is not None:
+            (directory / workspace.INFO / samples.name).unlink(missing_ok=True)
+            (directory / workspace.INFO).rmdir()
+        directory.rmdir()

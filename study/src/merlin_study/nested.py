@@ -1,0 +1,129 @@
+"""Runs within runs: what a step asks of its agent, how that travels, and how a study that a step starts is named.
+
+A step's own ``merlin`` command finds a Unix socket and a token in its environment. It writes one line of JSON, a
+`Request`, and reads one, an `Answer`. There are no keys in a step's environment: the agent seals what it passes on, and
+the token says only which task speaks.
+
+    step → agent      Request, Answer: one line of JSON each
+    agent → log       Submission, the first message of its own subject in the parent's log
+    operator → control stream   Born: what became of a submission; Family: what agents refuse by themselves
+
+A task that is tried again, or that ran on an agent that was lost, asks for the same studies again. So a submission is
+named by what asks: the parent, the step, the task, its turn and how many it has asked for before. The first message of
+that name counts, and every later one finds it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final, Literal
+
+from pydantic import Field
+
+from merlin_study.wire import Message
+
+SOCKET: Final = "MERLIN_SOCKET"
+"""The variable of a step's environment that names the agent's socket."""
+TOKEN: Final = "MERLIN_TASK"  # noqa: S105 a variable's name
+"""The variable that says which task speaks; its value ends with the task."""
+CORES: Final = "MERLIN_STEP_CORES"
+"""The variable that says how many cores a step has on its node, for what it runs in place."""
+VARIABLES: Final = (SOCKET, TOKEN, CORES)
+MAX_LINE: Final = 1 << 20
+"""Bytes of a request or an answer."""
+MAX_SUBMISSION: Final = 768 * 1024
+"""Bytes of a submission as it travels; nats-server takes 1 MiB unless it is told otherwise."""
+MAX_DEPTH: Final = 1000
+"""Generations below the root: an iteration that submits itself goes one deeper each time."""
+MAX_FAMILY: Final = 10_000
+"""Studies below one root, over its whole life."""
+MAX_PER_TASK: Final = 100
+"""Studies that one execution of a task may ask for."""
+MAX_NAME: Final = 52
+"""Characters of a Study's name; what is derived from it still fits 63."""
+_KEY: Final = re.compile(r"[0-9a-f]{16}")
+
+
+class Request(Message):
+    """A study to run: its specification as JSON, what its author calls it, and the directory that it should have."""
+
+    token: str = Field(max_length=200)
+    kind: Literal["submit"] = "submit"
+    name: str = Field(max_length=200)
+    spec: str = Field(max_length=MAX_LINE)
+    workspace: str = Field(max_length=4096, pattern=r"^/")
+
+
+class Answer(Message):
+    """What became of a request.
+
+    ``refused``: why not, in one sentence; empty where it was taken. ``known``: the task had asked before, and what it
+    asked for then counts; ``changed``: that was another specification.
+    """
+
+    refused: str = ""
+    study: str = ""
+    workspace: str = ""
+    known: bool = False
+    changed: bool = False
+
+
+class Submission(Message):
+    """A study that a task of this one asks for: a `Request` as the agent passes it on, with who asks."""
+
+    kind: Literal["submission"] = "submission"
+    agent: str
+    site: str
+    step: str
+    task: int = Field(ge=0)
+    turn: int = Field(ge=0)
+    number: int = Field(ge=1)
+    name: str = Field(max_length=200)
+    spec: str = Field(max_length=MAX_LINE)
+    workspace: str = Field(max_length=4096)
+
+    def key(self, parent: str) -> str:
+        """Return the submission's name below its parent's uid."""
+        return submission_key(parent, step=self.step, task=self.task, turn=self.turn, number=self.number)
+
+
+class Born(Message):
+    """What became of a submission: the Study that it made, or why it made none. It makes one once, even if that is deleted."""
+
+    name: str = ""
+    uid: str = ""
+    refused: str = ""
+
+
+class Family(Message):
+    """What agents have to know to refuse at once what the operator would: a study's generation, and why no more may come."""
+
+    study: str
+    depth: int = 0
+    full: str = ""
+
+
+def submission_key(parent: str, *, step: str, task: int, turn: int, number: int) -> str:
+    """Return the name of a submission: the same whenever the same task asks for the same in its order.
+
+    Args:
+        parent: the uid of the study whose task asks.
+        step: the step's name.
+        task: the task's index in its step.
+        turn: 0 for the step's script, however often that is tried; the attempt where the restart script asks.
+        number: how many studies this execution has asked for, this one included.
+    """
+    text = "\0".join((parent, step, str(task), str(turn), str(number)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_key(text: str) -> bool:
+    """Whether a text could be the name of a submission."""
+    return _KEY.fullmatch(text) is not None
+
+
+def child_name(name: str, key: str) -> str:
+    """Return the name of the Study that a submission makes: what its author called it, and the submission's own name."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())[: MAX_NAME - len(key) - 1].strip("-")
+    return f"{plain or 'study'}-{key}"
