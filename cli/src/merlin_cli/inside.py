@@ -134,7 +134,9 @@ def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
         output_path = os.path.abspath(os.path.expanduser(request.output_path))  # noqa: PTH100, PTH111 links stay as named
     parsed, table = run.parsed(request, found, overrides, output_path=output_path)
     if table is not None:
-        raise CliError(Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet")
+        raise CliError(
+            Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet"
+        )
     document = to_document(parsed)
     given = document.get("vars", {})  # a provenance file of another run says itself where its specification lay
     document["vars"] = {spec.SPECROOT: found.directory, **given, spec.SUBMIT_PATH: str(Path.cwd())}
