@@ -76,15 +76,17 @@ def test_the_command_lines_output_path_counts_before_the_files(tmp_path: Path) -
     assert "OUTPUT_PATH" not in spec.vars
 
 
-def test_the_environment_in_an_output_path_is_that_of_the_submitter(
+def test_the_environment_in_a_specification_is_that_of_the_submitter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Everywhere but in scripts, whose shell has its own; what a manifest is made of is left for an agent."""
     monkeypatch.setenv("HERE", "/scratch/me")
     monkeypatch.setenv("HOME", "/home/me")
     found = read(tmp_path, SPEC)
-    assert source.home_expanded(found, {}) == "/scratch/me/studies"
-    assert source.home_expanded(found, {"OUTPUT_PATH": "~/out"}) == "/home/me/out"
-    assert source.home_expanded(found, {"OUTPUT_PATH": "./$(N)"}) is None
+    assert source.parse(found, {}).env.variables["OUTPUT_PATH"] == "/scratch/me/studies"
+    assert source.parse(found, {"OUTPUT_PATH": "~/out"}).vars["OUTPUT_PATH"] == "/home/me/out"
+    assert source.parse(found, {"OUTPUT_PATH": "./$(N)"}).vars["OUTPUT_PATH"] == "./$(N)"
+    assert source.parse(found, {}, elsewhere=True).env.variables["OUTPUT_PATH"] == "$HERE/studies"
 
 
 def test_what_looks_like_an_integer_becomes_one() -> None:

@@ -158,7 +158,7 @@ HEAD = "description: {name: n, description: d}\n"
         (STEP % '"$(MERLIN_WORKSPCE)"', "UndefinedToken", "MERLIN_WORKSPACE"),
         ("env: {variables: {N_SAMPLES: 1}}\n" + STEP % '"echo $(N_SAMPLE)"', "UndefinedToken", "did you mean"),
         (STEP % '"ls $(b.workspace)"', "UndefinedToken", "b.workspace"),
-        (STEP % '"ls $(MERLIN_PATHS_ALL)"', "NotYetSupported", "MERLIN_GLOB_PATH"),
+        (STEP % '"ls $(MERLIN_PATHS_ALL)"', "UndefinedToken", "without merlin.samples"),
         ("env: {variables: {A: $(B), B: $(A)}}\n" + STEP % "echo", "InvalidSpec", "uses itself"),
         (
             "env: {variables: {Q: 2}}\nstudy: [{name: a, description: d, run: {cmd: x, procs: $(Q)}}]",

@@ -31,11 +31,11 @@ def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
         ({"gpus per task": 1}, "gpus per task: 1 is not supported yet; remove it"),
         ({"slurm": "--overlap"}, "slurm: '--overlap' is not supported yet; remove it"),
         ({"num resource set": 1}, "num resource set: 1 is not supported yet; remove it"),
-        ({"batch": {"type": "flux"}}, "batch: is not supported yet; set spec.batch for the whole study"),
+        ({"batch": {"type": "pbs"}}, "batch.type: 'pbs' is not supported yet; use local"),
         ({"warm": True}, "warm: true is not supported yet; remove it"),
         ({"preload": ["numpy"]}, "preload: is not supported yet; remove it"),
         ({"cmd": "$(LAUNCHER)[1n] ./a"}, "cmd: $(LAUNCHER) is not supported yet; start the program without it, on one core of one host"),
-        ({"restart": "exit $(MERLIN_HARD_FAIL)"}, "restart: $(MERLIN_HARD_FAIL) is not supported yet; exit $(MERLIN_SOFT_FAIL)"),
+        ({"restart": "$(VLAUNCHER) ./a"}, "restart: $(VLAUNCHER) is not supported yet; start the program without it, on one core of one host"),
     ],
 )  # fmt: skip
 def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], message: str) -> None:
@@ -52,8 +52,6 @@ def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], me
         ({"global.parameters": {"A": {"values": ["$(VLAUNCHER)"], "label": "A.%%"}}}, "global.parameters.A.values[0]: $(VLAUNCHER) is not supported yet; start the program without it, on one core of one host"),
         ({"merlin": {"samples": {"count": 3}}}, "merlin.samples.count: 3 is not supported yet; write a file with as many rows"),
         ({"files": [{"name": "a", "path": "/a"}]}, "files: is not supported yet; use a path that the site's machines see"),
-        ({"failurePolicy": "FailFast"}, "failurePolicy: 'FailFast' is not supported yet; remove it, or use ContinueOnSoftFail"),
-        ({"dialect": "Maestro"}, "dialect: 'Maestro' is not supported yet; remove it, or use Merlin"),
         ({"outputs": "lean"}, "outputs: 'lean' is not supported yet; remove it, or use full"),
         ({"suspend": True}, "suspend: true is not supported yet; remove it"),
         ({"cancel": True}, "cancel: true is not supported yet; delete the Study instead"),
@@ -81,7 +79,7 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
         "exclusive": True,
         "reservation": "r",
         "qos": "q",
-        "batch": {},
+        "batch": {"type": "flux"},
         "warm": False,
         "preload": [],
         "priority": "high",
@@ -126,7 +124,7 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
 def test_what_a_token_becomes_is_judged_again() -> None:
     assert size_fault("procs", 1, "p") is size_fault("gpus", 0, "p") is None
     assert str(size_fault("procs", 2, "p")).startswith("p: 2 is not supported yet")
-    assert [fault.path for fault in token_faults("$(MERLIN_STOP_WORKERS) $(MERLIN_SUCCESS)", "p")] == ["p"]
+    assert [fault.path for fault in token_faults("$(LAUNCHER) $(MERLIN_SUCCESS)", "p")] == ["p"]
 
 
 def test_every_key_of_the_table_is_a_key_of_the_language() -> None:
@@ -144,4 +142,4 @@ def test_every_key_of_the_table_is_a_key_of_the_language() -> None:
         node = schema
         for part in entry.key:
             node = resolve(node["items"] if part == "[]" else node["properties"][part])
-    assert set(TOKENS) == {"LAUNCHER", "VLAUNCHER", "MERLIN_HARD_FAIL", "MERLIN_STOP_WORKERS", "MERLIN_RAISE_ERROR"}
+    assert set(TOKENS) == {"LAUNCHER", "VLAUNCHER"}

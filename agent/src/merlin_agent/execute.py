@@ -18,10 +18,10 @@ from merlin_agent.launch import NotStartedError, Script
 from merlin_agent.npy import NpyError
 from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot
+from merlin_agent.surroundings import complete
 from merlin_study import outcome, shape, wire
 from merlin_study.outcome import Outcome
-from merlin_study.template import Template
-from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens
+from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
 
 HOST: Final = socket.gethostname()
 
@@ -35,10 +35,11 @@ class StepWork:
     def __init__(self, layout: Layout, step: int, *, rows: Rows | None, restart: bool) -> None:
         self._layout, self._step, self._rows = layout, step, rows
         self._planned = layout.plan.steps[step]
-        self._tokens = TaskTokens(layout, step)
+        self._tokens = TaskTokens(layout, step, complete)
         self._restart = restart and bool(self._planned.restart)
         self._template = self._tokens.restart if self._restart else self._tokens.cmd
         self._texts: dict[int, str] = {}
+        self._shells: dict[int, str] = {}
         self._scripts: dict[int, tuple[str, Scripts]] = {}
 
     @cached_property
@@ -68,6 +69,7 @@ class StepWork:
 
         Raises:
             RowError: the sample's row can't be read.
+            UnfillableError: a token would not fit into the script.
         """
         combination, sample = self._layout.geometry.split(self._step, task)
         shared = self._scripts.get(combination)
@@ -85,9 +87,16 @@ class StepWork:
             f"{directory}/{name}",
             f"{directory}/{names.out}",
             f"{directory}/{names.err}",
-            self._planned.shell,
+            self._shell(combination),
         )
         return script, self._text(combination, sample)
+
+    def _shell(self, combination: int) -> str:
+        """Return what follows ``#!``; it may differ between combinations, not between samples."""
+        if combination not in self._shells:
+            shell = self._tokens.parse(complete(self._planned.shell))
+            self._shells[combination] = self._tokens.render(shell, combination=combination, sample=0, values=())
+        return self._shells[combination]
 
     def _text(self, combination: int, sample: int) -> str:
         if self._varies:
@@ -105,7 +114,7 @@ class StepWork:
 
     def render(self, text: str) -> str:
         """Fill in what does not differ between tasks."""
-        return self._tokens.render(Template.parse(text), combination=0, sample=0, values=())
+        return self._tokens.render(self._tokens.parse(text), combination=0, sample=0, values=())
 
 
 class ChunkWork:
@@ -118,7 +127,7 @@ class ChunkWork:
         """See `slots.Work`."""
         try:
             script, text = self._step.script(task)
-        except (RowError, NpyError) as error:
+        except (RowError, NpyError, UnfillableError) as error:
             # It would fail everywhere and every time, so it is no fault of this host.
             return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
         try:

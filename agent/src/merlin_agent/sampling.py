@@ -15,6 +15,8 @@ from merlin_agent.execute import StepWork, run_script, told, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.rows import RowError, open_rows
 from merlin_agent.slots import Slot
+from merlin_agent.surroundings import complete
+from merlin_study import samples, workspace
 from merlin_study.outcome import Outcome
 from merlin_study.wire import SampleFacts
 from merlin_study.workspace import Layout
@@ -23,10 +25,10 @@ _BLOCK = 1 << 20
 
 
 def sample_file(layout: Layout, step: StepWork) -> str:
-    """Return where the study's sample file lies; ``step`` fills in its tokens."""
+    """Return where the study's sample file lies; ``step`` fills in its tokens. A relative path is where ``generate`` runs."""
     table = layout.plan.samples
     assert table is not None, "a study without samples has no sample file; this is a bug"
-    return os.path.normpath(os.path.join(layout.root, step.render(table.file)))
+    return os.path.normpath(os.path.join(layout.root, step.render(table.directory), step.render(complete(table.file))))
 
 
 class SamplingWork:
@@ -51,6 +53,10 @@ class SamplingWork:
             seconds = made.seconds
         try:
             facts = measure(path, len(table.columns))
+            if workspace.wants_paths(self._layout.plan):
+                self._list_paths(facts.count, table.level_max_dirs)
+        except OSError as error:
+            return unwritable(task, self._layout.info, error)
         except RowError as error:
             return self._failed(task, script, str(error), seconds)
         return Ended(task, Outcome.SUCCEEDED, 0, seconds, samples=facts)
@@ -63,6 +69,13 @@ class SamplingWork:
             return unwritable(task, script.directory, error)
         inside = Script(directory, script.path, script.out, script.err, "/bin/sh")
         return run_script(slot, task, inside, walltime=self._step.walltime(), tells=lambda: True, marker="")
+
+    def _list_paths(self, count: int, level_max_dirs: int) -> None:
+        """Write every sample's directory, one a line; whole, or not at all."""
+        path = f"{self._layout.info}/{workspace.PATHS_FILE}"
+        with open(f"{path}.part", "w", encoding="utf-8") as file:
+            file.writelines(f"{samples.path(index, count, level_max_dirs)}\n" for index in range(count))
+        os.replace(f"{path}.part", path)
 
     def _failed(self, task: int, script: Script, message: str, seconds: float) -> Ended:
         try:

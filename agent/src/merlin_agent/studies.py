@@ -18,7 +18,8 @@ from merlin_agent.execute import StepWork
 from merlin_agent.post import Post, until_answered
 from merlin_agent.rows import RowError, Rows, open_rows
 from merlin_agent.sampling import sample_file
-from merlin_study import workspace
+from merlin_agent.surroundings import complete
+from merlin_study import environment, workspace
 from merlin_study.geometry import Geometry
 from merlin_study.plan import INFO_STEP, PLAN_VERSION, Plan
 from merlin_study.seal import SealError, Signer
@@ -128,7 +129,12 @@ class Studies:
             key = (chunk.study, chunk.plan)
             if key not in self._studies:
                 plan = await self._plan(chunk)
-                root = workspace.study_root(plan, self._workspace_root)
+                root = workspace.study_root(plan, self._workspace_root, complete)
+                if environment.refers(complete(plan.output_path)):
+                    raise RefusedError(
+                        f"OUTPUT_PATH {plan.output_path}: holds a variable that is not set in this agent's environment; "
+                        "set it where the agent is started, or write the path out"
+                    )
                 self._studies[key] = Study(chunk.study, plan, root)
             study = self._studies[key]
             if not study.bound and chunk.study not in self.cancelled:

@@ -22,7 +22,7 @@ def convert(file: str) -> Exit:
         SpecError: the study was refused.
     """
     found = source.read(file)
-    spec = source.parse(found, {})
+    spec = source.parse(found, {}, elsewhere=True)
     plan = run.compiled(spec, found)
     name = found.metadata.get("name") or names.object_name(plan.name)
     sys.stdout.write(loader.dump_quoted(manifest(spec, {**found.metadata, "name": name})))

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from merlin_cli import inputs, local, pgen, source
 from merlin_cli.exits import CliError, Exit
+from merlin_study import environment, workspace
 from merlin_study import table as tables
-from merlin_study import workspace
 from merlin_study.compiler import compile_study
-from merlin_study.errors import SpecError
+from merlin_study.errors import Fault, SpecError
 from merlin_study.plan import Plan
 from merlin_study.spec import StudySpec
 from merlin_study.table import Table
@@ -65,10 +65,9 @@ def run_locally(request: Request, console: Console) -> Exit:
         raise CliError(Exit.USAGE, "--namespace and --name are for a cluster; with --local leave them out")
     overrides = source.variables(request.vars)
     found = source.read(request.spec)
-    if request.output_path is None:
-        output_path = source.home_expanded(found, overrides)
-    else:
-        output_path = os.path.abspath(os.path.expanduser(request.output_path))  # noqa: PTH100, PTH111 links stay as named
+    output_path = request.output_path
+    if output_path is not None:
+        output_path = os.path.abspath(os.path.expanduser(output_path))  # noqa: PTH100, PTH111 links stay as named
     samples = inputs.samples_file(request.samples_file) if request.samples_file else None
     if samples is not None:
         found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
@@ -125,10 +124,14 @@ def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | Non
     """Compile to a workspace that nobody has; two runs within a second would share one.
 
     Raises:
+        SpecError: nobody knows where its workspace should lie.
         CliError: the study names its own run, and that exists.
     """
     while True:
         plan = compiled(spec, found, samples_directory=str(root), table=table)
+        if environment.refers(plan.output_path):
+            unset = f"{plan.output_path!r} holds a variable that is not set here; set it, or write the path out"
+            raise SpecError([Fault("env.variables.OUTPUT_PATH", unset)])
         directory = workspace.study_root(plan, str(root))
         if not os.path.lexists(directory):
             return plan

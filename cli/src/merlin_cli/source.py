@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from merlin_cli.exits import CliError, Exit
-from merlin_study import loader, scalars
+from merlin_study import environment, loader, scalars
 from merlin_study.errors import Fault, SpecError
 from merlin_study.parse import parse_spec
 from merlin_study.spec import StudySpec
@@ -97,21 +97,32 @@ def replaced(source: Source, block: str, value: Any) -> Source:
 
 
 def parse(
-    source: Source, overrides: Mapping[str, str | int], *, output_path: str | None = None, quiet: bool = False
+    source: Source,
+    overrides: Mapping[str, str | int],
+    *,
+    output_path: str | None = None,
+    quiet: bool = False,
+    elsewhere: bool = False,
 ) -> StudySpec:
     """Parse the blocks, with the command line's wishes in them; warnings go to standard error.
+
+    ``~`` and ``$NAME`` become what they stand for on this machine, since upstream replaces them when a study is submitted.
 
     Args:
         source: What `read` gave.
         overrides: What `variables` gave.
         output_path: Where the workspace should lie, in place of the file's OUTPUT_PATH.
         quiet: Whether the warnings have been told already.
+        elsewhere: Whether the study is submitted by somebody else, so that this environment means nothing.
 
     Raises:
         CliError: an override names what the file does not mention.
         SpecError: the study is malformed.
     """
-    spec, warnings = parse_spec(_overridden(source, overrides, output_path), unknown="warn")
+    raw = _overridden(source, overrides, output_path)
+    if not elsewhere:
+        raw = environment.expand_tree(raw, os.environ, os.path.expanduser)
+    spec, warnings = parse_spec(raw, unknown="warn")
     for warning in () if quiet else warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return spec
@@ -138,20 +149,6 @@ def _overridden(source: Source, overrides: Mapping[str, str | int], output_path:
     if replaced:
         raw["vars"] = {**(source.raw.get("vars") or {}), **replaced}
     return raw
-
-
-def home_expanded(source: Source, overrides: Mapping[str, str | int]) -> str | None:
-    """The file's OUTPUT_PATH with ``~`` and the environment's variables replaced; None where it holds neither.
-
-    Only the submitter's machine knows what they stand for, and upstream replaces them when a study is submitted.
-    """
-    env = source.raw.get("env")
-    variables = env.get("variables") if isinstance(env, Mapping) else None
-    written = overrides.get(OUTPUT_PATH, variables.get(OUTPUT_PATH) if isinstance(variables, Mapping) else None)
-    if not isinstance(written, str):
-        return None
-    expanded = os.path.expandvars(os.path.expanduser(written))  # noqa: PTH111 a Path would drop a leading ./
-    return expanded if expanded != written else None
 
 
 def variables(assignments: Sequence[str]) -> dict[str, str | int]:

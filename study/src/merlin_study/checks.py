@@ -251,3 +251,26 @@ def token_name_fault(name: str, path: str) -> Fault | None:
     if not name or len(name) > 253 or any(c in "$()" or c.isspace() or not c.isprintable() for c in name):
         return Fault(path, f"{name[:60]!r} cannot be referred to as $(NAME); use letters, digits and '_'")
     return None
+
+
+def column_faults(columns: Sequence[str], parameters: Iterable[str], path: str = "spec.merlin.samples") -> list[Fault]:
+    """Judge the labels of the sample table: each a name of its own, and none a parameter's.
+
+    Args:
+        columns: The labels in their order; one that still holds a token is left alone, an empty one was refused already.
+        parameters: The names of all parameters.
+        path: Path of the table.
+    """
+    faults: list[Fault] = []
+    taken = frozenset(parameters)
+    for index, column in enumerate(columns):
+        if not column:
+            continue
+        place = f"{path}.column_labels[{index}]"
+        if column in columns[:index]:
+            faults.append(Fault(place, f"'{column}' stands twice; columns need different names"))
+        if column in taken:
+            faults.append(Fault(place, f"'{column}' is a parameter too; rename one of them"))
+        if not holds_token(column) and (fault := token_name_fault(column, place)):
+            faults.append(fault)
+    return faults

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from merlin_study import checks, duration
+from merlin_study import checks, duration, environment
 from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
 from merlin_study.loader import dump_quoted
 from merlin_study.notyet import not_yet, size_fault, token_faults
+from merlin_study.outcome import EXIT_CODES
 from merlin_study.parse import to_document
 from merlin_study.plan import INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.shape import Shape, walltime_class
@@ -27,15 +28,17 @@ from merlin_study.template import tokens
 from merlin_study.variables import Variables, expand_tree
 from merlin_study.workspace import safe_name
 
-_TASK_TOKENS: Final = frozenset(
-    {"WORKSPACE", "MERLIN_WORKSPACE", "MERLIN_INFO", "MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_GLOB_PATH"}
-)
+_COUNT_TOKENS: Final = frozenset({"MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL"})
+"""What can be filled in, in any step, once the number of samples is known."""
+_SAMPLE_TOKENS: Final = frozenset({"MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", *_COUNT_TOKENS})
+_STUDY_TOKENS: Final = frozenset({"MERLIN_WORKSPACE", "MERLIN_INFO", "OUTPUT_PATH"})
+_TASK_TOKENS: Final = frozenset({"WORKSPACE", *_STUDY_TOKENS, *_SAMPLE_TOKENS})
 """What an agent fills in for each task."""
-_SAMPLE_TOKENS: Final = frozenset({"MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", "MERLIN_GLOB_PATH"})
 _LATER: Final = {
-    "MERLIN_PATHS_ALL": "use $(MERLIN_GLOB_PATH), which names the same directories as a pattern",
     "SPECROOT": "only `merlin run` knows the specification's directory; use a path on the site",
 }
+NO_QUEUE: Final = "merlin"
+"""The queue of steps that ask for none (``task_queue: none``), as upstream has it without its tag."""
 _LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
 
@@ -77,7 +80,10 @@ def compile_study(
 
 @dataclass
 class _Draft:
-    """A step while its place in the graph is worked out; ``at`` is its index in the specification."""
+    """A step while its place in the graph is worked out; ``at`` is its index in the specification.
+
+    ``scripts`` are ``cmd`` and ``restart`` with the tokens that an agent's environment completes still in them.
+    """
 
     at: int
     name: str
@@ -85,6 +91,7 @@ class _Draft:
     cmd: str
     restart: str
     depends: list[tuple[str, bool]]
+    scripts: tuple[str, str] = ("", "")
     sampled: bool = False
     uses: set[str] = field(default_factory=set)
 
@@ -97,24 +104,19 @@ class _Compiler:
     def __init__(self, spec: StudySpec, *, stamp: str, base: str, spec_root: str | None, table: Table | None) -> None:
         self.spec, self.stamp, self.base = spec, stamp, base
         self.variables = Variables(spec, stamp=stamp, base=base, spec_root=spec_root)
-        self.faults: list[Fault] = list(self.variables.faults)
+        self.faults: list[Fault] = self.variables.faults
         self.table = tables.of_spec(spec) if table is None else table
         self.keys = tuple(sorted(self.table))
         samples = spec.merlin.samples
-        self.columns = tuple(samples.column_labels) if samples is not None else ()
+        self.columns = tuple(map(self.variables.expand, samples.column_labels)) if samples is not None else ()
         if table is not None:
-            self.faults += tables.faults(table, "global.parameters") + self._shadowed()
-
-    def _shadowed(self) -> list[Fault]:
-        return [
-            Fault(f"spec.merlin.samples.column_labels[{at}]", f"'{column}' is a parameter too; rename one of them")
-            for at, column in enumerate(self.columns)
-            if column in self.table
-        ]
+            self.faults += tables.faults(table, "global.parameters")
+        self.faults += checks.column_faults(self.columns, self.table)
 
     def plan(self, *, samples_directory: str, original: str | None) -> Plan:
         name = self.variables.expand(self.spec.description.name)
         self._add(checks.check_study_name(name, "spec.description.name"))
+        self._known_here(name, "spec.description.name")
         drafts = self._drafts()
         order = self._order(drafts)
         samples = self._samples(samples_directory)
@@ -123,11 +125,10 @@ class _Compiler:
         parameters = self._parameters()
         for step in steps:
             self._directories(step, parameters)
-        if "~" in output_path or "$" in output_path:
-            self._refuse(
-                "spec.env.variables.OUTPUT_PATH",
-                f"'~' and '$' in {output_path!r} are not supported yet; write the path out",
-            )
+        for token in tokens(output_path):
+            message = f"$({token}) has no meaning in the place of the workspace; write the path out"
+            self._fault("spec.env.variables.OUTPUT_PATH", message, UNDEFINED_TOKEN)
+        scripts = [text for step in steps for text in (step.cmd, step.restart)]
         return Plan(
             name=name,
             workspace=f"{name.replace(' ', '_')}_{self.spec.run_id or self.stamp}",
@@ -136,6 +137,7 @@ class _Compiler:
             samples=samples,
             steps=steps,
             fail_fast=fail_fast(self.spec),
+            variables=self.variables.late(scripts),
             provenance=self._provenance(original),
         )
 
@@ -149,6 +151,14 @@ class _Compiler:
     def _refuse(self, path: str, message: str) -> None:
         self._fault(path, message, NOT_YET_SUPPORTED)
 
+    def _known_here(self, text: str, path: str) -> None:
+        """Refuse a text that is needed before an agent with an environment has seen it."""
+        if environment.refers(text):
+            self._fault(
+                path,
+                f"{text!r} holds an environment variable or '~', which only `merlin run` replaces; write the text out",
+            )
+
     # Steps as they are written, variables expanded
 
     def _drafts(self) -> list[_Draft]:
@@ -158,11 +168,14 @@ class _Compiler:
                 at,
                 expand(step.name),
                 step,
-                expand(step.run.cmd),
-                expand(step.run.restart or ""),
+                expand(step.run.cmd, f"spec.study[{at}].run.cmd"),
+                expand(step.run.restart or "", f"spec.study[{at}].run.restart"),
                 [checks.parse_depends(expand(entry)) for entry in step.run.depends],
             )
+            expand_script = self.variables.expand_script
+            draft.scripts = (expand_script(step.run.cmd), expand_script(step.run.restart or ""))
             self._add(checks.check_step_name(draft.name, f"{draft.path}.name"))
+            self._known_here(draft.name, f"{draft.path}.name")
             self._sizes(draft)
             self.faults += token_faults(draft.cmd, f"{draft.path}.run.cmd")
             self.faults += token_faults(draft.restart, f"{draft.path}.run.restart")
@@ -193,7 +206,10 @@ class _Compiler:
         placed: dict[str, _Draft] = {}
         waiting = list(drafts)
         while waiting:
-            ready = next(draft for draft in waiting if all(parent in placed for parent, _ in draft.depends))
+            free = [draft for draft in waiting if all(parent in placed for parent, _ in draft.depends)]
+            # A step may name the workspace of another without waiting for it; then it comes later where it can.
+            later = {draft.name for draft in waiting}
+            ready = next((draft for draft in free if not _workspaces(draft) & later - {draft.name}), free[0])
             placed[ready.name] = ready
             waiting.remove(ready)
         return list(placed.values())
@@ -245,7 +261,7 @@ class _Compiler:
 
     def _judge(self, token: str, path: str, earlier: Mapping[str, _Draft]) -> None:
         """Refuse a token that looks like one of ours; any other is the shell's."""
-        known = [*self.variables.names, *self.keys, *self.columns, *_TASK_TOKENS]
+        known = [*self.variables.names, *self.keys, *self.columns, *_TASK_TOKENS, *EXIT_CODES]
         if token in _LATER:
             self._refuse(path, f"$({token}) is not supported yet; {_LATER[token]}")
         elif token.endswith(".workspace"):
@@ -263,9 +279,9 @@ class _Compiler:
         walltime = self._walltime(draft)
         step = PlannedStep(
             name=draft.name,
-            cmd=draft.cmd,
-            restart=draft.restart,
-            shell=expand(run.shell or self.spec.batch.shell),
+            cmd=draft.scripts[0],
+            restart=draft.scripts[1],
+            shell=expand(run.shell or self.spec.batch.shell or "/bin/bash"),
             queue=self._queue(draft),
             shape=Shape(walltime_class=walltime_class(walltime)).token,
             max_retries=number(run.max_retries, f"{draft.path}.run.max_retries"),
@@ -274,14 +290,14 @@ class _Compiler:
             sampled=draft.sampled,
             parameters=tuple(sorted(draft.uses)),
             edges=(),
-            suffix=".slurm" if expand(self.spec.batch.type) in _LAUNCHED else "",
+            suffix=self._suffix(draft),
         )
         edges = [
             Edge(parent=by_name[name], kind=edge_kind(step, planned[by_name[name]], funnel=funnel))
             for name, funnel in draft.depends
             if name in by_name
         ]
-        needs_count = draft.sampled or "MERLIN_GLOB_PATH" in tokens(draft.cmd + draft.restart)
+        needs_count = draft.sampled or not _COUNT_TOKENS.isdisjoint(tokens(draft.cmd + draft.restart))
         if has_samples and needs_count and not any(planned[edge.parent].sampled for edge in edges):
             edges.insert(0, Edge(parent=0, kind=EdgeKind.ALL))
         return step.model_copy(update={"edges": tuple(edges)})
@@ -301,19 +317,36 @@ class _Compiler:
                 )
                 return
 
+    def _suffix(self, draft: _Draft) -> str:
+        """Return what the batch type puts between a script's name and its ending."""
+        own = draft.step.run.batch.type if draft.step.run.batch is not None else None
+        path = f"{draft.path}.run.batch.type" if own else "spec.batch.type"
+        kind = self.variables.expand(own or self.spec.batch.type) or "local"
+        self._add(checks.check_batch_type(kind, path))
+        if kind not in _LAUNCHED:
+            return ""
+        return f".{kind}" if self.spec.dialect == "Maestro" else ".slurm"
+
     def _queue(self, draft: _Draft) -> str:
+        path = f"{draft.path}.run.task_queue"
         queue = self.variables.expand(draft.step.run.task_queue)
+        self._known_here(queue, path)
         if tokens(queue):
-            self._refuse(
-                f"{draft.path}.run.task_queue",
-                f"a queue that differs between combinations ({queue!r}) is not supported yet",
+            self._fault(
+                path,
+                f"{queue!r} differs between tasks, and agents are started for queues by name; give the step one queue",
             )
-        return queue
+        return NO_QUEUE if queue.lower() in ("", "none") else queue
 
     def _number(self, value: int | str, path: str) -> int:
         text = self.variables.expand(str(value)).strip()
-        if text.isdecimal():
+        if text.isdecimal() and text.isascii():
             return int(text)
+        if any(token in self.table for token in tokens(text)):
+            self._refuse(
+                path, f"a number that differs between combinations ({text!r}) is not supported yet; use one for all"
+            )
+            return 0
         self._fault(path, f"expected a whole number, found {text!r}")
         return 0
 
@@ -322,7 +355,14 @@ class _Compiler:
         if value is None:
             return None
         try:
-            return duration.seconds(self.variables.expand(str(value)))
+            text = self.variables.expand(str(value))
+            if any(token in self.table for token in tokens(text)):
+                self._refuse(
+                    f"{draft.path}.run.walltime",
+                    f"a walltime that differs between combinations ({text!r}) is not supported yet; use one for all",
+                )
+                return None
+            return duration.seconds(text, minutes=self.spec.dialect == "Maestro" and isinstance(value, str))
         except ValueError as error:
             self._fault(f"{draft.path}.run.walltime", str(error))
             return None
@@ -353,13 +393,13 @@ class _Compiler:
             self._fault(
                 f"{path}.level_max_dirs", "expected at least 2 directories a level, found 1; they would nest for ever"
             )
-        file = self.variables.expand(table.file or "")
+        file = self.variables.expand(table.file or "", f"{path}.file")
         if not file.endswith((".csv", ".tab", ".npy")):
             self._fault(f"{path}.file", f"expected a name that ends in .csv, .tab or .npy, found {file!r}")
         generate = self.variables.expand(table.generate.cmd) if table.generate is not None else None
         for text, where in ((generate or "", f"{path}.generate.cmd"), (file, f"{path}.file")):
             for token in tokens(text):
-                if token not in ("MERLIN_INFO", "MERLIN_WORKSPACE"):
+                if token not in _STUDY_TOKENS:
                     self._judge(token, where, {})
         return SampleTable(
             generate=generate, file=file, columns=self.columns, level_max_dirs=table.level_max_dirs, directory=directory
@@ -373,9 +413,20 @@ class _Compiler:
         dump: Callable[[Any], str] = dump_quoted
         return {
             f"{self.base}.orig.yaml": original if original is not None else dump(raw),
-            f"{self.base}.partial.yaml": dump(raw),
+            f"{self.base}.partial.yaml": dump({**raw, "env": _partial(raw.get("env", {}), expanded)}),
             f"{self.base}.expanded.yaml": dump(expanded),
         }
+
+
+def _workspaces(draft: _Draft) -> set[str]:
+    """Steps whose directories a step's scripts name."""
+    found = tokens(draft.cmd) + tokens(draft.restart)
+    return {token.removesuffix(".workspace") for token in found if token.endswith(".workspace")}
+
+
+def _partial(env: Mapping[str, Any], expanded: Any) -> dict[str, Any]:
+    """Return the block ``env`` with variables and labels expanded: upstream's partial specification differs in nothing else."""
+    return {**env, **{key: expanded["env"][key] for key in ("variables", "labels") if key in env}}
 
 
 def fail_fast(spec: StudySpec) -> bool:

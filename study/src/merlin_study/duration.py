@@ -10,20 +10,20 @@ _UNIT: Final = re.compile(r"(?P<count>\d+(?:\.\d+)?)\s*(?P<unit>[smhd]?)", re.IG
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def seconds(value: int | str) -> int:
+def seconds(value: int | str, *, minutes: bool = False) -> int:
     """Return a walltime in seconds: ``36000``, ``"90m"``, ``[d:]h:m:s``, ``m:s`` or Slurm's ``d-h:m:s``.
 
-    A bare number is seconds, as Merlin reads it (Maestro under flux reads minutes).
+    A bare number is seconds, as Merlin reads it, or ``minutes``, as Maestro and the batch systems do.
 
     Raises:
         ValueError: it is none of these, or no time at all.
     """
     text = str(value).strip()
     if clock := _CLOCK.fullmatch(text):
-        days, hours, minutes, secs = (int(clock[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
-        total = ((days * 24 + hours) * 60 + minutes) * 60 + secs
+        days, hours, mins, secs = (int(clock[name] or 0) for name in ("days", "hours", "minutes", "seconds"))
+        total = ((days * 24 + hours) * 60 + mins) * 60 + secs
     elif unit := _UNIT.fullmatch(text):
-        total = round(float(unit["count"]) * _SECONDS[unit["unit"].lower()])
+        total = round(float(unit["count"]) * (60 if minutes and not unit["unit"] else _SECONDS[unit["unit"].lower()]))
     else:
         total = 0
     if total <= 0:

@@ -45,6 +45,7 @@ _RUN: Final = ("study", "[]", "run")
 
 TABLE: Final = (
     Missing(("batch", "type"), lambda value: value in _BUILT_TYPES or holds_token(value), "use local"),
+    Missing((*_RUN, "batch", "type"), lambda value: value in _BUILT_TYPES or holds_token(value), "use local"),
     Missing(("batch", "dry_run"), _is(False)),
     Missing(("env", "dependencies", "paths"), _EMPTY, "name the path in env.variables"),
     Missing(("env", "dependencies", "git"), _EMPTY, "clone in a step of its own"),
@@ -61,13 +62,10 @@ TABLE: Final = (
             *("tasks per rs", "rs per node", "cpus per rs"),
         )
     ),
-    Missing((*_RUN, "batch"), _EMPTY, "set spec.batch for the whole study"),
     Missing((*_RUN, "warm"), _is(False)),
     Missing((*_RUN, "preload"), _EMPTY),
     Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
     Missing(("files",), _EMPTY, "use a path that the site's machines see"),
-    Missing(("failurePolicy",), _is("ContinueOnSoftFail"), "remove it, or use ContinueOnSoftFail"),
-    Missing(("dialect",), _is("Merlin"), "remove it, or use Merlin"),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("suspend",), _is(False)),
     Missing(("cancel",), _is(False), "delete the Study instead"),
@@ -84,9 +82,6 @@ TABLE: Final = (
 TOKENS: Final[Mapping[str, str]] = {
     "LAUNCHER": "start the program without it, on one core of one host",
     "VLAUNCHER": "start the program without it, on one core of one host",
-    "MERLIN_HARD_FAIL": "exit $(MERLIN_SOFT_FAIL)",
-    "MERLIN_STOP_WORKERS": "exit $(MERLIN_SUCCESS), and stop agents by hand",
-    "MERLIN_RAISE_ERROR": "exit $(MERLIN_SOFT_FAIL)",
 }
 """Every token that is not built yet, and what to do instead."""
 

@@ -236,12 +236,7 @@ class _Notes:
             self.fault(
                 f"{path}.file", "is required: path of the table" if "file" not in samples else "either file or count"
             )
-        columns = view.columns()
-        for index, column in enumerate(columns):
-            if column in columns[:index]:
-                self.fault(f"{path}.column_labels[{index}]", f"'{column}' stands twice; columns need different names")
-            if column in view.mapping("global.parameters"):
-                self.fault(f"{path}.column_labels[{index}]", f"'{column}' is a parameter too; rename one of them")
+        self.faults += checks.column_faults(view.columns(), view.mapping("global.parameters"), path)
         names = view.names()
         if not any(map(checks.holds_token, names)):
             for where, step in view.worker_steps():
@@ -304,9 +299,6 @@ class _View:
         for keys in (("env", "variables"), ("env", "labels"), ("vars",), ("global.parameters",)):
             for name in self.mapping(*keys):
                 yield f"{'.'.join(keys)}.{name}", name
-        for index, name in enumerate(self.columns()):
-            if name:
-                yield f"merlin.samples.column_labels[{index}]", name
 
     def batch_types(self) -> Iterator[tuple[str, str]]:
         """Path and text of every ``batch.type``."""

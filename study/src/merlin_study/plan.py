@@ -95,6 +95,8 @@ class Plan(_Model):
     (empty or relative: below the agent's workspace root). ``provenance`` maps file names in ``merlin_info`` to texts.
     Steps stand in topological order; with samples, the first one is `INFO_STEP`. With ``fail_fast`` a task that failed in
     any way (a soft failure too) blocks what depends on it, as in Maestro; without it only a hard failure does.
+    ``variables`` are texts that hold ``~`` or ``$NAME``: an agent completes them with its environment, and puts them in the
+    place of their tokens in scripts before any other token is filled in.
     """
 
     version: int = PLAN_VERSION
@@ -105,6 +107,7 @@ class Plan(_Model):
     samples: SampleTable | None
     steps: tuple[PlannedStep, ...]
     fail_fast: bool = False
+    variables: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @cached_property

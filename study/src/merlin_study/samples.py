@@ -8,6 +8,11 @@ needs none. Checked against upstream for the table in its reference (25/25, 26/2
 from __future__ import annotations
 
 import functools
+from typing import Final
+
+MAX_PATHS: Final = 1 << 20
+"""Characters of all paths together that a command line takes: Linux has 2 MiB for arguments and environment (a quarter of the
+usual stack limit), and half of it is left to the rest."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -35,6 +40,18 @@ def path(index: int, count: int, level_max_dirs: int) -> str:
         index, digit = divmod(index, level_max_dirs)
         digits.append(f"{digit:0{width}d}")
     return "/".join(reversed(digits))
+
+
+def paths(count: int, level_max_dirs: int) -> str | None:
+    """Return every sample's directory with blanks between them, empty for a single sample; None beyond `MAX_PATHS`."""
+    if paths_size(count, level_max_dirs) > MAX_PATHS:
+        return None
+    return " ".join(path(index, count, level_max_dirs) for index in range(count)) if count > 1 else ""
+
+
+def paths_size(count: int, level_max_dirs: int) -> int:
+    """Return how many characters `paths` has or would have."""
+    return max(0, count * depth(count, level_max_dirs) * (len(str(level_max_dirs)) + 1) - 1)
 
 
 def glob(count: int, level_max_dirs: int) -> str:

@@ -141,6 +141,13 @@ def _walltime(value: Any) -> int | str:
     raise _refuse("seconds or [days:]hours:minutes:seconds", value)
 
 
+def _version(value: Any) -> str | float:
+    """Text such as ``0.49.0``, or a number such as ``0.49``."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _refuse("a version", value, "; quote it")
+    return value
+
+
 def _exclusive(value: Any) -> bool | str | Mapping[str, Any]:
     """A boolean, a token, or Maestro's mapping of ``allocation`` and ``launcher``."""
     match value:
@@ -224,6 +231,12 @@ StepPriority = Annotated[str | float, PlainValidator(_step_priority), WithJsonSc
 Flag = Annotated[bool, Field(strict=True)]
 Word = Annotated[str, Field(strict=True, min_length=1, max_length=253)]
 """A name, a queue, a bank: one short line."""
+Blank = Annotated[str, Field(strict=True, max_length=253)]
+"""A `Word` whose empty text means that there is none, as upstream has it."""
+BlankLine = Annotated[str, Field(strict=True, max_length=4096)]
+"""A `Line` whose empty text means that there is none."""
+Version = Annotated[str | float, PlainValidator(_version), WithJsonSchema(_UNTYPED_WORD)]
+"""A version, which YAML may have taken for a number."""
 Line = Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
 """A path, a command's arguments."""
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=16_384)]

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from merlin_study.scalars import (
     MAX_ITEMS,
+    Blank,
+    BlankLine,
     Count,
     CountOrZero,
     Exclusive,
@@ -31,6 +33,7 @@ from merlin_study.scalars import (
     StepPriority,
     Text,
     Variable,
+    Version,
     Walltime,
     Word,
 )
@@ -88,14 +91,14 @@ class Description(Block):
 class Batch(Block):
     """The batch system: which launcher steps get, and how agents are started."""
 
-    type: Word = Field(
+    type: Blank = Field(
         default="local",
         description="Flavour of launcher and of worker start: local (default), slurm, flux, lsf, lsf-srun or pbs.",
     )
-    bank: Word | None = Field(
+    bank: Blank | None = Field(
         default=None, description="Account that the allocation is charged to; for starting agents only."
     )
-    queue: Word | None = Field(
+    queue: Blank | None = Field(
         default=None, description="Partition or queue of the batch system; for starting agents only."
     )
     walltime: Walltime | None = Field(
@@ -105,28 +108,55 @@ class Batch(Block):
         default=None, description="Hosts that agents span, a count or all; for starting agents only."
     )
     dry_run: Flag = Field(default=False, description="Write scripts and directories but run nothing. Default false.")
-    shell: Line = Field(
+    shell: BlankLine = Field(
         default="/bin/bash", description="What follows #! in every script whose step names no shell. Default /bin/bash."
     )
-    flux_path: Line | None = Field(default=None, description="Directory of the flux command; for starting agents only.")
-    flux_start_opts: Line | None = Field(default=None, description="Options of flux start; for starting agents only.")
-    flux_exec: Line | None = Field(default=None, description="Options of flux exec; for starting agents only.")
+    flux_path: BlankLine | None = Field(
+        default=None, description="Directory of the flux command; for starting agents only."
+    )
+    flux_start_opts: BlankLine | None = Field(
+        default=None, description="Options of flux start; for starting agents only."
+    )
+    flux_exec: BlankLine | None = Field(default=None, description="Options of flux exec; for starting agents only.")
     flux_exec_workers: Flag = Field(
         default=True, description="Start agents with flux exec under flux. Default true; for starting agents only."
     )
-    launch_pre: Line | None = Field(default=None, description="Text before the launch line of agents.")
-    launch_args: Line | None = Field(default=None, description="Arguments appended to the launch line of agents.")
-    worker_launch: Line | None = Field(
+    launch_pre: BlankLine | None = Field(default=None, description="Text before the launch line of agents.")
+    launch_args: BlankLine | None = Field(default=None, description="Arguments appended to the launch line of agents.")
+    worker_launch: BlankLine | None = Field(
         default=None, description="The whole launch line of agents, in place of the usual one."
     )
-    host: Word | None = Field(
+    host: Blank | None = Field(
         default=None, description="Maestro's host; Merlin's dialect takes it and does nothing with it."
     )
-    reservation: Word | None = Field(
+    reservation: Blank | None = Field(
         default=None, description="Maestro's reservation; Merlin's dialect takes it and does nothing with it."
     )
-    qos: Word | None = Field(
+    qos: Blank | None = Field(
         default=None, description="Maestro's quality of service; Merlin's dialect takes it and does nothing with it."
+    )
+    procs: Count | None = Field(
+        default=None, description="Maestro's processes; kept with the study, and nothing reads it."
+    )
+    gpus: CountOrZero | None = Field(
+        default=None, description="Maestro's GPUs; kept with the study, and nothing reads it."
+    )
+    exclusive: Exclusive | None = Field(
+        default=None, description="Maestro's exclusive; kept with the study, and nothing reads it."
+    )
+    version: Version | None = Field(
+        default=None, description="Maestro's version of the adapter; kept with the study, and nothing reads it."
+    )
+    uri: BlankLine | None = Field(
+        default=None, description="Maestro's address of a flux instance; kept with the study, and nothing reads it."
+    )
+    flux_uri: BlankLine | None = Field(
+        default=None,
+        description="Maestro's address of a flux instance, by its older name; kept with the study, and nothing reads it.",
+    )
+    args: Mapping[str, Any] | None = Field(
+        default=None,
+        description="Maestro's further arguments of the launcher; kept with the study, and nothing reads it.",
     )
 
 
@@ -224,9 +254,9 @@ class Run(Block):
     post: Script | None = Field(
         default=None, description="Kept with the study; like Merlin and Maestro, nothing runs it."
     )
-    task_queue: Word = Field(
+    task_queue: Blank = Field(
         default="merlin",
-        description="Queue of the step's tasks; agents name the queues that they serve. Default merlin.",
+        description="Queue of the step's tasks; agents name the queues that they serve. Default, and for none: merlin.",
     )
     shell: Line | None = Field(
         default=None, description="What follows #! in the script, such as /usr/bin/env python3. Default: batch.shell."

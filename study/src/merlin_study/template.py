@@ -16,6 +16,14 @@ TOKEN: Final = re.compile(r"\$\(([^()$`\s]+)\)")
 """A token as both Merlin and Maestro write it; what holds a space or a nested ``$`` is the shell's."""
 
 
+Lookup = Callable[[str], str | None]
+"""Gives the text of a token, or None where it is not defined."""
+
+
+class TooLongError(ValueError):
+    """The text would become longer than was asked for; nothing of it was built."""
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """Literal pieces and token names in turn: ``pieces[0]`` is text, ``pieces[1]`` a name, and so on."""
@@ -31,8 +39,12 @@ class Template:
         """Yield the token names in the order in which they stand, repeats included."""
         return iter(self.pieces[1::2])
 
-    def render(self, lookup: Callable[[str], str | None]) -> str:
-        """Return the text with each token replaced by ``lookup(name)``, or left alone where that is None."""
+    def render(self, lookup: Lookup, *, limit: int | None = None) -> str:
+        """Return the text with each token replaced by ``lookup(name)``, or left alone where that is None.
+
+        Raises:
+            TooLongError: it would have more than ``limit`` characters.
+        """
         pieces = self.pieces
         if len(pieces) == 1:
             return pieces[0]
@@ -41,6 +53,8 @@ class Template:
             value = lookup(pieces[at])
             out.append(f"$({pieces[at]})" if value is None else value)
             out.append(pieces[at + 1])
+        if limit is not None and sum(map(len, out)) > limit:
+            raise TooLongError
         return "".join(out)
 
 

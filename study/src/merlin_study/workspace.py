@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -31,6 +31,8 @@ OUTCOMES: Final = "outcomes"
 """In ``merlin_info``: one append-only log an agent, ``<agent>.jsonl``."""
 PRESENCE: Final = "agents"
 """In ``merlin_info``: one file an agent, touched while it lives."""
+PATHS_FILE: Final = "sample_paths.txt"
+"""In ``merlin_info``: the directory of each sample below a step's, one a line, where a step mentions the file's name."""
 
 _SAFE: Final = frozenset(string.ascii_letters + string.digits + "-_.()")
 
@@ -40,10 +42,23 @@ def safe_name(text: str) -> str:
     return "".join(c for c in text.replace(" ", "_") if c in _SAFE)
 
 
-def study_root(plan: Plan, workspace_root: str) -> str:
-    """Return the study's directory, below ``workspace_root`` unless the user gave an absolute ``OUTPUT_PATH``."""
-    below = posixpath.join(workspace_root, plan.output_path, plan.workspace)
+def study_root(plan: Plan, workspace_root: str, complete: Callable[[str], str] = str) -> str:
+    """Return the study's directory, below ``workspace_root`` unless the user gave an absolute ``OUTPUT_PATH``.
+
+    ``complete`` replaces ``~`` and environment variables in it; without one they stand for nothing and stay.
+    """
+    below = posixpath.join(workspace_root, complete(plan.output_path), plan.workspace)
     return posixpath.normpath(below)
+
+
+def wants_paths(plan: Plan) -> bool:
+    """Whether a step of the study reads `PATHS_FILE`, or would be told to if its ``$(MERLIN_PATHS_ALL)`` grew too long."""
+    names = (PATHS_FILE, "$(MERLIN_PATHS_ALL)")
+    return any(name in text for step in plan.steps for text in (step.cmd, step.restart) for name in names)
+
+
+class UnfillableError(ValueError):
+    """A token has a meaning, but no text that a script could hold; the message says what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +136,15 @@ class TaskTokens:
 
     Defines parameters (``X``, ``X.label``, ``X.name``), ``<step>.workspace``, ``WORKSPACE``, the ``MERLIN_*`` tokens
     that differ between studies, agents or tasks, and the sample's columns. Upstream matches sample columns without
-    regard to case; so do we.
+    regard to case; so do we. Before that, `Plan.variables` are put in, each as ``complete`` makes it of its text.
     """
 
-    def __init__(self, layout: Layout, step: int) -> None:
+    def __init__(self, layout: Layout, step: int, complete: Callable[[str], str] = str) -> None:
         self._layout, self._step = layout, step
         planned = layout.plan.steps[step]
-        self.cmd = Template.parse(planned.cmd)
-        self.restart = Template.parse(planned.restart)
+        self._variables = {name: complete(text) for name, text in layout.plan.variables.items()}
+        self.cmd = self.parse(planned.cmd)
+        self.restart = self.parse(planned.restart)
         self._steps = {other.name: index for index, other in enumerate(layout.plan.steps)}
         self._funnels = {edge.parent for edge in planned.edges if edge.kind == "all"}
         self._columns: dict[str, int] = {}
@@ -136,8 +152,16 @@ class TaskTokens:
             self._columns = {name.lower(): at for at, name in enumerate(layout.plan.samples.columns)}
         self._shared: dict[int, dict[str, str]] = {}
 
+    def parse(self, text: str) -> Template:
+        """Return a text with the plan's variables in it, ready for `render`."""
+        return Template.parse(Template.parse(text).render(self._variables.get))
+
     def render(self, template: Template, *, combination: int, sample: int, values: Sequence[str]) -> str:
-        """Return the script's text; ``values`` are the sample's columns, in the table's order."""
+        """Return the script's text; ``values`` are the sample's columns, in the table's order.
+
+        Raises:
+            UnfillableError: it would hold more than a script can.
+        """
         shared = self._shared.get(combination)
         if shared is None:
             shared = self._shared[combination] = self._of_combination(combination)
@@ -153,9 +177,24 @@ class TaskTokens:
                 return str(sample)
             if lowered == "merlin_sample_path":
                 return self._layout.sample_path(self._step, sample)
+            if name == "MERLIN_PATHS_ALL":
+                return self._paths
             return self._workspace_of(name, combination)
 
         return template.render(lookup)
+
+    @cached_property
+    def _paths(self) -> str | None:
+        table, count = self._layout.plan.samples, self._layout.geometry.samples
+        if table is None:
+            return None
+        text = samples.paths(count, table.level_max_dirs)
+        if text is None:
+            raise UnfillableError(
+                f"$(MERLIN_PATHS_ALL) would be {samples.paths_size(count, table.level_max_dirs)} characters long, more than a "
+                f"command line takes; read the paths from {self._layout.info}/{PATHS_FILE}, one a line"
+            )
+        return text
 
     def _of_combination(self, combination: int) -> dict[str, str]:
         layout = self._layout
@@ -164,6 +203,7 @@ class TaskTokens:
             "WORKSPACE": layout.step_dir(self._step, combination),
             "MERLIN_WORKSPACE": layout.root,
             "MERLIN_INFO": layout.info,
+            "OUTPUT_PATH": posixpath.dirname(layout.root),
         }
         table = layout.plan.samples
         if table is not None:
