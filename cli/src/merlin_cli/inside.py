@@ -10,7 +10,6 @@ follows from which task asks, so a task that is tried again finds what it starte
 
 import contextlib
 import json
-import os
 import socket
 import sys
 import time
@@ -128,11 +127,7 @@ def submit(request: run.Request, desk: Desk, console: Console) -> Exit:
 def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
     """The study as the operator will read it: all that only this place knows stands in it."""
     overrides = source.variables(request.vars)
-    if request.output_path is None:
-        output_path = source.home_expanded(found, overrides)
-    else:
-        output_path = os.path.abspath(os.path.expanduser(request.output_path))  # noqa: PTH100, PTH111 links stay as named
-    parsed, table = run.parsed(request, found, overrides, output_path=output_path)
+    parsed, table = run.parsed(request, found, overrides, output_path=run.wished_path(request))
     if table is not None:
         raise CliError(
             Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet"

@@ -65,13 +65,10 @@ def run_locally(request: Request, console: Console) -> Exit:
         raise CliError(Exit.USAGE, "--namespace and --name are for a cluster; with --local leave them out")
     overrides = source.variables(request.vars)
     found = source.read(request.spec)
-    output_path = request.output_path
-    if output_path is not None:
-        output_path = os.path.abspath(os.path.expanduser(output_path))  # noqa: PTH100, PTH111 links stay as named
     samples = inputs.samples_file(request.samples_file) if request.samples_file else None
     if samples is not None:
         found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
-    spec, table = parsed(request, found, overrides, output_path=output_path)
+    spec, table = parsed(request, found, overrides, output_path=wished_path(request))
     root = Path.cwd()
     plan = _fresh(spec, found, root, table)
     job = local.Job(
@@ -82,6 +79,12 @@ def run_locally(request: Request, console: Console) -> Exit:
         inputs=() if samples is None else (samples,),
     )
     return local.run(job, console)
+
+
+def wished_path(request: Request) -> str | None:
+    """Return where the command line wants the workspace to lie, absolute; None where it does not say."""
+    wish = request.output_path
+    return None if wish is None else os.path.abspath(os.path.expanduser(wish))  # noqa: PTH100, PTH111 links stay as named
 
 
 def parsed(
