@@ -13,6 +13,7 @@ from tests.ground.needs import ROOT
 
 CHART = ROOT / "charts" / "merlin"
 CASES = sorted(path.name for path in (CHART / "ci").glob("*-values.yaml"))
+DEFAULT = "default-values.yaml"
 NAMESPACE = "team"
 
 Manifest = dict[str, Any]
@@ -35,14 +36,14 @@ class Helm:
             raise AssertionError(f"helm {' '.join(map(str, arguments))}:\n{done.stderr}{done.stdout}")
         return done
 
-    def text(self, *options: str, case: str = "") -> str:
+    def text(self, *options: str, case: str = DEFAULT) -> str:
         """What `helm template` prints for release `merlin`."""
-        values = ["--values", str(CHART / "ci" / case)] if case else []
+        values = ["--values", str(CHART / "ci" / case)]
         return self.run(
             "template", "merlin", CHART, "--namespace", NAMESPACE, "--kube-version", "1.35.4", *values, *options
         ).stdout
 
-    def render(self, *options: str, case: str = "") -> list[Manifest]:
+    def render(self, *options: str, case: str = DEFAULT) -> list[Manifest]:
         """The same, parsed."""
         return [each for each in yaml.safe_load_all(self.text(*options, case=case)) if each]
 

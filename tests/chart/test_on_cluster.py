@@ -6,7 +6,7 @@ Any cluster will do whose nodes' ports can be reached from here:
     MERLIN_CLUSTER_EXEC         words before every command, where the cluster is reached through another (nsenter …), which
                                 has to become the command that it starts
     MERLIN_CLUSTER_LOAD         a command that takes image archives and makes them known to the nodes; without it the images
-                                `merlin/operator` and `merlin/agent` of this version have to be there (kind load …)
+                                `localhost/merlin/operator` and `…/agent` of this version have to be there (kind load …)
     MERLIN_CLUSTER_SERVER       the broker as agents reach it; without it port 30422 of the first node
 
 kind:  kind create cluster --config kind-config.yaml && tools/images

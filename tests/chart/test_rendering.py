@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chart.rendering import CASES, CHART, Helm, Manifest, named, pod_of
+from tests.chart.rendering import CASES, CHART, DEFAULT, Helm, Manifest, named, pod_of
 from tests.ground import ControlPlane
 from tests.ground.needs import ROOT
 
@@ -18,9 +18,8 @@ DOCS = ROOT / "docs" / "chart.md"
 
 
 def test_the_chart_and_every_case_pass_lint(helm: Helm) -> None:
-    for case in ["", *CASES]:
-        values = ["--values", str(CHART / "ci" / case)] if case else []
-        helm.run("lint", "--strict", "--kube-version", "1.35.4", CHART, *values)
+    for case in CASES:
+        helm.run("lint", "--strict", "--kube-version", "1.35.4", CHART, "--values", str(CHART / "ci" / case))
 
 
 @pytest.mark.parametrize(
@@ -31,14 +30,102 @@ def test_the_chart_and_every_case_pass_lint(helm: Helm) -> None:
         ("operator.image.tg=x", "'tg' not allowed"),
         ("nats.service.type=Ingress", "must be one of"),
         ("nats.externalAddress=nats://example.org:4222", "does not match pattern"),
-        ("nats.service.type=NodePort", "networkPolicy.agentCIDRs: "),
+        ("agents.site=Quartz", "does not match pattern"),
+        ("operator.timing.heartbeat=0", "exclusiveMinimum"),
+        ("nats.storage.size=10 Gi", "does not match pattern"),
+        ("networkPolicy.agentCIDRs={everywhere}", "does not match pattern"),
         ("secrets.existing.agents=mine", "give broker, operator and agents, or none"),
+        (
+            "nats.service.type=NodePort",
+            "networkPolicy.agentCIDRs: expected the networks that agents come from, since nats.service.type NodePort",
+        ),
+        (
+            "operator.timing.heartbeat=30",
+            "operator.timing.lostAfter: expected more than two of operator.timing.heartbeat (60 s), found 60 s; raise",
+        ),
+        (
+            "operator.timing.presenceStale=60",
+            "operator.timing.presenceStale: expected more than two of operator.timing.presence (60 s), found 60 s; raise",
+        ),
+        (
+            "nats.storage.size=9Gi",
+            "nats.maxFileStore: expected less than nats.storage.size (9Gi), found 9Gi; leave about a tenth",
+        ),
+        ("nats.maxFileStore=10738M", "nats.maxFileStore: expected less than nats.storage.size (10Gi), found 10738M"),
+        ("nats.storage.size=9.6G", "nats.maxFileStore: expected less than nats.storage.size (9.6G), found 9Gi"),
+        ("nats.maxPayload=512K", "nats.maxPayload: expected 1MB to 64MB, found 512K; "),
+        ("nats.maxPayload=1G", "nats.maxPayload: expected 1MB to 64MB, found 1G; "),
+        (
+            "nats.service.nodePort=30422",
+            "nats.service.nodePort: expected null where nats.service.type is ClusterIP, found 30422; set",
+        ),
+        (
+            "nats.service.loadBalancerSourceRanges={192.0.2.0/24}",
+            "nats.service.loadBalancerSourceRanges: expected none where nats.service.type is ClusterIP, found 192.0.2.0/24",
+        ),
+        (
+            "image.repository=",
+            "image.repository: expected where your cluster pulls the images operator and agent from, found nothing; build",
+        ),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(helm: Helm, setting: str, says: str) -> None:
-    done = helm.run("template", "merlin", CHART, "--kube-version", "1.35.4", "--set", setting, check=False)
+    """With its path, what was expected, what was found, and the cure; by the schema as far as that can say it."""
+    values = ["--values", str(CHART / "ci" / DEFAULT)]
+    done = helm.run("template", "merlin", CHART, "--kube-version", "1.35.4", *values, "--set", setting, check=False)
     assert done.returncode != 0
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "nats.maxFileStore=10737M",
+        "nats.storage.size=9.7G",
+        "nats.storage.size=1Ti",
+        "nats.maxPayload=64MB",
+        "operator.timing.heartbeat=29",
+    ],
+)
+def test_values_at_the_bound_are_accepted(helm: Helm, setting: str) -> None:
+    assert helm.render("--set", setting)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_image_has_a_name_that_is_not_the_user_s(helm: Helm, case: str) -> None:
+    """Every image but that of nats-server comes from where the values say."""
+    values = yaml.safe_load((CHART / "ci" / case).read_text())
+    places = set(re.findall(r"'repository': '([^']*)'", str(values)))
+    images = [
+        each["image"]
+        for manifest in helm.render(case=case)
+        if (pod := pod_of(manifest))
+        for each in pod["spec"]["containers"]
+    ]
+    ours = [image for image in images if not image.startswith("docker.io/library/nats:")]
+    assert len(ours) == len(images) - 1
+    assert all(any(image.startswith(place) for place in places) for image in ours)
+    assert all(":" in image.rsplit("/", 1)[-1] for image in ours)
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        ("nats.service.type=LoadBalancer,networkPolicy.agentCIDRs={192.0.2.0/24}", "Local"),
+        ("nats.service.type=NodePort,networkPolicy.agentCIDRs={192.0.2.0/24}", "Local"),
+        ("nats.service.type=NodePort,networkPolicy.agentCIDRs={0.0.0.0/0}", "Cluster"),
+        ("nats.service.type=LoadBalancer,networkPolicy.enabled=false", "Cluster"),
+        (
+            "nats.service.type=LoadBalancer,networkPolicy.agentCIDRs={10.0.0.0/8},nats.service.externalTrafficPolicy=Cluster",
+            "Cluster",
+        ),
+        ("nats.service.type=ClusterIP", None),
+    ],
+)
+def test_where_networks_are_told_apart_their_addresses_arrive(helm: Helm, settings: str, policy: str | None) -> None:
+    """Otherwise the cluster may put a node's address in the agent's place, and the network policy lets nobody in."""
+    service = named(helm.render("--set", settings), "Service", "merlin-nats")
+    assert service["spec"].get("externalTrafficPolicy") == policy
 
 
 def test_an_old_kubernetes_is_refused(helm: Helm) -> None:

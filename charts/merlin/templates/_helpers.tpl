@@ -37,6 +37,18 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* The same of an image of this project: (dict "root" $ "image" … "part" "operator" or "agent"). Nobody publishes them, so
+a name that was made up here could be anybody's. */}}
+{{- define "merlin.image.own" -}}
+{{- $repository := .image.repository -}}
+{{- if not $repository -}}
+{{- $place := required "image.repository: expected where your cluster pulls the images operator and agent from, found nothing; build them with `tools/images --repository registry.example.org/team/merlin`, push both, and give --set image.repository=registry.example.org/team/merlin" .root.Values.image.repository -}}
+{{- $repository = printf "%s/%s" $place .part -}}
+{{- end -}}
+{{- $image := merge (dict "repository" $repository) .image -}}
+{{- include "merlin.image" (dict "image" $image "default" .root.Chart.AppVersion) -}}
+{{- end -}}
+
 {{- define "merlin.operator.serviceAccount" -}}
 {{- if .Values.operator.serviceAccount.create -}}
 {{- default (printf "%s-operator" (include "merlin.fullname" .)) .Values.operator.serviceAccount.name -}}
@@ -78,6 +90,35 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- $names = append $names (regexReplaceAll ":[0-9]+$" (trimPrefix "tls://" .) "" | trimPrefix "[" | trimSuffix "]") -}}
 {{- end -}}
 {{- concat $names .Values.nats.tls.extraNames | uniq | join "\n" -}}
+{{- end -}}
+
+{{/* Local keeps the agents' addresses. Otherwise they arrive under a node's, which networkPolicy.agentCIDRs does not name. */}}
+{{- define "merlin.nats.trafficPolicy" -}}
+{{- $everybody := or (has "0.0.0.0/0" .Values.networkPolicy.agentCIDRs) (has "::/0" .Values.networkPolicy.agentCIDRs) -}}
+{{- $told := or (not .Values.networkPolicy.enabled) $everybody -}}
+{{- default (ternary "Cluster" "Local" $told) .Values.nats.service.externalTrafficPolicy -}}
+{{- end -}}
+
+{{/* Sizes in bytes: as nats-server reads them (K is 1000; KB, Ki and KiB are 1024) and as Kubernetes does (Ki is 1024). */}}
+{{- define "merlin.bytes.nats" -}}
+{{- $unit := regexReplaceAll "^[0-9]+" . "" | lower -}}
+{{- $base := ternary 1000 1024 (le (len $unit) 1) -}}
+{{- include "merlin.bytes" (list (regexFind "^[0-9]+" .) $base $unit) -}}
+{{- end -}}
+
+{{- define "merlin.bytes.kubernetes" -}}
+{{- $unit := regexReplaceAll "^[0-9.]+" . "" | lower -}}
+{{- $base := ternary 1024 1000 (hasSuffix "i" $unit) -}}
+{{- include "merlin.bytes" (list (regexFind "^[0-9.]+" .) $base $unit) -}}
+{{- end -}}
+
+{{- define "merlin.bytes" -}}
+{{- $bytes := float64 (index . 0) -}}
+{{- $power := dict "" 0 "k" 1 "m" 2 "g" 3 "t" 4 "p" 5 -}}
+{{- range until (int (get $power (trunc 1 (index . 2)))) -}}
+{{- $bytes = mulf $bytes (float64 (index $ 1)) -}}
+{{- end -}}
+{{- int64 $bytes -}}
 {{- end -}}
 
 {{/* PodSecurity `restricted`, for a whole pod and for each container. */}}
