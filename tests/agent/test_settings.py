@@ -9,6 +9,7 @@ import pytest
 from merlin_agent import allocation, config
 from merlin_agent.__main__ import main
 from merlin_agent.config import ConfigError, Credentials
+from merlin_agent.schedulers import Found
 from merlin_study.seal import Keyring
 from merlin_study.wire import AllocationFacts
 
@@ -146,30 +147,25 @@ def test_each_kind_of_fault_has_its_exit_code(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("environ", "facts"),
+    ("found", "facts"),
     [
-        ({}, AllocationFacts()),
-        ({"SLURM_JOB_NUM_NODES": "4"}, AllocationFacts()),
-        ({"SLURM_JOB_ID": "77"}, AllocationFacts(scheduler="slurm", job_id="77")),
+        (Found(), AllocationFacts()),
+        (Found("slurm", "77"), AllocationFacts(scheduler="slurm", job_id="77")),
         (
-            {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_END_TIME": "1700000000"},
-            AllocationFacts(scheduler="slurm", job_id="77", nodes=4, ends_at=1.7e9),
-        ),
-        (
-            {"SLURM_JOB_ID": "77", "SLURM_NNODES": "2", "SLURM_JOB_END_TIME": "soon"},
-            AllocationFacts(scheduler="slurm", job_id="77", nodes=2),
+            Found("slurm", "77", hosts=("n1", "n2"), seconds_left=600.0),
+            AllocationFacts(scheduler="slurm", job_id="77", nodes=2, ends_at=1600.0),
         ),
     ],
 )
-def test_slurms_variables_tell_the_allocation(environ: dict[str, str], facts: AllocationFacts) -> None:
-    """What makes no sense counts as unset."""
-    assert allocation.facts(environ) == facts
+def test_the_operator_is_told_what_was_found(found: Found, facts: AllocationFacts) -> None:
+    assert allocation.facts(found, 1000.0) == facts
 
 
 def test_what_the_allocation_decides() -> None:
     """Slots, site and the time that is left."""
-    assert allocation.slots({"SLURM_CPUS_ON_NODE": "36"}) == 36
-    assert allocation.slots({"SLURM_CPUS_ON_NODE": "36(x2)"}) >= 1
+    assert allocation.slots(Found("slurm", "77", cores=36), 64) == 36
+    assert allocation.slots(Found("slurm", "77", cores=36), 2) == 2
+    assert allocation.slots(Found(), 5) == 5
     assert allocation.site({"SLURM_CLUSTER_NAME": "quartz"}, "login1") == "quartz"
     assert allocation.site({}, "quartz-1188.site.example") == "quartz"
     assert allocation.site({}, "123") == "123"

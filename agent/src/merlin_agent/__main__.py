@@ -11,10 +11,13 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the agent; return the exit code."""
-    from merlin_agent import config
+    from merlin_agent import config, doctor
 
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = config.load(sys.argv[1:] if arguments is None else arguments, os.environ)
+        settings = config.load(given, os.environ)
+        if "doctor" in given:
+            return doctor.run(settings, print)
         credentials = config.load_credentials(settings.credentials, ca=settings.ca)
         keys = config.load_keys(settings, credentials)
         config.check_transport(settings, credentials)

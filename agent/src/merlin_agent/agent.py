@@ -57,7 +57,7 @@ class Agent:
         self._settings = settings
         self._host = socket.gethostname()
         self.id = new_id(self._host)
-        self._allocation = allocation.facts(os.environ)
+        self._allocation = allocation.facts(allocation.here(), time.time())
         self._problems = Problems()
         self._mean = Mean()
         self._measures = Measures()

@@ -1,6 +1,6 @@
-"""What the batch job says of itself: a pure reading of its environment.
+"""What the agent takes from the batch job that it runs in: hosts, slots, the time that is left, the site's name.
 
-Slurm's variables for now; without them the agent runs in no allocation, and nothing ends it.
+`schedulers` reads the job; here stands what follows from it. Without a job the agent runs in no allocation, and nothing ends it.
 """
 
 from __future__ import annotations
@@ -8,21 +8,50 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Final
 
+from merlin_agent import schedulers
+from merlin_agent.schedulers import Found
 from merlin_study.wire import AllocationFacts
 
+_PATIENCE: Final = 10.0
+"""Seconds that a scheduler's command may take; a busy slurmctld answers late, and an agent must start all the same."""
 
-def facts(environ: Mapping[str, str]) -> AllocationFacts:
-    """Return what is known of the allocation; a variable that makes no sense counts as unset."""
-    job = environ.get("SLURM_JOB_ID", "")
-    if not job:
-        return AllocationFacts()
+
+def ask(command: Sequence[str]) -> str | None:
+    """Run a scheduler's command; see `schedulers.Ask`."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+@cache
+def here() -> Found:
+    """Return the job of this process, read once."""
+    return schedulers.found(os.environ, ask, host=_short(socket.gethostname()), now=time.time())
+
+
+def facts(found: Found, now: float) -> AllocationFacts:
+    """Return what the operator is told; ``now`` is the Unix time at which ``found`` was read."""
     return AllocationFacts(
-        scheduler="slurm",
-        job_id=job,
-        nodes=max(1, _number(environ, "SLURM_JOB_NUM_NODES") or _number(environ, "SLURM_NNODES") or 1),
-        ends_at=float(_number(environ, "SLURM_JOB_END_TIME")),
+        scheduler=found.scheduler,
+        job_id=found.job_id,
+        nodes=max(1, len(found.hosts)),
+        ends_at=0.0 if found.seconds_left is None else now + found.seconds_left,
     )
 
 
@@ -31,11 +60,16 @@ def seconds_left(allocation: AllocationFacts, now: float) -> float:
     return max(0.0, allocation.ends_at - now) if allocation.ends_at else float("inf")
 
 
-def slots(environ: Mapping[str, str]) -> int:
-    """Return how many tasks this host should run at once: the allocation's cores, else those we may run on."""
-    given = _number(environ, "SLURM_CPUS_ON_NODE")
-    if given > 0:
-        return given
+def slots(found: Found, usable: int) -> int:
+    """Return how many tasks this host should run at once: the job's cores here, where we may run on that many.
+
+    ``usable`` is `usable_cores`. A launcher that binds the agent to fewer than the job has here wins, for tasks inherit that.
+    """
+    return max(1, min(found.cores or usable, usable))
+
+
+def usable_cores() -> int:
+    """Return on how many cores this process may run."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,11 +81,10 @@ def site(environ: Mapping[str, str], host: str | None = None) -> str:
     In the letters that a site's name takes everywhere: lower case, digits and dashes.
     """
     named = environ.get("SLURM_CLUSTER_NAME", "").strip()
-    short = (host or socket.gethostname()).split(".")[0]
+    short = _short(host or socket.gethostname())
     name = named or short.rstrip("0123456789").rstrip("-_") or short
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63].strip("-") or "local"
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ.get(name, "").strip()
-    return int(text) if text.isascii() and text.isdigit() else 0
+def _short(host: str) -> str:
+    return host.split(".", maxsplit=1)[0]

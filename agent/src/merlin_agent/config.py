@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         default_factory=lambda: allocation.site(os.environ), max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
     )
     queues: Annotated[tuple[str, ...], NoDecode] = ()
-    slots: int = Field(default_factory=lambda: allocation.slots(os.environ), ge=1, le=4096)
+    slots: int = Field(
+        default_factory=lambda: allocation.slots(allocation.here(), allocation.usable_cores()), ge=1, le=4096
+    )
     workspace: Path = Field(default_factory=Path.cwd)
     drain_grace: float = Field(default=30.0, ge=0)
     study: str = ""
@@ -136,9 +138,16 @@ def parser() -> argparse.ArgumentParser:
         "environment that the tasks need; start as many as you like. SIGTERM drains it.",
         epilog=f"Each flag is also a variable ({PREFIX}SERVER, {PREFIX}SLOTS, …) and a key of {_DEFAULT_FILE}; a flag "
         "counts before a variable, a variable before the file. Exit codes: 0 drained, 2 wrong usage, 3 keys or "
-        "credentials unreadable, 4 workspace not writable.",
+        "credentials unreadable, 4 workspace not writable, 5 doctor found something wrong.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+    )
+    made.add_argument(
+        "command",
+        nargs="?",
+        choices=["doctor"],
+        default=None,
+        help="look at this host and say what an agent finds here, what is missing and the cure; then end",
     )
     made.add_argument("--config", metavar="FILE", help=f"the configuration file (default {_DEFAULT_FILE})")
     made.add_argument("--server", metavar="URL", help="the NATS server (default nats://127.0.0.1:4222)")
@@ -188,6 +197,7 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         ConfigError: they make no sense; flags that argparse refuses end the process with code 2 by themselves.
     """
     flags = vars(parser().parse_args(arguments))
+    flags.pop("command", None)
     given = flags.pop("config", None) or environ.get(f"{PREFIX}CONFIG")
     path = Path(given or _DEFAULT_FILE).expanduser()
     values = _read_mapping(path, USAGE) if given or path.exists() else {}

@@ -1,0 +1,95 @@
+"""What the doctor finds, on this machine and on made-up ones: a line for each thing, a cure for each fault."""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from merlin_agent import doctor
+from merlin_agent.__main__ import main
+from merlin_agent.doctor import Finding, State
+from merlin_agent.schedulers import Found
+from merlin_study.seal import Keyring
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("MERLIN_AGENT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def nothing(command: Sequence[str]) -> None:
+    """No command is there."""
+    del command
+
+
+def of(found: Found, *, usable: int, path: str = "/nowhere") -> dict[str, Finding]:
+    findings = doctor.allocation_findings(found, usable=usable, environ={"PATH": path}, ask=nothing)
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_healthy_job_gets_no_cures(tmp_path: Path) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    job = Found("slurm", "7", ("n1", "n2"), 4, 8 << 30, ("0", "1"), 1800.0)
+    found = of(job, usable=4, path=str(tmp_path))
+    assert {finding.state for finding in found.values()} == {State.GOOD}
+    assert found["allocation"].found == "slurm 7, 2 hosts, 30 min left"
+    assert found["memory"].found == "8.0 GiB of this host are the job's"
+    assert found["launcher"].found == f"srun at {srun}"
+
+
+def test_an_agent_outside_of_any_job_is_told_so() -> None:
+    assert of(Found(), usable=4)["allocation"].state is State.ODD
+
+
+def test_an_agent_that_is_bound_to_a_part_of_the_host_is_told_so() -> None:
+    """``srun -n1 merlin-agent`` gets one core, and the job's others would idle."""
+    cores = of(Found("slurm", "7", cores=56), usable=1)["cores"]
+    assert (cores.state, cores.found) == (State.ODD, "1 usable of the job's 56 here")
+    assert "srun --overlap" in cores.cure
+
+
+def test_a_launcher_that_is_not_there_is_wrong() -> None:
+    launcher = of(Found("lsf", "7"), usable=4)["launcher"]
+    assert launcher.state is State.WRONG
+    assert "found no jsrun on PATH" in launcher.found
+
+
+def run(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
+    code = main(["doctor", *flags])
+    return code, capsys.readouterr().out
+
+
+def test_this_machine_with_a_broker_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Keyring.generate().save(tmp_path / ".merlin" / "keys")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"nats://127.0.0.1:{server.getsockname()[1]}"
+        code, said = run(capsys, "--server", address, "--workspace", str(tmp_path))
+    assert code == 0, said
+    assert f"{address}: reached" in said
+    assert f"{tmp_path}: writable" in said
+
+
+def test_every_fault_is_told_at_once_with_its_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Keyring.generate().save(tmp_path / ".merlin" / "keys")
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    flags = ("--server", f"nats://127.0.0.1:{port}", "--workspace", str(tmp_path / "file" / "below"))
+    code, said = run(capsys, *flags)
+    assert code == doctor.FAULTY
+    assert "give --workspace a directory that this user may write" in said
+    assert "check the address, and that compute nodes may reach it" in said
+    assert said.splitlines()[-1].startswith("2 wrong, ")
+
+
+def test_keys_that_are_not_there_name_whom_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = run(capsys, "--workspace", str(tmp_path))
+    assert code == doctor.FAULTY
+    assert "ask who runs the cluster for `merlin site credentials`" in said
