@@ -5,10 +5,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.ground import Broker, ControlPlane, NetworkNamespace, Slurm
 from tests.ground.control_plane import CRDS, binaries
+
+# A property has no time limit: how long an example takes says something of the machine, not of the property.
+hypothesis.settings.register_profile("merlin", deadline=None)
+hypothesis.settings.load_profile("merlin")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

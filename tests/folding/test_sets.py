@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -49,7 +49,6 @@ def test_impossible_sets_are_refused(raw: str) -> None:
         TaskSet.model_validate_json(raw)
 
 
-@settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.booleans(), NEAR_EDGES), max_size=8))
 def test_a_bitmap_is_a_set(steps: list[tuple[bool, set[int]]]) -> None:
     """Adding and removing near the edges of blocks leaves what a set would hold, and reports the same differences."""

@@ -144,7 +144,7 @@ class World:
         pytest.fail("the study never ended")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(shape=shapes(), seed=st.integers(0, 2**32))
 def test_every_task_ends_once_whatever_happens(shape: Shape, seed: int) -> None:
     """Chunks lost, reported in parts, reported twice, retried or handed back: each task gets one outcome, none starts early."""
@@ -157,7 +157,7 @@ def test_every_task_ends_once_whatever_happens(shape: Shape, seed: int) -> None:
     assert world.ledger.misplaced == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes(), seed=st.integers(0, 2**32))
 def test_the_ledger_is_a_function_of_the_log(shape: Shape, seed: int) -> None:
     """An operator that starts in the middle, folding the same entries, knows what the first one knew."""

@@ -203,7 +203,7 @@ FULL = StepView(
 WORST = st.sampled_from(["x", "<", "\u2028", "\x00", "\U0001f600", '"', "é", "\n"])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     steps=st.integers(0, 250),
     name=WORST,
