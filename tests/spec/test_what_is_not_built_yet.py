@@ -47,7 +47,6 @@ def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], me
     [
         ({"batch": {"type": "pbs"}}, "batch.type: 'pbs' is not supported yet; use local"),
         ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
-        ({"env": {"dependencies": {"paths": [{"name": "A", "path": "/a"}]}}}, "env.dependencies.paths: is not supported yet; name the path in env.variables"),
         ({"env": {"variables": {"RUN": "$(LAUNCHER) x"}}}, "env.variables.RUN: $(LAUNCHER) is not supported yet; start the program without it, on one core of one host"),
         ({"global.parameters": {"A": {"values": ["$(VLAUNCHER)"], "label": "A.%%"}}}, "global.parameters.A.values[0]: $(VLAUNCHER) is not supported yet; start the program without it, on one core of one host"),
         ({"merlin": {"samples": {"count": 3}}}, "merlin.samples.count: 3 is not supported yet; write a file with as many rows"),
@@ -110,7 +109,12 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
         "site": "here",
         "runId": "1",
         "batch": {**batch, "dry_run": False, "worker_launch": "w"},
-        "env": {"variables": {"N": 2}, "labels": {"L": True}, "sources": ["s"], "dependencies": {"paths": []}},
+        "env": {
+            "variables": {"N": 2},
+            "labels": {"L": True},
+            "sources": ["s"],
+            "dependencies": {"paths": [{"name": "A", "path": "/a"}]},
+        },
         "merlin": {
             "samples": {"file": "f.csv"},
             "resources": {"workers": {"w": {"batch": {"type": "flux"}, "nodes": 3}}},

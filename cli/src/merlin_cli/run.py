@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from merlin_cli import inputs, local, pgen, source
+from merlin_cli import inputs, local, needs, pgen, source
 from merlin_cli.exits import CliError, Exit
 from merlin_study import environment, workspace
 from merlin_study import table as tables
@@ -70,7 +70,7 @@ def run_locally(request: Request, console: Console) -> Exit:
         found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
     spec, table = parsed(request, found, overrides, output_path=wished_path(request))
     root = Path.cwd()
-    plan = _fresh(spec, found, root, table)
+    plan = needs.met(_fresh(spec, found, root, table), root)
     job = local.Job(
         plan=plan,
         study=str(uuid.uuid4()),

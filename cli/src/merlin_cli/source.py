@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from merlin_cli import needs
 from merlin_cli.exits import CliError, Exit
 from merlin_study import environment, loader, scalars
 from merlin_study.errors import Fault, SpecError
@@ -121,7 +122,7 @@ def parse(
     """
     raw = _overridden(source, overrides, output_path)
     if not elsewhere:
-        raw = environment.expand_tree(raw, os.environ, os.path.expanduser)
+        raw = needs.rooted(environment.expand_tree(raw, os.environ, os.path.expanduser), Path.cwd())
     spec, warnings = parse_spec(raw, unknown="warn")
     for warning in () if quiet else warnings:
         print(f"warning: {warning}", file=sys.stderr)

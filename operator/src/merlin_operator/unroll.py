@@ -15,7 +15,7 @@ from typing import Final
 
 from merlin_study import subjects, wire
 from merlin_study.ledger import Ledger, Waiting
-from merlin_study.plan import INFO_STEP
+from merlin_study.plan import IMPLICIT
 from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
 
@@ -163,9 +163,9 @@ class Unroller:
 
 
 def _is_downstream(ledger: Ledger, step: int) -> bool:
-    """Whether a step waits for another one that users know (the implicit sample step does not count)."""
+    """Whether a step waits for another one that users know (implicit ones do not count)."""
     steps = ledger.plan.steps
-    return any(steps[edge.parent].name != INFO_STEP for edge in steps[step].edges)
+    return any(steps[edge.parent].name not in IMPLICIT for edge in steps[step].edges)
 
 
 def _split(tasks: TaskSet, most: int) -> tuple[TaskSet, TaskSet | None]:

@@ -17,6 +17,7 @@ from merlin_study.errors import (
     Fault,
     did_you_mean,
 )
+from merlin_study.plan import DEPENDENCIES_STEP
 from merlin_study.spec import RESERVED
 from merlin_study.workspace import INFO, safe_name
 
@@ -48,6 +49,8 @@ def check_step_name(name: str, path: str) -> Fault | None:
     """
     if fault := _check_directory(name, path, "a step"):
         return fault
+    if name == DEPENDENCIES_STEP:
+        return Fault(path, f"'{DEPENDENCIES_STEP}' is what sees to env.dependencies; take another name", UNSAFE_NAME)
     if not holds_token(name) and safe_name(name).casefold() == INFO:
         return Fault(path, f"'{INFO}' is the directory of the study's own files; take another name", UNSAFE_NAME)
     return None
@@ -56,6 +59,11 @@ def check_step_name(name: str, path: str) -> Fault | None:
 def check_study_name(name: str, path: str) -> Fault | None:
     """Judge ``description.name``, which becomes the workspace's own directory; as `check_step_name`."""
     return _check_directory(name, path, "a study")
+
+
+def check_clone_name(name: str, path: str) -> Fault | None:
+    """Judge the name of a git dependency, which becomes the directory of its clone; as `check_step_name`."""
+    return _check_directory(name, path, "a clone")
 
 
 def _check_directory(name: str, path: str, what: str) -> Fault | None:

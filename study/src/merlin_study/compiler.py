@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from merlin_study import checks, duration, environment
+from merlin_study import checks, dependencies, duration, environment
 from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
@@ -20,7 +20,7 @@ from merlin_study.loader import dump_quoted
 from merlin_study.notyet import not_yet, size_fault, token_faults
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.parse import to_document
-from merlin_study.plan import INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
+from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.shape import Shape, walltime_class
 from merlin_study.spec import SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
@@ -120,7 +120,9 @@ class _Compiler:
         drafts = self._drafts()
         order = self._order(drafts)
         samples = self._samples(samples_directory)
-        steps = self._steps(order, samples)
+        self.faults += dependencies.faults(self.spec, self.variables)
+        needs = dependencies.script(self.spec, self.variables)
+        steps = self._steps(order, samples, needs)
         output_path = self.variables.output_path
         parameters = self._parameters()
         for step in steps:
@@ -216,17 +218,23 @@ class _Compiler:
 
     # What each step uses
 
-    def _steps(self, order: Sequence[_Draft], samples: SampleTable | None) -> tuple[PlannedStep, ...]:
+    def _steps(self, order: Sequence[_Draft], samples: SampleTable | None, needs: str) -> tuple[PlannedStep, ...]:
         earlier: dict[str, _Draft] = {}
         for draft in order:
             self._use(draft, earlier, has_samples=samples is not None)
             earlier[draft.name] = draft
         planned: list[PlannedStep] = []
         queue = next((self._queue(draft) for draft in order if draft.sampled), "merlin")
-        if samples is not None:
-            planned.append(_info_step(samples, queue=queue))
+        if needs:
+            first = self._queue(order[0]) if order else NO_QUEUE
+            planned.append(_implicit_step(DEPENDENCIES_STEP, needs, "/bin/bash", queue=first))
+        if samples is not None:  # upstream runs its command with /bin/sh, whatever the batch block says
+            planned.append(_implicit_step(INFO_STEP, samples.generate or "", "/bin/sh", queue=queue))
         for draft in order:
             planned.append(self._planned(draft, planned, has_samples=samples is not None))
+        if needs:
+            waits = (Edge(parent=0, kind=EdgeKind.ALL),)
+            planned[1:] = [step if step.edges else step.model_copy(update={"edges": waits}) for step in planned[1:]]
         return tuple(planned)
 
     def _use(self, draft: _Draft, earlier: Mapping[str, _Draft], *, has_samples: bool) -> None:
@@ -299,7 +307,7 @@ class _Compiler:
         ]
         needs_count = draft.sampled or not _COUNT_TOKENS.isdisjoint(tokens(draft.cmd + draft.restart))
         if has_samples and needs_count and not any(planned[edge.parent].sampled for edge in edges):
-            edges.insert(0, Edge(parent=0, kind=EdgeKind.ALL))
+            edges.insert(0, Edge(parent=by_name[INFO_STEP], kind=EdgeKind.ALL))
         return step.model_copy(update={"edges": tuple(edges)})
 
     def _directories(self, step: PlannedStep, parameters: Sequence[Parameter]) -> None:
@@ -436,13 +444,13 @@ def fail_fast(spec: StudySpec) -> bool:
     return spec.dialect == "Maestro"
 
 
-def _info_step(samples: SampleTable, *, queue: str) -> PlannedStep:
-    """Return the implicit first step. Upstream runs its command with /bin/sh, whatever the batch block says."""
-    return PlannedStep(  # noqa: S604 the shell is the point
-        name=INFO_STEP,
-        cmd=samples.generate or "",
+def _implicit_step(name: str, cmd: str, interpreter: str, *, queue: str) -> PlannedStep:
+    """Return a step that no specification names: one task, before others."""
+    return PlannedStep(
+        name=name,
+        cmd=cmd,
         restart="",
-        shell="/bin/sh",
+        shell=interpreter,
         queue=queue,
         shape=Shape().token,
         max_retries=0,

@@ -201,6 +201,7 @@ class _Notes:
         self._judge_samples(view, root)
         lengths = {key: len(values) for key, values in view.parameters().items()}
         self.faults += checks.parameter_faults(lengths, f"{root}.global.parameters")
+        self._judge_dependencies(view, root)
         for where, text in view.batch_types():
             if fault := checks.check_batch_type(text, f"{root}.{where}"):
                 self.faults.append(fault)
@@ -222,12 +223,32 @@ class _Notes:
                 continue
             if fault := checks.token_name_fault(name, f"{root}.{where}"):
                 self.faults.append(fault)
+        seen: dict[str, str] = {}
+        for where, name in view.token_names():
+            other = seen.setdefault(name, where)
+            if where.startswith("env.dependencies.") and other != where:
+                self.fault(f"{root}.{where}", f"'{name}' is defined by {root}.{other} already; take another name")
         known = [*view.mapping("env", "variables"), *view.mapping("env", "labels")]
         for name in view.mapping("vars"):
             if name not in (*known, SPECROOT, SUBMIT_PATH):
                 self.fault(
                     f"{root}.vars.{name}", f"env.variables has no '{name}' to override{did_you_mean(name, known)}"
                 )
+
+    def _judge_dependencies(self, view: "_View", root: str) -> None:
+        """What a study needs before it runs: no two revisions of one clone, and nothing that nobody would see to."""
+        path = f"{root}.env.dependencies"
+        for index, clone in enumerate(view.blocks("env", "dependencies", "git")):
+            revisions = [key for key in ("tag", "hash", "branch") if key in clone]
+            if len(revisions) > 1:
+                self.fault(
+                    f"{path}.git[{index}]", f"expected one of tag, hash and branch, found {' and '.join(revisions)}"
+                )
+        if view.mapping("env", "dependencies", "spack"):
+            self.fault(
+                f"{path}.spack",
+                "neither Merlin nor Maestro does anything with it; remove it, and load the package in cmd",
+            )
 
     def _judge_samples(self, view: "_View", root: str) -> None:
         """The table of samples, and workers that name steps."""
@@ -267,10 +288,14 @@ class _View:
         value = self.at(*keys)
         return value if isinstance(value, dict) else {}
 
+    def blocks(self, *keys: str) -> list[dict[str, Any]]:
+        """Follow keys down to a list of mappings; an empty one for what is none."""
+        found = self.at(*keys)
+        return [item if isinstance(item, dict) else {} for item in found] if isinstance(found, list) else []
+
     def steps(self) -> list[dict[str, Any]]:
         """The steps; an empty mapping for what is none."""
-        steps = self.at("study")
-        return [step if isinstance(step, dict) else {} for step in steps] if isinstance(steps, list) else []
+        return self.blocks("study")
 
     def runs(self) -> list[dict[str, Any]]:
         """The ``run`` of each step."""
@@ -299,6 +324,10 @@ class _View:
         for keys in (("env", "variables"), ("env", "labels"), ("vars",), ("global.parameters",)):
             for name in self.mapping(*keys):
                 yield f"{'.'.join(keys)}.{name}", name
+        for kind in ("paths", "git"):
+            for index, block in enumerate(self.blocks("env", "dependencies", kind)):
+                if isinstance(token := block.get("name"), str) and token:
+                    yield f"env.dependencies.{kind}[{index}].name", token
 
     def batch_types(self) -> Iterator[tuple[str, str]]:
         """Path and text of every ``batch.type``."""

@@ -20,6 +20,11 @@ PLAN_VERSION: Final = 1
 INFO_STEP: Final = "merlin_info"
 """The implicit first step of a study with samples: it makes the sample file if there is none, and measures it."""
 
+DEPENDENCIES_STEP: Final = "merlin_dependencies"
+"""The implicit step before all others of a study that needs paths or clones (`merlin_study.dependencies`)."""
+IMPLICIT: Final = frozenset({INFO_STEP, DEPENDENCIES_STEP})
+"""Steps that no specification names."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -93,7 +98,7 @@ class Plan(_Model):
 
     ``workspace`` is the directory's name, ``<name>_<stamp>``; ``output_path`` is what the user gave for it to lie in
     (empty or relative: below the agent's workspace root). ``provenance`` maps file names in ``merlin_info`` to texts.
-    Steps stand in topological order; with samples, the first one is `INFO_STEP`. With ``fail_fast`` a task that failed in
+    Steps stand in topological order, `IMPLICIT` ones first. With ``fail_fast`` a task that failed in
     any way (a soft failure too) blocks what depends on it, as in Maestro; without it only a hard failure does.
     ``variables`` are texts that hold ``~`` or ``$NAME``: an agent completes them with its environment, and puts them in the
     place of their tokens in scripts before any other token is filled in.

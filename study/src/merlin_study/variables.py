@@ -121,12 +121,18 @@ def _special(spec: StudySpec, *, stamp: str, base: str, spec_root: str | None) -
     }
 
 
+def url_name(clone: str) -> str:
+    """Return the name by which a repository's address is a text like others; nothing but its own script uses it."""
+    return f"{clone}.url"
+
+
 def _dependencies(spec: StudySpec) -> dict[str, str]:
     """Names and texts of the tokens that dependencies define: a path, or the directory of a clone."""
     needed = spec.env.dependencies
     return {
         **{path.name: path.path for path in needed.paths},
         **{clone.name: f"{clone.path.rstrip('/')}/{clone.name}" for clone in needed.git},
+        **{url_name(clone.name): clone.url for clone in needed.git},
     }
 
 
@@ -137,6 +143,7 @@ def _places(spec: StudySpec) -> dict[str, str]:
         **{name: f"spec.env.labels.{name}" for name in spec.env.labels},
         **{each.name: f"{path}.paths[{at}].path" for at, each in enumerate(needed.paths)},
         **{each.name: f"{path}.git[{at}].path" for at, each in enumerate(needed.git)},
+        **{url_name(each.name): f"{path}.git[{at}].url" for at, each in enumerate(needed.git)},
     }
 
 

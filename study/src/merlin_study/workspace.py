@@ -19,7 +19,7 @@ from typing import Final
 
 from merlin_study import samples
 from merlin_study.geometry import Geometry
-from merlin_study.plan import INFO_STEP, Plan
+from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Plan
 from merlin_study.template import Template
 
 INFO: Final = "merlin_info"
@@ -103,6 +103,8 @@ class Layout:
         name = safe_name(self.plan.steps[step].name)
         if self.plan.steps[step].name == INFO_STEP:
             return self.info
+        if self.plan.steps[step].name == DEPENDENCIES_STEP:
+            return f"{self.info}/dependencies"
         label = "" if combination is None else safe_name(self.combination_label(step, combination))
         return f"{self.root}/{name}/{label}" if label else f"{self.root}/{name}"
 
@@ -125,6 +127,8 @@ class Layout:
         planned = self.plan.steps[step]
         if planned.name == INFO_STEP:
             return Scripts("cmd.sh", "cmd.restart.sh", "cmd.out", "cmd.err")
+        if planned.name == DEPENDENCIES_STEP:
+            return Scripts("dependencies.sh", "dependencies.restart.sh", "dependencies.out", "dependencies.err")
         label = safe_name(self.combination_label(step, combination))
         stem = f"{safe_name(planned.name)}_{label}" if label else safe_name(planned.name)
         ending = planned.suffix
