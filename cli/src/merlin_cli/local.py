@@ -27,7 +27,7 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from merlin_cli import inputs, lock, summary, tally
+from merlin_cli import family, inputs, lock, summary, tally
 from merlin_cli.bars import Display, display
 from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
@@ -138,6 +138,8 @@ class _Session:
     def __init__(self, job: Job, console: Console, private: Path) -> None:
         self._job, self._console, self._private = job, console, private
         self._progress: Progress | None = None
+        self._family = family.Family(job.study)
+        self._said: set[str] = set()
         self._over = asyncio.Event()
         self._signal: signal.Signals | None = None
         self._display: Display = display(console)
@@ -224,13 +226,26 @@ class _Session:
         try:
             if json.loads(line).get("type") != "view":
                 return
-            self._progress = self._patient(Progress.model_validate_json(line))
+            view = Progress.model_validate_json(line)
         except (ValueError, AttributeError, ValidationError):
             return
+        self._say_refusals(view)
+        self._family.take(view)
+        progress = self._family.progress()
+        if progress is None:
+            return
+        self._progress = self._patient(progress)
         self._display.update(self._progress)
         if self._progress.finished:
             self._engine.let_go()
             self._over.set()
+
+    def _say_refusals(self, view: Progress) -> None:
+        """Say why a study that a step started was refused, once."""
+        for fault in (*view.faults, *view.warnings):
+            if (said := f"{view.ref.name}: {fault.path}: {fault.message}") not in self._said:
+                self._said.add(said)
+                self._display.note(said)
 
     def _patient(self, progress: Progress) -> Progress:
         """Leave out why nothing moves until it has not moved for a while: at first the agent is only starting."""

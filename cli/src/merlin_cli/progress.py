@@ -55,8 +55,28 @@ class StepFailure(_Model):
     failure: Failed
 
 
+class Ref(_Model):
+    """Which study: its name and its uid."""
+
+    name: str = ""
+    uid: str = ""
+
+
+class FaultSaid(_Model):
+    """Why a study was refused."""
+
+    path: str = ""
+    message: str
+
+
 class Progress(_Model):
-    """A study at one moment."""
+    """A study at one moment; ``children``: how many studies its steps have started."""
+
+    ref: Ref = Ref()
+    faults: tuple[FaultSaid, ...] = ()
+    warnings: tuple[FaultSaid, ...] = ()
+    children: int = 0
+    refused_children: int = 0
 
     finished: bool = False
     succeeded: bool = False

@@ -26,6 +26,8 @@ def show(console: Console, progress: Progress, *, elapsed: float, directory: Pat
     say(console, f"Finished in {text.seconds(elapsed)}: {said}.", style)
     counts(console, progress)
     failures(console, progress, directory)
+    if progress.refused_children:
+        say(console, f"{text.count(progress.refused_children)} of the studies that steps asked for did not run.", "red")
     if progress.doubled:
         say(console, f"{text.count(progress.doubled, 'task')} ran twice without need; this is a bug, please report it.")
     outputs(console, directory)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import kopf
 
-from merlin_operator import cluster, config, handlers, health, metrics
+from merlin_operator import cluster, config, handlers, health, metrics, nursery
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
 from merlin_study.seal import KeyFileError, Keyring
@@ -61,6 +61,7 @@ def assemble(settings: config.Settings) -> handlers.Operator:
             window_seconds=settings.window_seconds,
         ),
         board,
+        nursery.ClusterNursery(api),
     )
     silent_after = settings.timing.lost_after
     collector = metrics.MerlinCollector(engine, board, settings.namespace, silent_after=silent_after)

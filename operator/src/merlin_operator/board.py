@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from merlin_operator.family import Lineage
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import wire
 
@@ -35,3 +36,4 @@ class Submission:
     created: float
     spec: dict[str, Any]
     status: dict[str, Any]
+    lineage: Lineage = field(default_factory=Lineage)

@@ -26,7 +26,7 @@ import kopf
 import urllib3.exceptions
 from kubernetes import client, config
 
-from merlin_operator import allocations, conditions
+from merlin_operator import allocations, conditions, family
 from merlin_operator.board import AgentView, Submission
 from merlin_operator.view import StudyRef, StudyView
 
@@ -111,6 +111,7 @@ def submission_of(raw: Mapping[str, Any]) -> Submission:
         created=datetime.fromisoformat(metadata["creationTimestamp"]).timestamp(),
         spec=dict(raw.get("spec") or {}),
         status=dict(raw.get("status") or {}),
+        lineage=family.lineage(metadata.get("labels") or {}, metadata.get("annotations") or {}),
     )
 
 
@@ -141,6 +142,11 @@ class Api:
     async def study(self, name: str) -> dict[str, Any]:
         """Read one Study."""
         return await self._call(self._objects.get_namespaced_custom_object, STUDIES, name)
+
+    async def create_study(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a Study; 409 where the name is taken."""
+        # Strict, or the server would drop what it does not know and run something else.
+        return await self._call(self._objects.create_namespaced_custom_object, STUDIES, body, field_validation="Strict")
 
     async def studies(self) -> list[dict[str, Any]]:
         """Return the metadata of all Studies, and nothing else of them."""

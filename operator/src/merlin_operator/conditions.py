@@ -199,7 +199,9 @@ def _degraded(view: StudyView) -> Condition:
     if failed:
         return Condition("Degraded", "True", TASKS_FAILED, f"{failed} tasks did not succeed")
     if view.warnings:
-        return Condition("Degraded", "True", NOT_BUILT, _clean("\n".join(map(str, view.warnings)), MAX_MESSAGE))
+        return Condition(
+            "Degraded", "True", view.warnings[0].reason, _clean("\n".join(map(str, view.warnings)), MAX_MESSAGE)
+        )
     return Condition("Degraded", "False", AS_EXPECTED)
 
 

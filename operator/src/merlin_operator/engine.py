@@ -20,6 +20,7 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from merlin_operator import acceptance, measures, showing
+from merlin_operator.births import Births, Nursery
 from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.core import AGENTS_SCOPE, Core, Counters, EngineConfig
 from merlin_operator.logreader import LogReader
@@ -49,14 +50,15 @@ _SHOW_EVERY = 0.25
 class Engine:
     """Runs the studies of one namespace; see the module."""
 
-    def __init__(self, config: EngineConfig, board: Board) -> None:
+    def __init__(self, config: EngineConfig, board: Board, nursery: Nursery | None = None) -> None:
         self.config, self.core, self.board = config, Core(config), board
         self.tally = measures.Tally()
         self.rounds = measures.Spread(measures.ROUND_BUCKETS)
         """How long it took to go round all studies."""
         self._turn = asyncio.Lock()
         """Held for a round and for a removal: a round in flight would publish again what a removal has purged."""
-        self._reader, self._judge = LogReader(self.core), Judge(self.core)
+        self._births = Births(self.core, nursery)
+        self._reader, self._judge = LogReader(self.core, self._births), Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core)
         self._remover = Remover(self.core, self._turn)
         self._last_loop = time.monotonic()
@@ -81,7 +83,7 @@ class Engine:
 
     def _compiled(self, submission: Submission) -> Study:
         verdict = acceptance.judge(submission)
-        study = Study(submission.ref, submission.generation, created=submission.created)
+        study = Study(submission.ref, submission.generation, created=submission.created, lineage=submission.lineage)
         study.faults, study.warnings, study.spec_site = verdict.faults, verdict.warnings, verdict.site
         study.accepted_hash = str(submission.status.get("planHash") or "")
         if verdict.plan is not None:
@@ -137,6 +139,7 @@ class Engine:
             tasks.create_task(self.broker.run(self._connected))
             tasks.create_task(self._reader.follow())
             tasks.create_task(self._rounds())
+            tasks.create_task(self._births.run())
 
     async def _connected(self) -> None:
         await self.broker.ensure_streams()

@@ -15,18 +15,20 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from merlin_operator import resume
-from merlin_operator.board import AgentView
+from merlin_operator import family, resume
+from merlin_operator.board import AgentView, Submission
 from merlin_operator.config import broker_options
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
 from merlin_operator.stream import Conflict, Outage
 from merlin_operator.view import StudyRef, StudyView
-from merlin_study import subjects, wire
+from merlin_study import nested, subjects, wire
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 
@@ -63,6 +65,25 @@ def as_json(view: StudyView) -> dict[str, Any]:
     return {"type": "view", "succeeded": view.succeeded, **data}
 
 
+class LocalNursery:
+    """A `births.Nursery` that has this engine run what steps ask for, beside the study that it was started for."""
+
+    remembers = False
+
+    def __init__(self) -> None:
+        self.observe: Callable[[Submission], Awaitable[None]] | None = None
+        """To be set once there is an engine."""
+
+    async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
+        """See `births.Nursery`; the uid follows from who asks, so that an engine that starts again finds its log."""
+        assert self.observe is not None
+        uid = str(uuid.uuid5(uuid.UUID(parent.uid), child.key))
+        ref = StudyRef(parent.namespace, nested.child_name(child.asked.name, child.key), uid)
+        origin = family.below(parent, own)
+        await self.observe(Submission(ref, 1, "", time.time(), family.spec_of(child.asked), {}, origin))
+        return nested.Born(name=ref.name, uid=uid)
+
+
 async def tell_past(engine: Engine, study: str, plan: Plan, info: Path) -> None:
     """Append the successes that a workspace records to the log, once: claims that stand already are left alone."""
     done, facts = resume.successes(study, plan, resume.read_outcomes(info))
@@ -87,7 +108,9 @@ async def run(arguments: argparse.Namespace) -> None:
         timing=TIMING,
         window_seconds=10.0,
     )
-    engine = Engine(config, Terminal())
+    nursery = LocalNursery()
+    engine = Engine(config, Terminal(), nursery)
+    nursery.observe = engine.observe
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

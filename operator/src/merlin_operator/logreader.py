@@ -14,6 +14,7 @@ from contextlib import aclosing
 
 from pydantic import ValidationError
 
+from merlin_operator.births import Births
 from merlin_operator.core import Core
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
@@ -29,8 +30,8 @@ Entry = wire.Bound | wire.Start | wire.Report | wire.Lost
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, core: Core, births: Births) -> None:
+        self.core, self._births = core, births
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
         self._read_from = 0
@@ -82,7 +83,7 @@ class LogReader:
             study.pending.append(stored)
 
     def _fold(self, study: Study, stored: Stored) -> None:
-        if stored.sequence <= study.folded:
+        if stored.sequence <= study.folded or self._births.take(study, stored):
             return
         try:
             entry = self.entry(study.ref.uid, stored)

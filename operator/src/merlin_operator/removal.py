@@ -52,3 +52,5 @@ class Remover:
         await broker.purge(space.task_stream, space.cursor(uid))
         await broker.purge(space.report_stream, space.reports_of(uid))
         await broker.purge(space.control_stream, space.plans_of(uid))
+        await broker.purge(space.control_stream, space.born_of(uid))
+        await broker.purge(space.control_stream, space.family(uid))

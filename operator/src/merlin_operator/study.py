@@ -7,10 +7,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_operator.family import Child, Lineage
 from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
-from merlin_study import subjects, wire
-from merlin_study.errors import Fault
+from merlin_study import nested, subjects, wire
+from merlin_study.errors import SUBMISSION_REFUSED, Fault
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
@@ -49,6 +50,9 @@ class Study:
     still_at: int = -1
     still_since: float = 0.0
     inherited: tuple[int, ...] | None = None
+    lineage: Lineage = field(default_factory=Lineage)
+    children: dict[str, Child] = field(default_factory=dict)
+    told: nested.Family | None = None
 
     @property
     def active(self) -> bool:
@@ -154,7 +158,18 @@ class Study:
             agents=agents,
             waiting_for=waiting_for,
             broker_problem=broker_problem,
-            warnings=self.warnings,
+            warnings=(*self.warnings, *self._refused()),
+            parent=self.lineage.parent,
+            children=sum(child.born is None or bool(child.born.uid) for child in self.children.values()),
+            refused_children=len(self._refused()),
+        )
+
+    def _refused(self) -> tuple[Fault, ...]:
+        """What this study's steps asked for in vain."""
+        return tuple(
+            Fault(f"{child.asked.step}, task {child.asked.task}", child.born.refused, SUBMISSION_REFUSED)
+            for child in self.children.values()
+            if child.born is not None and child.born.refused
         )
 
     def entry(self, stored: Stored, decoded: wire.Bound | wire.Start | wire.Report | wire.Lost) -> None:

@@ -72,7 +72,10 @@ class StudyView:
     ``progressed_at`` is when an agent last reported, else when the study began; a Unix time by the broker's clock.
     ``inherited`` tells, in the order of `COUNTED`, what stood when this operator first read the study's log: another
     operator counted it.
-    ``warnings`` tells what was asked of the study after it was accepted and is not built yet.
+    ``warnings`` tells what was asked of the study after it was accepted and is not built yet, and which studies its
+    steps asked for in vain.
+    ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
+    for and that were or will be made, ``refused_children`` those that were refused.
     """
 
     ref: StudyRef
@@ -100,6 +103,9 @@ class StudyView:
     waiting_for: str = ""
     broker_problem: str = ""
     warnings: tuple[Fault, ...] = ()
+    parent: str = ""
+    children: int = 0
+    refused_children: int = 0
 
     @property
     def total(self) -> int:

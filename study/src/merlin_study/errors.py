@@ -35,6 +35,8 @@ UNSAFE_NAME: Final = "UnsafeName"
 """A name that could leave the workspace, or that no file or subject can carry."""
 NOT_YET_SUPPORTED: Final = "NotYetSupported"
 """Part of the language, but not built yet: refused instead of ignored."""
+SUBMISSION_REFUSED: Final = "SubmissionRefused"
+"""A step asked for a study that it may not start, or that cannot run."""
 
 MAX_SHOWN: Final = 1000
 """Characters of a path or message; a user's own text may be any length."""

@@ -1,0 +1,160 @@
+"""Makes the studies that steps ask for: once each, whoever asks again and whichever operator comes to it.
+
+A submission stands in its parent's log. What became of it (`merlin_study.nested.Born`) is a last value of the control
+stream, written after the Study was made: who dies in between finds the Study there, by its name and its label, and writes it
+then. A Study that was made and deleted since is not made again.
+
+It has a loop of its own, since the API server may take its time and a round must not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from typing import Final, Protocol
+
+from pydantic import ValidationError
+
+from merlin_operator import family
+from merlin_operator.core import Core
+from merlin_operator.stream import Outage, Stored
+from merlin_operator.study import Study
+from merlin_operator.view import StudyRef
+from merlin_study import nested, subjects
+from merlin_study.seal import SealError, Signer
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = 1.0
+RETRY: Final = 5.0
+"""Seconds until a study is tried again that could not be made for no fault of its own."""
+
+
+class NotNowError(Exception):
+    """Whoever makes studies can't at the moment; nothing is decided."""
+
+
+class Nursery(Protocol):
+    """Makes studies: objects of a cluster, or studies of a local engine."""
+
+    remembers: bool
+    """Whether what it makes outlives this process, so that it must not be made again."""
+
+    async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
+        """Make a study, or find that it is there, or refuse it.
+
+        Raises:
+            NotNowError: try again later.
+        """
+
+
+class Births:
+    """Looks after what is asked for in the logs of all studies."""
+
+    def __init__(self, core: Core, nursery: Nursery | None) -> None:
+        self.core, self._nursery = core, nursery
+        self._wake = asyncio.Event()
+
+    # The log's part
+
+    def take(self, study: Study, stored: Stored) -> bool:
+        """Take note of a log entry that is a submission; False where it is none."""
+        uid, word = subjects.parse_report(stored.subject)
+        if not word.startswith(subjects.CHILD):
+            return False
+        study.folded = max(study.folded, stored.sequence)
+        key = word.removeprefix(subjects.CHILD)
+        if key in study.children:
+            return True  # the first one counts
+        try:
+            study.children[key] = family.Child(key, self._opened(uid, key, stored))
+        except (SealError, ValidationError) as error:
+            self.core.count(refused=1)
+            log.warning("submission refused study=%s sequence=%d error=%s", study.ref.name, stored.sequence, error)
+        self._wake.set()
+        return True
+
+    def _opened(self, uid: str, key: str, stored: Stored) -> nested.Submission:
+        keyring = self.core.config.keyring
+        payload = keyring.open(stored.data, scope=uid, context=stored.subject, signer=Signer.AGENT)
+        asked = nested.Submission.model_validate_json(payload)
+        if asked.key(uid) != key:
+            raise SealError("a submission's name does not follow from who asks")
+        return asked
+
+    # The loop
+
+    async def run(self) -> None:
+        """Make what is asked for, for ever."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not self.core.broker.connected:
+                continue
+            try:
+                await self._look()
+            except Outage as error:
+                log.info("births interrupted error=%s", error)
+                await asyncio.sleep(LOOK_EVERY)
+            except NotNowError as error:
+                log.warning("a study can't be made now, trying again: %s", error)
+                await asyncio.sleep(RETRY)
+                self._wake.set()
+
+    async def _look(self) -> None:
+        members = self._members()
+        for study in self.core.all():
+            for child in list(study.children.values()):
+                if child.born is None and study.synced:
+                    await self._settle(study, child, members)
+            await self._tell(study, members)
+
+    def _members(self) -> Counter[str]:
+        """How many studies each family has had, by the root's uid."""
+        members: Counter[str] = Counter()
+        for study in self.core.all():
+            born = sum(child.born is not None and bool(child.born.uid) for child in study.children.values())
+            members[study.lineage.root or study.ref.uid] += born
+        return members
+
+    async def _settle(self, study: Study, child: family.Child, members: Counter[str]) -> None:
+        uid, space = study.ref.uid, self.core.space
+        remembers = self._nursery is not None and self._nursery.remembers
+        subject = space.born(uid, child.key)
+        if remembers and (stored := await self.core.broker.last(space.control_stream, subject)) is not None:
+            with contextlib.suppress(SealError, ValidationError):  # then it is found by its label
+                child.born = nested.Born.model_validate_json(self.core.open_own(uid, stored))
+                return
+        root = study.lineage.root or uid
+        refused = family.refusal(child, study.lineage, members=members[root], ended=study.cancelled)
+        if not refused and self._nursery is None:
+            refused = "this operator starts no studies for steps"
+        if refused:
+            born = nested.Born(refused=refused)
+        else:
+            assert self._nursery is not None
+            born = await self._nursery.bear(study.ref, study.lineage, child)
+        if uid not in self.core.studies:
+            return  # deleted meanwhile: its children go with the root, and nobody asks any more
+        if remembers:
+            await self.core.broker.put(subject, self.core.seal(uid, subject, born.encode()))
+        child.born = born
+        members[root] += bool(born.uid)
+        if born.refused:
+            log.warning("submission refused study=%s step=%s: %s", study.ref.name, child.asked.step, born.refused)
+        else:
+            log.info("study started study=%s by=%s step=%s", born.name, study.ref.name, child.asked.step)
+
+    async def _tell(self, study: Study, members: Counter[str]) -> None:
+        """Tell agents what they can refuse by themselves, where that is anything."""
+        full = family.fullness(study.lineage, members=members[study.lineage.root or study.ref.uid])
+        word = nested.Family(study=study.ref.uid, depth=study.lineage.depth, full=full)
+        if not study.active or word in (study.told, nested.Family(study=study.ref.uid)):
+            return
+        subject = self.core.space.family(study.ref.uid)
+        await self.core.broker.put(subject, self.core.seal(study.ref.uid, subject, word.encode()))
+        study.told = word

@@ -1,0 +1,49 @@
+"""Studies that steps ask for, as objects of the cluster: created under the operator's own account, for the root's owner."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from merlin_operator import family
+from merlin_operator.births import NotNowError
+from merlin_operator.cluster import Api, ApiError
+from merlin_operator.view import StudyRef
+from merlin_study import nested
+
+TAKEN: Final = 409
+REFUSED: Final = (400, 403, 413, 422)
+"""What the API server answers where it will never take this Study: malformed, forbidden, too large."""
+
+
+class ClusterNursery:
+    """A `births.Nursery` that makes Studies."""
+
+    remembers = True
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
+        """See `births.Nursery`."""
+        body = family.manifest(parent, own, child)
+        name = str(body["metadata"]["name"])
+        try:
+            made = await self._api.create_study(body)
+        except ApiError as error:
+            if error.status == TAKEN:
+                return await self._found(name, parent, child)
+            if error.status in REFUSED:
+                return nested.Born(name=name, refused=f"the cluster refused study {name}: {error}")
+            raise NotNowError(f"study {name}: {error}") from error
+        return nested.Born(name=name, uid=str(made["metadata"]["uid"]))
+
+    async def _found(self, name: str, parent: StudyRef, child: family.Child) -> nested.Born:
+        """The Study that has the name already: it is the one that was asked for, or somebody's who took its name."""
+        try:
+            metadata = (await self._api.study(name))["metadata"]
+        except ApiError as error:
+            raise NotNowError(f"study {name}: {error}") from error
+        labels = metadata.get("labels") or {}
+        if (labels.get(family.SUBMISSION), labels.get(family.PARENT)) == (child.key, parent.uid):
+            return nested.Born(name=name, uid=str(metadata["uid"]))
+        return nested.Born(name=name, refused=f"there is another study {name} already")

@@ -1,0 +1,200 @@
+"""What steps ask for is made once, whoever asks, dies or lies; with a real nats-server and a nursery that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from nats.aio.client import Client
+from nats.js.errors import NotFoundError
+
+from merlin_operator import family
+from merlin_operator.births import NotNowError
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
+from merlin_operator.view import StudyRef
+from merlin_study import nested, subjects, wire
+from merlin_study.seal import Keyring, Signer
+from tests.folding.studies import plan_of
+from tests.ground import Broker
+from tests.streaming.test_engine import Shown, until
+
+REF = StudyRef("ns", "t", "0000-uid")
+SPACE = subjects.Space("ns")
+PLAN = plan_of("{description: {name: t, description: d}, study: [{name: a, description: d, run: {cmd: x}}]}")
+ASKED = nested.Submission(
+    agent="a", site="s", step="a", task=0, turn=0, number=1, name="child", spec="{}", workspace="/w"
+)
+
+
+@dataclass
+class Counting:
+    """A nursery that remembers what it bore; its first ``fails`` attempts fail."""
+
+    fails: int = 0
+    remembers: bool = True
+    made: list[str] = field(default_factory=list)
+    there: set[str] = field(default_factory=set)
+
+    async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
+        """Make it, unless it is there."""
+        del own
+        name = nested.child_name(child.asked.name, child.key)
+        if self.fails:
+            self.fails -= 1
+            raise NotNowError("the API server is away")
+        if name not in self.there:
+            self.made.append(name)
+            self.there.add(name)
+        return nested.Born(name=name, uid=f"{parent.uid}/{name}")
+
+
+@contextlib.asynccontextmanager
+async def engine(broker: Broker, keyring: Keyring, nursery: Counting | None) -> AsyncIterator[tuple[Engine, Shown]]:
+    shown = Shown()
+    made = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring), shown, nursery)
+    made.add(REF, PLAN)
+    task = asyncio.create_task(made.run())
+    try:
+        yield made, shown
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def synced(engine: Engine) -> None:
+    """Wait until the engine knows the log."""
+    await until(lambda: engine.studies[REF.uid].synced)
+
+
+async def ask(broker: Broker, keyring: Keyring, asked: nested.Submission, *, key: str = "") -> None:
+    """Append what an agent would."""
+    client = Client()
+    await client.connect(broker.url, **broker.credentials)
+    subject = SPACE.child(REF.uid, key or asked.key(REF.uid))
+    data = keyring.seal(asked.encode(), scope=REF.uid, context=subject)
+    await client.jetstream().publish(subject, data)
+    await client.close()
+
+
+async def word(broker: Broker, subject: str) -> bytes:
+    client = Client()
+    await client.connect(broker.url, **broker.credentials)
+    try:
+        message = await client.jetstream().get_msg(SPACE.control_stream, subject=subject, direct=True)
+        return message.data or b""
+    finally:
+        await client.close()
+
+
+def children(shown: Shown) -> tuple[int, int]:
+    """How many studies were started and how many refused, as the view says."""
+    return (shown.view.children, shown.view.refused_children) if shown.view is not None else (0, 0)
+
+
+def test_each_is_made_once_by_whichever_engine_comes_to_it(broker: Broker) -> None:
+    """Asked for twice, made by the first engine, deleted, found settled by the second; one more while none was there."""
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting(fails=1)
+        async with engine(broker, keyring, nursery) as (made, shown):
+            await synced(made)
+            await ask(broker, keyring, ASKED)
+            await ask(broker, keyring, ASKED.model_copy(update={"agent": "b", "name": "twin"}))
+            await until(lambda: len(nursery.made) == 1 and children(shown) == (1, 0))
+        nursery.there.clear()  # somebody deleted it
+        await ask(broker, keyring, ASKED.model_copy(update={"number": 2}))
+        async with engine(broker, keyring, nursery) as (_, shown):
+            await until(lambda: children(shown) == (2, 0) and len(nursery.made) == 2)
+        assert len(set(nursery.made)) == 2
+        assert all(name.startswith("child-") for name in nursery.made)
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_died_before_it_wrote_what_it_made_finds_it(broker: Broker) -> None:
+    """The word is lost, the Study stands: no second one."""
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting()
+        nursery.there.add(nested.child_name("child", ASKED.key(REF.uid)))
+        async with engine(broker, keyring, nursery) as (made, shown):
+            await synced(made)
+            await ask(broker, keyring, ASKED)
+            subject = SPACE.born(REF.uid, ASKED.key(REF.uid))
+            await until(lambda: children(shown) == (1, 0))
+            data = keyring.open(await word(broker, subject), scope=REF.uid, context=subject, signer=Signer.OPERATOR)
+        assert nested.Born.model_validate_json(data).uid
+        assert not nursery.made
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["another's name", "another key", "no operator that may"])
+def test_what_may_not_be_is_not_made(broker: Broker, how: str) -> None:
+    """A submission under a name that does not follow from who asks, or by nobody's key, is counted and left alone."""
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting()
+        async with engine(broker, keyring, None if how == "no operator that may" else nursery) as (made, shown):
+            await synced(made)
+            if how == "another's name":
+                await ask(broker, keyring, ASKED, key="0123456789abcdef")
+            elif how == "another key":
+                await ask(broker, Keyring.generate(), ASKED)
+            else:
+                await ask(broker, keyring, ASKED)
+                await until(lambda: children(shown) == (0, 1))
+                return
+            await until(lambda: made.counters().refused == 1)
+            await ask(broker, keyring, ASKED.model_copy(update={"number": 2}))
+            await until(lambda: children(shown) == (1, 0))
+        assert len(nursery.made) == 1
+
+    asyncio.run(scenario())
+
+
+def test_agents_are_told_what_they_can_refuse(broker: Broker) -> None:
+    """A study below a root has its generation in the control stream; deleting it takes the words along."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        async with engine(broker, keyring, Counting()) as (made, shown):
+            await synced(made)
+            made.studies[REF.uid].lineage = family.Lineage("r", "r", "p", 7)
+            await until(lambda: made.studies[REF.uid].told is not None)
+            subject = SPACE.family(REF.uid)
+            data = keyring.open(await word(broker, subject), scope=REF.uid, context=subject, signer=Signer.OPERATOR)
+            assert nested.Family.model_validate_json(data) == nested.Family(study=REF.uid, depth=7)
+            await ask(broker, keyring, ASKED)
+            await until(lambda: children(shown) == (1, 0))
+            assert await made.forget(REF, timeout=10)
+            for gone in (subject, SPACE.born(REF.uid, ASKED.key(REF.uid))):
+                with pytest.raises(NotFoundError):
+                    await word(broker, gone)
+
+    asyncio.run(scenario())
+
+
+def test_log_entries_of_both_kinds_fold_side_by_side(broker: Broker) -> None:
+    """A submission is no entry of the ledger and stops none."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        async with engine(broker, keyring, Counting()) as (made, shown):
+            await synced(made)
+            await ask(broker, keyring, ASKED)
+            client = Client()
+            await client.connect(broker.url, **broker.credentials)
+            subject = SPACE.bound(REF.uid)
+            bound = wire.Bound(site="s", agent="a", mark="m", workspace="/w")
+            await client.jetstream().publish(subject, keyring.seal(bound.encode(), scope=REF.uid, context=subject))
+            await client.close()
+            await until(lambda: made.studies[REF.uid].site == "s" and children(shown) == (1, 0))
+            assert made.counters().refused == 0
+
+    asyncio.run(scenario())
