@@ -102,7 +102,8 @@ def test_a_restart_runs_the_restart_script_where_there_is_one(broker: Broker, tm
         again = operator.issue(range(1), restart=True, attempt=2)
         assert operator.counts(operator.final(again)) == {("succeeded", 0): 1}
         directory = operator.root / "sim"
-        assert (directory / "sim.slurm.out").read_text() == "first\nagain\n"
+        assert (directory / "sim.slurm.out").read_text() == "first\n"
+        assert (directory / "sim.restart.slurm.out").read_text() == "again\n"
         assert (directory / "sim.restart.slurm.sh").read_text() == "#!/bin/bash\n\necho again\n"
         assert operator.counts(operator.final(operator.issue(range(1), step=1, restart=True))) == {("succeeded", 0): 1}
 

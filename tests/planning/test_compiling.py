@@ -117,7 +117,7 @@ def test_directories_and_files_lie_where_merlin_puts_them() -> None:
     assert layout.task_dir(3, 1) == "/w/third/X.2.Y.c"
     assert layout.task_dir(4, 0) == "/w/last"
     assert layout.scripts(1, 1).cmd == "first_X.2.sh"
-    assert layout.scripts(0, 0).out == "cmd.out"
+    assert layout.scripts(0, 0).outputs("cmd.sh") == ("cmd.out", "cmd.err")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ HEAD = "description: {name: n, description: d}\n"
         (STEP % '"ls $(MERLIN_PATHS_ALL)"', "UndefinedToken", "without merlin.samples"),
         ("env: {variables: {A: $(B), B: $(A)}}\n" + STEP % "echo", "InvalidSpec", "uses itself"),
         (
-            "env: {variables: {Q: 2}}\nstudy: [{name: a, description: d, run: {cmd: x, procs: $(Q)}}]",
+            "batch: {type: flux}\nenv: {variables: {Q: 2}}\nstudy: [{name: a, description: d, run: {cmd: x, procs: $(Q)}}]",
             "NotYetSupported",
             "procs",
         ),

@@ -39,7 +39,7 @@ def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
     ],
 )  # fmt: skip
 def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], message: str) -> None:
-    assert faults(run) == [f"spec.study[0].run.{message}"]
+    assert faults(run, batch={"type": "slurm"}) == [f"spec.study[0].run.{message}"]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,13 @@ def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], me
 )  # fmt: skip
 def test_a_study_that_asks_for_what_is_missing_is_refused(top: dict[str, Any], message: str) -> None:
     assert faults(**top) == [f"spec.{message}"]
+
+
+def test_sizes_mean_nothing_to_a_step_without_a_launcher() -> None:
+    sizes = {"nodes": 2, "procs": 4, "cores per task": 3}
+    assert faults(sizes) == []
+    assert faults({**sizes, "batch": {"type": "local"}}, batch={"type": "flux"}) == []
+    assert len(faults({**sizes, "batch": {"type": "flux"}})) == 3
 
 
 def test_what_asks_for_nothing_and_what_is_built_passes() -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from merlin_agent import files
 from merlin_agent.broker import ConflictError
 from merlin_agent.post import Post, until_answered
-from merlin_study import wire, workspace
+from merlin_study import provenance, wire, workspace
 from merlin_study.plan import Plan
 from merlin_study.seal import Signer
 
@@ -71,7 +71,7 @@ def prepare(root: str, plan: Plan, study: str) -> Mark:
     if mark.study != study:
         raise RefusedError(f"{root}: belongs to study {mark.study}; give this one another runId or name")
     for name, text in plan.provenance.items():
-        files.write_whole(f"{info}/{name}", text.encode())
+        files.write_whole(f"{info}/{name}", provenance.placed(name, text, root=root, info=info).encode())
     files.write_whole(f"{info}/{workspace.PLAN_FILE}", plan.to_json())
     return mark
 

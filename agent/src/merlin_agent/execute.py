@@ -82,12 +82,9 @@ class StepWork:
         if self._planned.sampled and (below := self._layout.sample_path(self._step, sample)):
             directory = f"{directory}/{below}"
         name = names.restart if self._restart else names.cmd
+        out, err = names.outputs(name)
         script = Script(
-            directory,
-            f"{directory}/{name}",
-            f"{directory}/{names.out}",
-            f"{directory}/{names.err}",
-            self._shell(combination),
+            directory, f"{directory}/{name}", f"{directory}/{out}", f"{directory}/{err}", self._shell(combination)
         )
         return script, self._text(combination, sample)
 

@@ -95,6 +95,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--pargs", action="append", default=[], metavar="KEY:VALUE", help="an argument of that function (repeatable)"
     )
+    run.add_argument("--dry", action="store_true", help="write directories and scripts on this machine, run nothing")
     upstream.add_flags(run, upstream.RUN_FLAGS)
 
 
@@ -166,7 +167,7 @@ def _run_study(arguments: argparse.Namespace) -> int:
     from merlin_cli.console import Output
 
     request = run.Request.of(arguments)
-    if arguments.local:
+    if arguments.local or arguments.dry:
         return run.run_locally(request, Output())
     desk = None if request.namespace else inside.Desk.of(os.environ)
     return submit.submit(request, Output()) if desk is None else inside.submit(request, desk, Output())

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from merlin_cli import inputs, local, needs, pgen, source
+from merlin_cli import dry, inputs, local, needs, pgen, source
 from merlin_cli.exits import CliError, Exit
 from merlin_study import environment, workspace
 from merlin_study import table as tables
@@ -36,6 +36,7 @@ class Request:
     samples_file: str | None = None
     pgen: str | None = None
     pargs: tuple[str, ...] = ()
+    dry: bool = False
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Request":
@@ -50,11 +51,12 @@ class Request:
             samples_file=arguments.samplesfile,
             pgen=arguments.pgen,
             pargs=tuple(arguments.pargs),
+            dry=arguments.dry,
         )
 
 
 def run_locally(request: Request, console: Console) -> Exit:
-    """``merlin run SPEC --local``.
+    """``merlin run SPEC --local``, and ``--dry``, which is always written here.
 
     Raises:
         SpecError: the study was refused.
@@ -62,7 +64,7 @@ def run_locally(request: Request, console: Console) -> Exit:
     """
     local.check_installed()
     if request.namespace or request.name:
-        raise CliError(Exit.USAGE, "--namespace and --name are for a cluster; with --local leave them out")
+        raise CliError(Exit.USAGE, "--namespace and --name are for a cluster; with --local or --dry leave them out")
     overrides = source.variables(request.vars)
     found = source.read(request.spec)
     samples = inputs.samples_file(request.samples_file) if request.samples_file else None
@@ -70,14 +72,16 @@ def run_locally(request: Request, console: Console) -> Exit:
         found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
     spec, table = parsed(request, found, overrides, output_path=wished_path(request))
     root = Path.cwd()
-    plan = needs.met(_fresh(spec, found, root, table), root)
+    missing: list[Fault] | None = [] if request.dry or spec.batch.dry_run is True else None
     job = local.Job(
-        plan=plan,
+        plan=needs.met(_fresh(spec, found, root, table, missing), root),
         study=str(uuid.uuid4()),
         root=root,
         slots=request.slots or local.default_slots(),
         inputs=() if samples is None else (samples,),
     )
+    if missing is not None:
+        return dry.write(job, console, missing=[fault for fault in missing if fault.path != "spec.batch.dry_run"])
     return local.run(job, console)
 
 
@@ -123,7 +127,7 @@ def stamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
-def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | None) -> Plan:
+def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | None, missing: list[Fault] | None) -> Plan:
     """Compile to a workspace that nobody has; two runs within a second would share one.
 
     Raises:
@@ -131,7 +135,9 @@ def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | Non
         CliError: the study names its own run, and that exists.
     """
     while True:
-        plan = compiled(spec, found, samples_directory=str(root), table=table)
+        if missing is not None:
+            missing.clear()
+        plan = compiled(spec, found, samples_directory=str(root), table=table, missing=missing)
         if environment.refers(plan.output_path):
             unset = f"{plan.output_path!r} holds a variable that is not set here; set it, or write the path out"
             raise SpecError([Fault("env.variables.OUTPUT_PATH", unset)])
@@ -144,8 +150,15 @@ def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | Non
         time.sleep(0.1)
 
 
-def compiled(spec: StudySpec, found: source.Source, *, samples_directory: str = "", table: Table | None = None) -> Plan:
-    """Compile with all that this machine knows of the file.
+def compiled(
+    spec: StudySpec,
+    found: source.Source,
+    *,
+    samples_directory: str = "",
+    table: Table | None = None,
+    missing: list[Fault] | None = None,
+) -> Plan:
+    """Compile with all that this machine knows of the file; `compile_study` says what ``missing`` is.
 
     Raises:
         SpecError: the study was refused.
@@ -158,4 +171,5 @@ def compiled(spec: StudySpec, found: source.Source, *, samples_directory: str = 
         samples_directory=samples_directory,
         original=found.text,
         table=table,
+        missing=missing,
     )

@@ -20,7 +20,6 @@ COMMANDS: Final = {
 """Sub-commands, each with what to do instead."""
 
 RUN_FLAGS: Final = {
-    "--dry": "`merlin convert SPEC` checks a specification without running it",
     "--no-errors": "leave it out",
     "--maestro": "leave it out for Merlin's meaning of the keys",
 }

@@ -8,24 +8,22 @@ collected; a plan comes out only where there are none.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from merlin_study import checks, dependencies, duration, environment
+from merlin_study import checks, dependencies, duration, environment, provenance
 from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
-from merlin_study.loader import dump_quoted
-from merlin_study.notyet import not_yet, size_fault, token_faults
+from merlin_study.notyet import LAUNCHERS_SIZES, not_yet, size_fault, token_faults
 from merlin_study.outcome import EXIT_CODES
-from merlin_study.parse import to_document
 from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.shape import Shape, walltime_class
 from merlin_study.spec import SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
 from merlin_study.template import tokens
-from merlin_study.variables import Variables, expand_tree
+from merlin_study.variables import Variables
 from merlin_study.workspace import safe_name
 
 _COUNT_TOKENS: Final = frozenset({"MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL"})
@@ -52,6 +50,7 @@ def compile_study(
     samples_directory: str = "",
     original: str | None = None,
     table: Table | None = None,
+    missing: list[Fault] | None = None,
 ) -> Plan:
     """Return the plan of a study.
 
@@ -63,18 +62,22 @@ def compile_study(
         samples_directory: where ``merlin.samples.generate`` runs; empty for the study's workspace.
         original: the specification's text as the user wrote it; None writes it anew.
         table: the parameters where they come from elsewhere (a generator, a file); they replace ``global.parameters``.
+        missing: takes what is not built yet, for a plan that nothing will run; None refuses it.
 
     Raises:
         SpecError: the study is not one that can run; carries every fault found.
     """
-    if faults := not_yet(spec):
-        raise SpecError(faults)
+    unbuilt = not_yet(spec)
+    if unbuilt and missing is None:
+        raise SpecError(unbuilt)
     compiler = _Compiler(
         spec, stamp=stamp, base=base or safe_name(spec.description.name), spec_root=spec_root, table=table
     )
     plan = compiler.plan(samples_directory=samples_directory, original=original)
-    if compiler.faults:
+    if compiler.faults and (missing is None or any(fault.reason != NOT_YET_SUPPORTED for fault in compiler.faults)):
         raise SpecError(compiler.faults)
+    if missing is not None:
+        missing += dict.fromkeys((*unbuilt, *compiler.faults))
     return plan
 
 
@@ -140,7 +143,7 @@ class _Compiler:
             steps=steps,
             fail_fast=fail_fast(self.spec),
             variables=self.variables.late(scripts),
-            provenance=self._provenance(original),
+            provenance=provenance.files(self.spec, self.variables, base=self.base, original=original),
         )
 
     def _add(self, fault: Fault | None) -> None:
@@ -194,17 +197,26 @@ class _Compiler:
     def _sizes(self, draft: _Draft) -> None:
         """Judge sizes that were tokens until now: a step is one task on one core of one host."""
         run, keys = draft.step.run, ("nodes", "procs", "cores per task", "gpus", "gpus per task")
+        local = self._batch_type(draft)[0] == "local"
         for key, value in zip(
             keys, (run.nodes, run.procs, run.cores_per_task, run.gpus, run.gpus_per_task), strict=True
         ):
             if value is not None:
                 path = f"{draft.path}.run.{key}"
-                self._add(size_fault(key, self._number(value, path), path))
+                number = self._number(value, path)
+                if not (local and key in LAUNCHERS_SIZES):
+                    self._add(size_fault(key, number, path))
+
+    def _batch_type(self, draft: _Draft) -> tuple[str, str]:
+        """Return the flavour of a step's launcher, its own or the study's, and where it stands."""
+        own = draft.step.run.batch.type if draft.step.run.batch is not None else None
+        path = f"{draft.path}.run.batch.type" if own else "spec.batch.type"
+        return self.variables.expand(own or self.spec.batch.type) or "local", path
 
     def _order(self, drafts: list[_Draft]) -> list[_Draft]:
         """Return the steps so that each stands after what it depends on, else in the order of the text."""
-        if self.faults:
-            return drafts
+        if any(fault.reason != NOT_YET_SUPPORTED for fault in self.faults):
+            return drafts  # there may be circles
         placed: dict[str, _Draft] = {}
         waiting = list(drafts)
         while waiting:
@@ -327,9 +339,7 @@ class _Compiler:
 
     def _suffix(self, draft: _Draft) -> str:
         """Return what the batch type puts between a script's name and its ending."""
-        own = draft.step.run.batch.type if draft.step.run.batch is not None else None
-        path = f"{draft.path}.run.batch.type" if own else "spec.batch.type"
-        kind = self.variables.expand(own or self.spec.batch.type) or "local"
+        kind, path = self._batch_type(draft)
         self._add(checks.check_batch_type(kind, path))
         if kind not in _LAUNCHED:
             return ""
@@ -413,28 +423,11 @@ class _Compiler:
             generate=generate, file=file, columns=self.columns, level_max_dirs=table.level_max_dirs, directory=directory
         )
 
-    def _provenance(self, original: str | None) -> dict[str, str]:
-        raw: dict[str, Any] = to_document(self.spec)
-        raw.pop("runId", None)  # who runs one of these files again wants a run of its own
-        raw.get("vars", {}).pop(SUBMIT_PATH, None)
-        expanded = expand_tree(raw, self.variables)
-        dump: Callable[[Any], str] = dump_quoted
-        return {
-            f"{self.base}.orig.yaml": original if original is not None else dump(raw),
-            f"{self.base}.partial.yaml": dump({**raw, "env": _partial(raw.get("env", {}), expanded)}),
-            f"{self.base}.expanded.yaml": dump(expanded),
-        }
-
 
 def _workspaces(draft: _Draft) -> set[str]:
     """Steps whose directories a step's scripts name."""
     found = tokens(draft.cmd) + tokens(draft.restart)
     return {token.removesuffix(".workspace") for token in found if token.endswith(".workspace")}
-
-
-def _partial(env: Mapping[str, Any], expanded: Any) -> dict[str, Any]:
-    """Return the block ``env`` with variables and labels expanded: upstream's partial specification differs in nothing else."""
-    return {**env, **{key: expanded["env"][key] for key in ("variables", "labels") if key in env}}
 
 
 def fail_fast(spec: StudySpec) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from merlin_study.checks import holds_token
 from merlin_study.errors import NOT_YET_SUPPORTED, Fault
-from merlin_study.spec import StudySpec
+from merlin_study.spec import Step, StudySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,9 @@ TABLE: Final = (
 )
 """Every key that is not built yet."""
 
+LAUNCHERS_SIZES: Final = ("nodes", "procs", "cores per task")
+"""Sizes that only a launcher reads: under ``batch.type: local`` there is none, and any size is fine, as upstream."""
+
 TOKENS: Final[Mapping[str, str]] = {
     "LAUNCHER": "start the program without it, on one core of one host",
     "VLAUNCHER": "start the program without it, on one core of one host",
@@ -93,11 +96,14 @@ def not_yet(spec: StudySpec) -> list[Fault]:
         Faults with reason ``NotYetSupported``, in the order of the table, then of the text.
     """
     document = spec.model_dump(by_alias=True, exclude_unset=True)
+    local = tuple(f"spec.study[{at}].run." for at, step in enumerate(spec.study) if _type(spec, step) == "local")
     faults = [
         _fault(path, _shown(value), entry.cure)
         for entry in TABLE
         for path, value in _find(document, entry.key, "spec")
-        if value is not None and not entry.harmless(value)
+        if value is not None
+        and not entry.harmless(value)
+        and not (entry.key[-1] in LAUNCHERS_SIZES and path.startswith(local))
     ]
     for path, text in _texts(document):
         faults += token_faults(text, path)
@@ -119,6 +125,11 @@ def size_fault(key: str, value: int, path: str) -> Fault | None:
 def token_faults(text: str, path: str) -> list[Fault]:
     """Find tokens that are not built yet in a text, such as a script that is expanded now."""
     return [_fault(path, f"$({name})", cure) for name, cure in TOKENS.items() if f"$({name})" in text]
+
+
+def _type(spec: StudySpec, step: Step) -> str:
+    """The flavour of a step's launcher, as it is written."""
+    return (step.run.batch.type if step.run.batch is not None else None) or spec.batch.type
 
 
 def _fault(path: str, what: str, cure: str) -> Fault:

@@ -79,7 +79,7 @@ def to_document(spec: StudySpec) -> dict[str, Any]:
     Returns:
         The ``spec`` of a manifest: dicts, lists, strings, numbers and booleans only.
     """
-    document: dict[str, Any] = _plain(spec.model_dump(by_alias=True, exclude_unset=True))
+    document: dict[str, Any] = plain(spec.model_dump(by_alias=True, exclude_unset=True))
     tables = [document.get("env", {}).get("variables"), document.get("env", {}).get("labels"), document.get("vars")]
     for table in tables:
         for key, value in (table or {}).items():
@@ -89,13 +89,13 @@ def to_document(spec: StudySpec) -> dict[str, Any]:
     return document
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples become lists, so that only JSON's types remain."""
     match value:
         case Mapping():
-            return {key: _plain(item) for key, item in value.items()}
+            return {key: plain(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case _:
             return value
 

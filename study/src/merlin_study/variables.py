@@ -10,7 +10,7 @@ A value that holds ``~`` or ``$NAME`` was written for an environment that nobody
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from merlin_study import environment
@@ -145,16 +145,3 @@ def _places(spec: StudySpec) -> dict[str, str]:
         **{each.name: f"{path}.git[{at}].path" for at, each in enumerate(needed.git)},
         **{url_name(each.name): f"{path}.git[{at}].url" for at, each in enumerate(needed.git)},
     }
-
-
-def expand_tree(tree: object, variables: Variables) -> object:
-    """Return a copy of plain data (mappings, lists, scalars) with every text in it expanded, keys included."""
-    match tree:
-        case str():
-            return variables.expand(tree)
-        case Mapping():
-            return {variables.expand(str(key)): expand_tree(value, variables) for key, value in tree.items()}
-        case list() | tuple():
-            return [expand_tree(item, variables) for item in tree]
-        case _:
-            return tree

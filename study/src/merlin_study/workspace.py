@@ -3,7 +3,7 @@
     <root>/<name>_<stamp>/
       merlin_info/                      provenance, samples, the workspace mark, outcome logs
       <step>/[<combination>/][<sample path>/]
-        <step>[_<combination>][.slurm].sh  .out  .err  [.restart…]  MERLIN_FINISHED
+        <step>[_<combination>][.restart][.slurm].sh  .out  .err  MERLIN_FINISHED
 
 Pure arithmetic on strings; the agent makes the directories.
 """
@@ -63,12 +63,16 @@ class UnfillableError(ValueError):
 
 @dataclass(frozen=True)
 class Scripts:
-    """The names of the files of one task, all in its directory."""
+    """The names of the files of one task, all in its directory; a restart script has outputs of its own, as upstream."""
 
     cmd: str
     restart: str
-    out: str
-    err: str
+
+    @staticmethod
+    def outputs(script: str) -> tuple[str, str]:
+        """Return what standard output and error of a script go to."""
+        stem = script.removesuffix(".sh")
+        return f"{stem}.out", f"{stem}.err"
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,12 @@ class Layout:
         """Return the file names of a combination's tasks (a sample's files carry no sample in their names)."""
         planned = self.plan.steps[step]
         if planned.name == INFO_STEP:
-            return Scripts("cmd.sh", "cmd.restart.sh", "cmd.out", "cmd.err")
+            return Scripts("cmd.sh", "cmd.restart.sh")
         if planned.name == DEPENDENCIES_STEP:
-            return Scripts("dependencies.sh", "dependencies.restart.sh", "dependencies.out", "dependencies.err")
+            return Scripts("dependencies.sh", "dependencies.restart.sh")
         label = safe_name(self.combination_label(step, combination))
         stem = f"{safe_name(planned.name)}_{label}" if label else safe_name(planned.name)
-        ending = planned.suffix
-        return Scripts(f"{stem}{ending}.sh", f"{stem}.restart{ending}.sh", f"{stem}{ending}.out", f"{stem}{ending}.err")
+        return Scripts(f"{stem}{planned.suffix}.sh", f"{stem}.restart{planned.suffix}.sh")
 
 
 class TaskTokens:
