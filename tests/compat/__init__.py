@@ -1,0 +1,1 @@
+"""Our runs beside upstream's own, of the same files."""

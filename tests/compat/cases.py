@@ -1,0 +1,179 @@
+"""What is run with both tools, and where their results may differ, each with the reason."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tests.compat.running import Case
+from tests.compat.trees import Difference, matches
+
+EXAMPLES: Final = "workflows"
+
+RUN: Final = (
+    Case("workflows/restart_delay/restart_delay.yaml"),  # first: ours waits for the delays, upstream's --local does not
+    Case("workflows/hello/hello.yaml"),
+    Case("workflows/hello/hello_samples.yaml"),
+    Case("workflows/simple_chain/simple_chain.yaml"),
+    Case("workflows/feature_demo/feature_demo.yaml"),
+    Case("workflows/restart/restart.yaml"),
+    Case("workflows/null_spec/null_spec.yaml", options=("--vars", "TIME=0")),
+    Case("dev_workflows/multiple_workers.yaml"),
+    Case("dev_workflows/restart_shell.yaml"),
+    Case("dev_workflows/minimum_format.yaml"),
+)
+"""Examples that need nothing but bash, python3 and numpy (and a stand-in for spellbook)."""
+
+DRY: Final = (
+    *(Case(f"workflows/{name}.yaml", dry=True) for name in (
+        "hello/hello",
+        "hello/hello_samples",
+        "simple_chain/simple_chain",
+        "feature_demo/feature_demo",
+        "remote_feature_demo/remote_feature_demo",
+        "restart/restart",
+        "restart_delay/restart_delay",
+        "null_spec/null_spec",
+        "null_spec/null_chain",
+        "flux/flux_local",
+        "flux/flux_par",
+        "flux/flux_par_restart",
+        "flux/paper",
+        "lsf/lsf_par",
+        "lsf/lsf_par_srun",
+        "slurm/slurm_par",
+        "slurm/slurm_par_restart",
+        "openfoam_wf/openfoam_wf_docker_template",
+        "openfoam_wf_no_docker/openfoam_wf_no_docker_template",
+        "openfoam_wf_singularity/openfoam_wf_singularity_template",
+        "optimization/optimization_basic",
+    )),
+    Case("workflows/iterative_demo/iterative_demo.yaml", dry=True, options=("--vars", "PYTHON=python3")),
+    Case("workflows/hpc_demo/hpc_demo.yaml", dry=True, options=("--vars", "PYTHON=python3")),
+)  # fmt: skip
+"""Every example that is a whole specification."""
+
+BLANK: Final = tuple(
+    Case(f"workflows/{name}.yaml", dry=True)
+    for name in (
+        "hello/my_hello",
+        "openfoam_wf/openfoam_wf",
+        "openfoam_wf_no_docker/openfoam_wf_no_docker",
+        "openfoam_wf_singularity/openfoam_wf_singularity",
+    )
+)
+"""Tutorials whose reader fills in the blanks; as they are, no tool takes them."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A difference that is meant.
+
+    Attributes:
+        reason: Why.
+        path: Pattern of the path.
+        theirs: Pattern of upstream's side; None: there is nothing.
+        ours: Pattern of our side; None: there is nothing.
+        alike: What is left of both sides that is the same; None: nothing.
+        cases: Whose difference it is; empty for every one that has it. A named case must have it.
+    """
+
+    reason: str
+    path: str
+    theirs: str | None = ".*"
+    ours: str | None = ".*"
+    alike: Callable[[str], object] | None = None
+    cases: tuple[str, ...] = ()
+
+    def covers(self, case: Case, found: Difference) -> bool:
+        """Whether this is the difference that is meant."""
+        return (
+            (not self.cases or case.id in self.cases)
+            and matches(found.path, self.path)
+            and _fits(found.theirs, self.theirs)
+            and _fits(found.ours, self.ours)
+            and (self.alike is None or self.alike(found.theirs or "") == self.alike(found.ours or ""))
+        )
+
+
+def _fits(text: str | None, pattern: str | None) -> bool:
+    if text is None or pattern is None:
+        return text is None and pattern is None
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def _listed(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line not in ("MERLIN_STATUS.json", "status.lock")]
+
+
+def _trimmed(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+ALLOWED: Final = (
+    Allowed("outcomes are in merlin_info/outcomes, not in a file for each task", "*MERLIN_STATUS.json", ours=None),
+    Allowed("no task's status is written by two at a time", "*status.lock", ours=None),
+    *(
+        Allowed("how a run is found, claimed and told, for `merlin status` and `merlin restart`", path, theirs=None)
+        for path in (
+            "merlin_info/plan.json",
+            "merlin_info/workspace.json",
+            "merlin_info/agents/*",
+            "merlin_info/outcomes/*",
+        )
+    ),
+    Allowed(
+        "samples are made by this script as by any other, so it names its shell",
+        "merlin_info/cmd.sh",
+        ours=r"#!/bin/sh\n\n.*",
+    ),
+    Allowed("a script's lines end as its author ended them; upstream's dumper trims some", "*.sh", alike=_trimmed),
+    Allowed(
+        "the step lists a directory, in which upstream's status files lie",
+        "step2/*/*.out",
+        alike=_listed,
+        cases=("simple_chain",),
+    ),
+    Allowed(
+        "the step writes down what time it is",
+        "*/timings.txt",
+        theirs=r"\d\d:\d\d:\d\d [AP]M",
+        ours=r"\d\d:\d\d:\d\d [AP]M",
+        cases=("restart_delay",),
+    ),
+    Allowed(
+        "an exit code is replaced in the file as in the script",
+        "merlin_info/*.expanded.yaml:study*:run:cmd",
+        theirs=r'"exit \$\(MERLIN_STOP_WORKERS\)"',
+        ours='"exit 105"',
+        cases=("remote_feature_demo-dry", "flux_par-dry", "slurm_par-dry"),
+    ),
+    Allowed(
+        "a variable keeps its text; upstream's file has the list that YAML makes of it without its quotes",
+        "merlin_info/optimization_basic.*.yaml:env:variables:BOUNDS_X",
+        theirs=r"\[.*\]",
+        ours=r'"\[.*\]"',
+        cases=("optimization_basic-dry",),
+    ),
+    Allowed(
+        "steps get no launcher yet",
+        "*.slurm.sh",
+        theirs=r"\s*(srun|flux run|jsrun) .*",
+        ours=r"\s*\$\(LAUNCHER\).*",
+        cases=tuple(
+            f"{name}-dry"
+            for name in (
+                *("flux_local", "flux_par", "flux_par_restart", "paper", "lsf_par", "lsf_par_srun"),
+                *("slurm_par", "slurm_par_restart", "iterative_demo", "hpc_demo"),
+            )
+        ),
+    ),
+    Allowed(
+        "no table of directories yet",
+        "combine_outputs/combine_outputs.sh",
+        ours=r".*\$\(MERLIN_PATHS_ALL\).*",
+        cases=tuple(
+            f"openfoam_wf_{kind}-dry" for kind in ("docker_template", "no_docker_template", "singularity_template")
+        ),
+    ),
+)
