@@ -168,12 +168,4 @@ ALLOWED: Final = (
             )
         ),
     ),
-    Allowed(
-        "no table of directories yet",
-        "combine_outputs/combine_outputs.sh",
-        ours=r".*\$\(MERLIN_PATHS_ALL\).*",
-        cases=tuple(
-            f"openfoam_wf_{kind}-dry" for kind in ("docker_template", "no_docker_template", "singularity_template")
-        ),
-    ),
 )

@@ -136,7 +136,7 @@ def test_the_partial_specification_has_variables_and_labels_expanded_and_nothing
     rest = "env: {variables: {A: 1, B: $(A)2}, labels: {L: $(B)3}}"
     plan = plan_of(_study("{cmd: 'echo $(L)'}", rest=rest))
     partial = load_yaml(plan.provenance["n.partial.yaml"], source="partial")
-    assert partial["env"] == {"variables": {"A": "1", "B": "12"}, "labels": {"L": "123"}}
+    assert partial["env"] == {"variables": {"A": 1, "B": 12}, "labels": {"L": 123}}
     assert partial["study"][0]["run"]["cmd"] == "echo $(L)"
 
 

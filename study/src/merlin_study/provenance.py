@@ -18,6 +18,7 @@ from typing import Any, Final
 from merlin_study import loader
 from merlin_study.errors import SpecError
 from merlin_study.parse import plain
+from merlin_study.scalars import spell
 from merlin_study.spec import SUBMIT_PATH, StudySpec
 from merlin_study.template import Template
 from merlin_study.variables import Variables
@@ -142,14 +143,14 @@ def _replaced(tree: Any, places: Mapping[str, str]) -> Any:
 
 
 def _typed(before: str, after: str) -> Any:
-    """A value as YAML types its text, where a token made it a number or a boolean; else the text."""
+    """A value as YAML types its text, where a token made it a number or a boolean and nothing of the text is lost by that."""
     if before == after or not after or "\n" in after or not before.startswith("$("):
         return after
     try:
         value = loader.load_yaml(after, source="")
     except SpecError:
         return after
-    return value if isinstance(value, bool | int | float) else after
+    return value if isinstance(value, bool | int | float) and spell(value) == after else after
 
 
 def _named(block: Mapping[str, Any], *keys: str) -> dict[str, Any]:
