@@ -69,7 +69,7 @@ def test_they_are_a_first_step_that_all_others_wait_for() -> None:
     }
     assert plan.steps[2].cmd == "ls /data /libs/LIB $(S)"
     layout = Layout("/w", Geometry(plan, 1))
-    assert (layout.step_dir(0), layout.scripts(0, 0).err) == ("/w/merlin_info/dependencies", "dependencies.err")
+    assert (layout.step_dir(0), layout.scripts(0, 0).cmd) == ("/w/merlin_info/dependencies", "dependencies.sh")
     assert dependencies.without_step(plan).steps == _plan("{}").steps[:1] + tuple(
         step.model_copy(update={"cmd": "ls /data /libs/LIB $(S)"}) if step.name == "a" else step
         for step in _plan("{}").steps[1:]
