@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from xml.sax.saxutils import escape
 
-from tools.dashboards import Dashboard, Panel, places
+from tools.grafana import Dashboard, Panel, places
 
 COLUMN, ROW, MARGIN = 40, 26, 8
 COLOURS: Final = ("#1f6fb4", "#d1741b", "#2b8a4b", "#b3283a", "#7a52a5", "#7d5a4a", "#c2549c", "#6d6d6d", "#9a9a1f")
@@ -125,6 +125,8 @@ def _number(value: float, unit: str) -> str:
     match unit:
         case "percentunit":
             return f"{value:.0%}"
+        case "bytes":
+            return f"{value / 1024:.3g} KiB" if value < 1 << 20 else f"{value / (1 << 20):.3g} MiB"
         case "bool_yes_no":
             return "yes" if value else "no"
         case "s":

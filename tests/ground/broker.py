@@ -42,6 +42,7 @@ class Broker:
         user: str | None = None,
         password: str | None = None,
         netns: str | None = None,
+        store_limit: str = "",
         extra: str = "",
     ) -> None:
         """Keep what the configuration needs.
@@ -53,12 +54,14 @@ class Broker:
             user: with `password`, instead of a token.
             password: see `user`.
             netns: the network namespace to run in.
+            store_limit: what the streams of the user's account may take, such as ``1Gi``; needs a user and a password.
             extra: further lines of nats-server's configuration; with an `authorization` block in it, that one counts.
         """
         self._made = tempfile.TemporaryDirectory(prefix="merlin-broker-") if directory is None else None
         self.directory = Path(self._made.name) if self._made else directory or Path()
         self.port = port or free_port()
         self.credentials = _credentials(token, user, password)
+        self.store_limit = store_limit
         self.extra = extra
         self.config = self.directory / "nats.conf"
         self.process = Process(
@@ -145,7 +148,11 @@ class Broker:
             f"ports_file_dir: {json.dumps(str(self.directory))}",
             f'jetstream {{ store_dir: {json.dumps(str(self.directory / "store"))}, sync_interval: "always" }}',
         ]
-        if "authorization" not in self.extra:
+        if self.store_limit:
+            user = json.dumps(self.credentials)
+            limits = f"max_file: {self.store_limit}, max_memory: 64Mi"
+            lines.append(f"accounts {{ MERLIN {{ jetstream {{ {limits} }}, users: [{user}] }} }}")
+        elif "authorization" not in self.extra:
             secrets_ = ", ".join(f"{key}: {json.dumps(value)}" for key, value in self.credentials.items())
             lines.append(f"authorization {{ {secrets_} }}")
         return "\n".join([*lines, self.extra, ""])

@@ -27,7 +27,7 @@ from tests.ground import Broker, ControlPlane, Process, eventually, free_port
 from tests.metrics.prometheus import Prometheus, points
 from tests.metrics.test_alerts import ALERTS, RULES
 from tests.metrics.test_series import MOST
-from tools import dashboards, pictures
+from tools import dashboards, grafana, pictures
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(400)]
 
@@ -155,7 +155,7 @@ def run(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
     Keyring.generate().save(root / "keys")
     port, namespace = free_port(), control_plane.namespace()
     control_plane.apply(ROLE, namespace=namespace)
-    with Broker(root / "broker") as broker:
+    with Broker(root / "broker", user="operator", store_limit="64Mi") as broker:
         (root / "credentials.json").touch(0o600)
         (root / "credentials.json").write_text(json.dumps(dict(broker.credentials)))
         argv: list[str | Path] = [Path(sys.executable).with_name("merlin-operator"), "--namespace", namespace]
@@ -208,7 +208,7 @@ PANELS = [(board, panel) for board in dashboards.DASHBOARDS for panel in board.p
 
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda part: getattr(part, "name", getattr(part, "title", "")))
-def test_a_panel_shows_something_of_the_run(run: Run, board: dashboards.Dashboard, panel: dashboards.Panel) -> None:
+def test_a_panel_shows_something_of_the_run(run: Run, board: grafana.Dashboard, panel: grafana.Panel) -> None:
     """Every query parses; those that are not silent when all is well return numbers."""
     assert panel.title.endswith("?"), f"{board.title}: a title is the question that the panel answers"
     for query in panel.queries:
@@ -290,7 +290,7 @@ def test_prometheus_evaluated_every_alert_without_fault(run: Run) -> None:
 
 
 @pytest.mark.parametrize("board", dashboards.DASHBOARDS, ids=lambda board: str(board.name))
-def test_a_dashboard_of_the_run_can_be_drawn(run: Run, board: dashboards.Dashboard, tmp_path: Path) -> None:
+def test_a_dashboard_of_the_run_can_be_drawn(run: Run, board: grafana.Dashboard, tmp_path: Path) -> None:
     """With MERLIN_PICTURES set, the pictures are those of the documentation."""
     answers = [
         [pictures.line_of(query.legend, each) for query in panel.queries for each in run.over(query.expr)]
@@ -308,7 +308,7 @@ def test_a_dashboard_of_the_run_can_be_drawn(run: Run, board: dashboards.Dashboa
 def test_the_files_are_what_their_source_says() -> None:
     """Written by ``python tools/dashboards.py``."""
     files = {path.name: path.read_text(encoding="utf-8") for path in dashboards.FOLDER.glob("*.json")}
-    assert files == {f"{board.name}.json": dashboards.render(board) for board in dashboards.DASHBOARDS}
+    assert files == {f"{board.name}.json": grafana.render(board) for board in dashboards.DASHBOARDS}
 
 
 def _unique(values: Callable[[dict[str, Any]], Any], items: list[dict[str, Any]]) -> bool:
@@ -318,7 +318,7 @@ def _unique(values: Callable[[dict[str, Any]], Any], items: list[dict[str, Any]]
 
 def test_a_dashboard_is_what_grafana_takes() -> None:
     """Fixed uids, a data source to choose, panels that do not overlap."""
-    boards = [json.loads(dashboards.render(board)) for board in dashboards.DASHBOARDS]
+    boards = [json.loads(grafana.render(board)) for board in dashboards.DASHBOARDS]
     assert [board["uid"] for board in boards] == ["merlin-studies", "merlin-study", "merlin-sites", "merlin-operator"]
     for board in boards:
         assert board["templating"]["list"][0]["type"] == "datasource"
@@ -330,6 +330,6 @@ def test_a_dashboard_is_what_grafana_takes() -> None:
             for dy in range(place["h"])
         ]
         assert len(cells) == len(set(cells))
-        assert max(x for x, _ in cells) < dashboards.WIDTH
+        assert max(x for x, _ in cells) < grafana.WIDTH
         for panel in board["panels"]:
             assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])

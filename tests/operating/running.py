@@ -12,6 +12,7 @@ from kubernetes import client
 
 from merlin_operator import __main__, cluster, handlers, health, metrics
 from merlin_operator.board import Submission
+from merlin_operator.load import BrokerLoad, ConsumerLoad, StreamLoad
 from merlin_operator.measures import ROUND_BUCKETS, Spread, Tally
 from merlin_operator.view import StudyRef
 from tests.ground import free_port
@@ -24,12 +25,23 @@ class Counts:
     issued_tasks: int = 0
     issued_chunks: int = 0
     reports: int = 0
-    refused: int = 0
-    lost_fences: int = 0
+    refused_signature: int = 0
+    refused_schema: int = 0
     interrupted: int = 0
     broker_reconnects: int = 0
     broker_certificate_ends: float | None = 2e9
     broker_connected: bool = True
+
+
+LOAD = BrokerLoad(
+    stored=5000,
+    store_limit=10_000,
+    streams=(StreamLoad("tasks", 3, 2000, 8000), StreamLoad("reports", 9, 3000, None)),
+    consumers=(
+        ConsumerLoad("hpc", "merlin", pending=2, ack_pending=30, ack_limit=40, redelivered=1),
+        ConsumerLoad("hpc", "merlin", pending=1, ack_pending=10, ack_limit=40, redelivered=0),
+    ),
+)
 
 
 @dataclass
@@ -45,6 +57,8 @@ class RecordingEngine:
     observed: list[Submission] = field(default_factory=list)
     forgotten: list[StudyRef] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    load: BrokerLoad | None = LOAD
+    met: bool = True
     rounds: Spread = field(default_factory=lambda: Spread(ROUND_BUCKETS))
 
     async def run(self) -> None:
@@ -80,6 +94,10 @@ class RecordingEngine:
     def quiet_seconds(self) -> float:
         """Return what the test says."""
         return self.quiet
+
+    def met_broker(self) -> bool:
+        """Return what the test says."""
+        return self.met
 
     def counters(self) -> Counts:
         """Return zeros."""

@@ -98,6 +98,17 @@ def test_probes_and_metrics_of_a_running_operator(
 
 
 @pytest.mark.control_plane
+def test_an_operator_is_ready_once_it_has_met_its_broker(restricted: client.Configuration, namespace: str) -> None:
+    engine = RecordingEngine(met=False)
+    with running(restricted, namespace, engine, interval=0.2) as operator:
+        waits = (503, "the broker has not been reached yet\n")
+        eventually(lambda: probe(f"{operator.url}/readyz") == waits)
+        assert probe(f"{operator.url}/healthz") == (200, "ok\n"), "a restart would not bring the broker"
+        engine.met = True
+        assert probe(f"{operator.url}/readyz") == (200, "ok\n")
+
+
+@pytest.mark.control_plane
 def test_a_study_that_the_watch_missed_is_handed_over_and_counted(
     control_plane: ControlPlane, namespace: str, restricted: client.Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import prometheus_client
 from prometheus_client.parser import text_string_to_metric_families
 
-from merlin_operator import cluster, metrics
+from merlin_operator import agent_metrics, cluster, metrics
 from merlin_operator.board import AgentView
 from merlin_operator.view import StudyRef, StudyView
 from tests.operating.running import RecordingEngine
@@ -82,7 +82,7 @@ def test_agents_and_slots_by_site() -> None:
         agent("b1", site="other"),
     ]
     found = series(scrape(Shown([], agents)))
-    assert [found[f'merlin_agents{{site="hpc",state="{state}"}}'] for state in metrics.AGENT_STATES] == [1, 1, 1]
+    assert [found[f'merlin_agents{{site="hpc",state="{state}"}}'] for state in agent_metrics.AGENT_STATES] == [1, 1, 1]
     assert found['merlin_agent_slots{site="hpc",state="busy"}'] == 3
     assert found['merlin_agent_slots{site="hpc",state="idle"}'] == 1
     assert found['merlin_agent_slots{site="other",state="idle"}'] == 2
@@ -96,8 +96,8 @@ def test_counts_of_engine_and_api_server_are_there() -> None:
         "merlin_api_errors_total": 1,
         "merlin_issued_tasks_total": 0,
         "merlin_reports_total": 0,
-        "merlin_refused_messages_total": 0,
-        "merlin_lost_chunks_total": 0,
+        'merlin_refused_messages_total{reason="signature"}': 0,
+        'merlin_refused_messages_total{reason="schema"}': 0,
         "merlin_engine_loop_age_seconds": 0,
     }.items():
         assert found[name] == value

@@ -197,7 +197,7 @@ def test_an_engine_that_was_frozen_calls_nobody_lost(broker: Broker, plan: Plan)
             await until(lambda: 10**6 in engine.studies[REF.uid].ledger.fences)  # type: ignore[union-attr]
             time.sleep(4.0)  # noqa: ASYNC251 the whole process stands still, as under SIGSTOP; lost_after is 2 s
             await until(lambda: shown.done > 4 * SAMPLES - 10)
-            assert engine.counters().lost_fences == 0
+            assert not engine.tally.lost.total()
 
     asyncio.run(scenario())
 

@@ -47,7 +47,8 @@ jetstream {
 
 accounts {
   MERLIN {
-    jetstream: enabled
+    # The account's own limit is what the operator can ask for, so that an alert comes before the store is full.
+    jetstream { max_file: {{ .Values.nats.maxFileStore }}, max_memory: 256Mi }
     users: [
       {
         user: operator

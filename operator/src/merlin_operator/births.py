@@ -71,7 +71,7 @@ class Births:
         try:
             study.children[key] = family.Child(key, self._opened(uid, key, stored))
         except (SealError, ValidationError) as error:
-            self.core.count(refused=1)
+            self.core.refuse(error)
             log.warning("submission refused study=%s sequence=%d error=%s", study.ref.name, stored.sequence, error)
         self._wake.set()
         return True

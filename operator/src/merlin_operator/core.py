@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from merlin_operator import fleet
+from merlin_operator.measures import Tally
 from merlin_operator.stream import Broker, Stored
 from merlin_operator.study import Study
 from merlin_study import subjects, wire
-from merlin_study.seal import Keyring, Signer
+from merlin_study.seal import Keyring, SealError, Signer
 
 AGENTS_SCOPE: Final = "agents"
 """The key scope of what belongs to no study: heartbeats and offers."""
@@ -39,13 +40,18 @@ class Counters:
     issued_tasks: int = 0
     issued_chunks: int = 0
     reports: int = 0
-    refused: int = 0
-    lost_fences: int = 0
+    refused_signature: int = 0
+    refused_schema: int = 0
     loops: int = 0
     interrupted: int = 0
     broker_reconnects: int = 0
     broker_connected: bool = False
     broker_certificate_ends: float | None = None
+
+    @property
+    def refused(self) -> int:
+        """Messages that did not open or made no sense."""
+        return self.refused_signature + self.refused_schema
 
 
 class Core:
@@ -60,6 +66,8 @@ class Core:
         self.wake = asyncio.Event()
         """Set it and the next round comes at once."""
         self.counters = Counters()
+        self.tally = Tally()
+        """What agents told of their work, and what was lost with them."""
         self.broker_clock_ahead = 0.0
         """Seconds by which the broker's clock is ahead of ours."""
 
@@ -67,6 +75,10 @@ class Core:
         """Add to the counters of these names."""
         old = self.counters
         self.counters = replace(old, **{name: getattr(old, name) + value for name, value in more.items()})
+
+    def refuse(self, error: Exception) -> None:
+        """Count a message that did not open (`SealError`), or that opened and made no sense."""
+        self.count(**{"refused_signature" if isinstance(error, SealError) else "refused_schema": 1})
 
     def all(self) -> Iterator[Study]:
         """Yield the studies of this moment; they may come and go while the caller waits for the broker."""

@@ -22,7 +22,9 @@ from pydantic import ValidationError
 from merlin_operator import acceptance, measures, showing
 from merlin_operator.births import Births, Nursery
 from merlin_operator.board import AgentView, Board, Submission
+from merlin_operator.brokerwatch import BrokerWatch
 from merlin_operator.core import AGENTS_SCOPE, Core, Counters, EngineConfig
+from merlin_operator.load import BrokerLoad
 from merlin_operator.logreader import LogReader
 from merlin_operator.publication import Publisher
 from merlin_operator.removal import Remover
@@ -52,7 +54,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, board: Board, nursery: Nursery | None = None) -> None:
         self.config, self.core, self.board = config, Core(config), board
-        self.tally = measures.Tally()
+        self.tally = self.core.tally
         self.rounds = measures.Spread(measures.ROUND_BUCKETS)
         """How long it took to go round all studies."""
         self._turn = asyncio.Lock()
@@ -61,6 +63,7 @@ class Engine:
         self._reader, self._judge = LogReader(self.core, self._births), Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core)
         self._remover = Remover(self.core, self._turn)
+        self._watch = BrokerWatch(self.core)
         self._last_loop = time.monotonic()
         self._last_show = 0.0
         self.space, self.broker, self.fleet = self.core.space, self.core.broker, self.core.fleet
@@ -117,6 +120,15 @@ class Engine:
         """Return how long ago the loop last went round."""
         return time.monotonic() - self._last_loop
 
+    def met_broker(self) -> bool:
+        """Whether there was a connection to the broker, with its streams in place."""
+        return self._reader.ready.is_set()
+
+    @property
+    def load(self) -> BrokerLoad | None:
+        """What the broker last said of itself; None while it cannot be asked."""
+        return self._watch.load
+
     def counters(self) -> Counters:
         """Return the engine's counts so far."""
         broker = self.broker
@@ -140,6 +152,7 @@ class Engine:
             tasks.create_task(self._reader.follow())
             tasks.create_task(self._rounds())
             tasks.create_task(self._births.run())
+            tasks.create_task(self._watch.run())
 
     async def _connected(self) -> None:
         await self.broker.ensure_streams()
@@ -208,7 +221,7 @@ class Engine:
             payload = keyring.open(data, scope=AGENTS_SCOPE, context=subject, signer=Signer.AGENT)
             heartbeat = wire.Heartbeat.model_validate_json(payload)
         except (SealError, ValidationError) as error:
-            self.core.count(refused=1)
+            self.core.refuse(error)
             log.warning("heartbeat refused subject=%s error=%s", subject, error)
             return
         self.tally.hear(heartbeat)

@@ -46,6 +46,9 @@ class Watched(Protocol):
     def quiet_seconds(self) -> float:
         """Return how long ago its loop last went round."""
 
+    def met_broker(self) -> bool:
+        """Whether there was a connection to the broker."""
+
 
 @dataclass(slots=True)
 class WatchGuard:
@@ -98,7 +101,12 @@ class Health:
 
     def unready(self) -> str:
         """Return why nothing should be expected of the process yet, or an empty string."""
-        return self.problem() or ("" if self._ready else "the studies have not been listed yet")
+        if problem := self.problem():
+            return problem
+        if not self._ready:
+            return "the studies have not been listed yet"
+        # Once is enough: without a broker the operator still shows its studies, and says what is missing.
+        return "" if self._engine.met_broker() else "the broker has not been reached yet"
 
     async def run(self) -> None:
         """Look whether the watch is alive, until cancelled. Without an API server there is nothing to compare with."""

@@ -88,7 +88,7 @@ class LogReader:
         try:
             entry = self.entry(study.ref.uid, stored)
         except (SealError, ValidationError) as error:
-            self.core.count(refused=1)
+            self.core.refuse(error)
             study.folded = stored.sequence
             log.warning("log entry refused study=%s sequence=%d error=%s", study.ref.name, stored.sequence, error)
             return
@@ -145,7 +145,7 @@ class LogReader:
         try:
             return wire.Chunk.model_validate_json(self.core.open_own(uid, stored))
         except (SealError, ValidationError) as error:
-            self.core.count(refused=1)
+            self.core.refuse(error)
             log.warning("chunk refused subject=%s error=%s", stored.subject, error)
             return None
 
@@ -153,7 +153,7 @@ class LogReader:
         try:
             return wire.Cursor.model_validate_json(self.core.open_own(uid, cursor)).next_fence
         except (SealError, ValidationError) as error:
-            self.core.count(refused=1)
+            self.core.refuse(error)
             log.warning("cursor refused subject=%s error=%s", cursor.subject, error)
             return 1
 

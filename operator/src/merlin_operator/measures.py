@@ -18,6 +18,8 @@ from merlin_study.outcome import Outcome
 
 MAX_PAIRS: Final = 100
 """Pairs of a site and a queue that are told apart; further ones count as `OTHER`."""
+MAX_SITES: Final = 100
+"""Sites that are told apart."""
 MAX_REMEMBERED: Final = 20_000
 """Agents whose last totals are kept; the one that was silent for longest goes first."""
 OTHER: Final = "other"
@@ -69,11 +71,14 @@ class Tally:
     def __init__(self) -> None:
         self.figures: dict[tuple[str, str], Figures] = {}
         self.refused = 0
+        self.lost: Counter[str] = Counter()
+        """Chunks called lost with their agent, by site."""
         self._told: OrderedDict[str, wire.Heartbeat] = OrderedDict()
 
     def hear(self, beat: wire.Heartbeat) -> None:
         """Add what an agent did since it was last heard."""
         before = self._told.get(beat.agent)
+        self._lose(beat.site, 0)
         for each in beat.figures:
             figures = self._of(beat.site, each.queue)
             if before is None:
@@ -86,6 +91,13 @@ class Tally:
         self._told.move_to_end(beat.agent)
         if len(self._told) > MAX_REMEMBERED:
             self._told.popitem(last=False)
+
+    def lose(self, site: str) -> None:
+        """Count a chunk that was lost with its agent."""
+        self._lose(site, 1)
+
+    def _lose(self, site: str, chunks: int) -> None:
+        self.lost[site if site in self.lost or len(self.lost) < MAX_SITES else OTHER] += chunks
 
     def _of(self, site: str, queue: str) -> Figures:
         pair = (site, queue)

@@ -25,6 +25,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import APIError, NotFoundError
 
 from merlin_operator import certificate
+from merlin_operator.load import BrokerLoad, ConsumerLoad, StreamLoad
 from merlin_study import subjects
 
 log = logging.getLogger(__name__)
@@ -226,16 +227,33 @@ class Broker:
 
     async def consumers(self) -> list[str]:
         """Return the names of the task stream's consumers."""
-        names: list[str] = []
-        while True:
-            page = await self._consumer_page(len(names))
-            names += page
-            if len(page) < _PAGE:
-                return names
+        return [info.name for info in await self._consumer_infos()]
 
-    async def _consumer_page(self, offset: int) -> list[str]:
-        infos = await self._ask(lambda js: js.consumers_info(self.space.task_stream, offset=offset))
-        return [info.name for info in infos]
+    async def _consumer_infos(self) -> list[api.ConsumerInfo]:
+        found: list[api.ConsumerInfo] = []
+        while True:
+            offset = len(found)
+            page = await self._ask(functools.partial(_consumer_page, stream=self.space.task_stream, offset=offset))
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+    async def load(self) -> BrokerLoad:
+        """Return how full the broker is: four requests, and one more for each further 256 consumers.
+
+        Raises:
+            Outage: the broker did not answer.
+        """
+        space, streams = self.space, []
+        account = await self._ask(lambda js: js.account_info())
+        names = {"tasks": space.task_stream, "reports": space.report_stream, "control": space.control_stream}
+        for role, name in names.items():
+            info = await self._ask(functools.partial(_stream_info, name=name))
+            limit = info.config.max_bytes or 0
+            streams.append(StreamLoad(role, info.state.messages, info.state.bytes, limit if limit > 0 else None))
+        consumers = [_consumer_load(info) for info in await self._consumer_infos()]
+        limit = account.limits.max_storage
+        return BrokerLoad(account.storage, limit if limit > 0 else None, tuple(streams), tuple(filter(None, consumers)))
 
     async def purge(self, stream: str, subject: str) -> None:
         """Remove every message of a stream whose subject matches."""
@@ -426,6 +444,31 @@ async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> N
         await js.stream_info(config.name)
     except NotFoundError:
         await js.add_stream(config)
+
+
+async def _stream_info(js: JetStreamContext, *, name: str) -> api.StreamInfo:
+    return await js.stream_info(name)
+
+
+async def _consumer_page(js: JetStreamContext, *, stream: str, offset: int) -> list[api.ConsumerInfo]:
+    return await js.consumers_info(stream, offset=offset)
+
+
+def _consumer_load(info: api.ConsumerInfo) -> ConsumerLoad | None:
+    """What a consumer says of itself; None for one that is no route's."""
+    config = info.config
+    try:
+        route = subjects.parse_chunks(config.filter_subject or "")
+    except ValueError:
+        return None
+    return ConsumerLoad(
+        route.site,
+        route.queue,
+        pending=info.num_pending or 0,
+        ack_pending=info.num_ack_pending or 0,
+        ack_limit=config.max_ack_pending or 0,
+        redelivered=info.num_redelivered or 0,
+    )
 
 
 def _stored(message: api.RawStreamMsg) -> Stored:

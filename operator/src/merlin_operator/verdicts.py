@@ -32,7 +32,7 @@ class Judge:
     async def _lose(self, study: Study, verdict: wire.Lost) -> None:
         if await self._append(study, verdict):
             study.judged.add(verdict.fence)
-            self.core.count(lost_fences=1)
+            self.core.tally.lose(study.site)
             log.warning("chunk lost study=%s fence=%d agent=%s", study.ref.name, verdict.fence, verdict.agent)
 
     async def _append(self, study: Study, verdict: wire.Lost) -> bool:

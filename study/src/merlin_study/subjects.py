@@ -201,6 +201,15 @@ class Route:
         return "r" + hashlib.sha256(self.token.encode()).hexdigest()[:24]
 
 
+def parse_chunks(filter_subject: str) -> Route:
+    """Return the route that a consumer's filter (see `Space.chunks`) serves.
+
+    Raises:
+        ValueError: it is not such a filter.
+    """
+    return parse_chunk(filter_subject.removesuffix("*") + "0").route
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkAddress:
     """What a chunk's subject says."""

@@ -1,0 +1,79 @@
+"""How full the broker is and what waits in it, as it says itself: values, and how they are told by site and queue.
+
+A consumer exists for each (site, user, queue, shape, band) that a live agent serves. What is shown is by site and queue: sums
+of what waits, and the fullest consumer's share of what may be unacknowledged, since that one stalls first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merlin_operator.measures import MAX_PAIRS, OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLoad:
+    """A stream: what it is for (``tasks``, ``reports``, ``control``), messages, bytes, and its own limit (None: it has none)."""
+
+    role: str
+    messages: int
+    size: int
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerLoad:
+    """A pull consumer: what no agent has fetched, what is fetched and unacknowledged, how much of that came again."""
+
+    site: str
+    queue: str
+    pending: int
+    ack_pending: int
+    ack_limit: int
+    redelivered: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLoad:
+    """The consumers of a site and queue together; ``ack_share`` is that of the fullest, from 0 to 1."""
+
+    pending: int = 0
+    ack_pending: int = 0
+    ack_share: float = 0.0
+    redelivered: int = 0
+
+    def plus(self, consumer: ConsumerLoad) -> QueueLoad:
+        """Return this with one consumer more."""
+        share = consumer.ack_pending / consumer.ack_limit if consumer.ack_limit > 0 else 0.0
+        return QueueLoad(
+            self.pending + consumer.pending,
+            self.ack_pending + consumer.ack_pending,
+            max(self.ack_share, share),
+            self.redelivered + consumer.redelivered,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLoad:
+    """Everything that was asked for at one time; bytes on disk of the whole account, and its limit (None: it has none)."""
+
+    stored: int
+    store_limit: int | None
+    streams: tuple[StreamLoad, ...]
+    consumers: tuple[ConsumerLoad, ...]
+
+
+def by_queue(consumers: Sequence[ConsumerLoad]) -> dict[tuple[str, str], QueueLoad]:
+    """Return the load of each (site, queue); pairs beyond `measures.MAX_PAIRS`, those with least in them, as `OTHER`."""
+    found: dict[tuple[str, str], QueueLoad] = {}
+    for each in consumers:
+        pair = (each.site, each.queue)
+        found[pair] = found.get(pair, QueueLoad()).plus(each)
+    order = sorted(found, key=lambda pair: (-(found[pair].pending + found[pair].ack_pending), pair))
+    kept = {pair: found[pair] for pair in sorted(order[:MAX_PAIRS])}
+    rest = set(order[MAX_PAIRS:])
+    for each in consumers:
+        if (each.site, each.queue) in rest:
+            kept[OTHER, OTHER] = kept.get((OTHER, OTHER), QueueLoad()).plus(each)
+    return kept
