@@ -22,13 +22,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,40 +38,25 @@ from typing import Any
 import pytest
 
 from tests.chart.rendering import CHART, program
-from tests.ground import Process, eventually, needs
+from tests.cluster.funnel import COMBINATIONS, check_complete, manifest, taking_part
+from tests.ground import Process, eventually, free_port, needs
 from tests.ground.needs import ROOT
+from tests.metrics.prometheus import Prometheus
+from tests.metrics.test_alerts import ALERTS, RULES
+from tests.metrics.watched import PANELS, Watched, answer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 NODE_PORT = 30422
-TASKS = 1000
+NAME = "first-light"
+SAMPLES = 500
+TASKS = COMBINATIONS * SAMPLES
+SITE = "testsite"
+WALLTIME = 3600
+EXPECTED = {"BrokerUnavailable", "OperatorDown"}
+"""Alerts whose expression must have held for a moment."""
 PREFIX = shlex.split(os.environ.get("MERLIN_CLUSTER_EXEC", ""))
 RELEASE = "merlin"
-STUDY = f"""
-apiVersion: merlin.dev/v1alpha1
-kind: Study
-metadata: {{name: first-light}}
-spec:
-  description: {{name: first-light, description: many short tasks and a funnel}}
-  study:
-  - name: say
-    description: one line into the task's directory and one into the shared count of executions
-    run:
-      cmd: |
-        sleep 0.2
-        echo "$(NUMBER)" > said.txt
-        echo "$(NUMBER)" >> $(MERLIN_WORKSPACE)/executions
-  - name: count
-    description: the funnel
-    run:
-      cmd: find $(say.workspace) -name said.txt -exec cat {{}} + | sort -u | wc -l > total.txt
-      depends: [say_*]
-  merlin:
-    samples:
-      generate: {{cmd: "seq {TASKS} > $(MERLIN_INFO)/numbers.csv"}}
-      file: $(MERLIN_INFO)/numbers.csv
-      column_labels: [NUMBER]
-"""
 
 
 @dataclass
@@ -83,10 +69,14 @@ class Cluster:
     agents: list[Process] = field(default_factory=list)
 
     @property
+    def outside(self) -> dict[str, str]:
+        """What an agent gets: nothing of the user's own agents, and no way to any cluster."""
+        return {name: value for name, value in os.environ.items() if not name.startswith(("MERLIN_", "KUBE", "SLURM_"))}
+
+    @property
     def environment(self) -> dict[str, str]:
-        """What every command gets; nothing of the user's own agents or clusters."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MERLIN_", "KUBE", "SLURM_"))}
-        return {**kept, "KUBECONFIG": os.environ["MERLIN_CLUSTER_KUBECONFIG"]}
+        """What a command of the cluster's user gets."""
+        return {**self.outside, "KUBECONFIG": os.environ["MERLIN_CLUSTER_KUBECONFIG"]}
 
     def run(self, *command: str | Path, check: bool = True, timeout: float = 300, stdin: str | None = None) -> str:
         """Run a command that reaches the cluster; return its output, AssertionError where it fails."""
@@ -115,11 +105,28 @@ class Cluster:
 
     def done(self) -> int:
         """How many tasks are over, as the Study's status says."""
-        return int(self.get("study", "first-light").get("status", {}).get("counts", {}).get("done", 0))
+        return int(self.get("study", NAME).get("status", {}).get("counts", {}).get("done", 0))
 
-    def show(self, stage: str) -> None:
-        """Print what a user would look at."""
-        print(f"== {stage}\n{self.kubectl('get', 'studies')}{self.kubectl('get', 'allocations', check=False)}")
+    def table(self, kind: str) -> dict[str, dict[str, str]]:
+        """What `kubectl get` shows: for each object the cells of its row by their column."""
+        heads, *rows = self.kubectl("get", kind).splitlines() or [""]
+        starts = [(match.start(), match.group()) for match in re.finditer(r"\S+(?: \S+)*", heads)]
+        ends = [start for start, _ in starts[1:]] + [None]
+        cells = [{head: row[at:end].strip() for (at, head), end in zip(starts, ends, strict=True)} for row in rows]
+        return {each["NAME"]: each for each in cells}
+
+    def show(self, stage: str, *, state: str = "Running", agents: int) -> None:
+        """Wait until `kubectl get` says how the study and so many allocations stand, and print it."""
+
+        def stands() -> bool:
+            study, allocations = self.table("studies")[NAME], self.table("allocations")
+            active = [each for each in allocations.values() if each["STATE"] == "Active" and each["SITE"] == SITE]
+            return study["STATUS"] == state and len(active) == agents
+
+        eventually(
+            stands, timeout=60, interval=0.5, message=f"{stage}: the study is {state}, {agents} allocations active"
+        )
+        print(f"== {stage}\n{self.kubectl('get', 'studies')}{self.kubectl('get', 'allocations')}")
 
     def pod(self, component: str) -> dict[str, Any]:
         """The one pod of a component that is not on its way out."""
@@ -151,10 +158,11 @@ class Cluster:
             log=self.directory / f"agent-{job}.log",
             cwd=self.directory,
             env={
-                **self.environment,
+                **self.outside,
                 "HOME": str(self.directory),
                 "SLURM_JOB_ID": str(job),
-                "SLURM_CLUSTER_NAME": "testsite",
+                "SLURM_JOB_END_TIME": str(int(time.time()) + WALLTIME),
+                "SLURM_CLUSTER_NAME": SITE,
             },
         )
         agent.start()
@@ -223,31 +231,62 @@ def values(cluster: Cluster) -> list[str]:
     return chosen
 
 
+@pytest.fixture(scope="module")
+def began() -> float:
+    """When all of this began."""
+    return time.time()
+
+
+@pytest.fixture(scope="module")
+def watch(cluster: Cluster, values: list[str], began: float) -> Iterator[Prometheus]:  # noqa: ARG001 in their order
+    """A Prometheus beside the cluster that scrapes the operator's Service as its user reaches it: through the API server.
+
+    `kubectl proxy` signs in for it, so that any kubeconfig does. It may lose the pod for a while, and finds the next one.
+    """
+    port = free_port()
+    proxy = Process(
+        [*PREFIX, needs.program("kubectl"), "proxy", f"--port={port}"],
+        log=cluster.directory / "proxy.log",
+        env=cluster.environment,
+    )
+    proxy.start()
+    service = f"/api/v1/namespaces/{cluster.namespace}/services/{RELEASE}-operator:http/proxy/metrics"
+    try:
+        with Prometheus(
+            cluster.directory, target=f"127.0.0.1:{port}", path=service, rules=RULES, prefix=PREFIX
+        ) as prometheus:
+            scraped = "merlin_broker_connected == 1"
+            eventually(lambda: prometheus.now(scraped), timeout=30, message="the operator is scraped")
+            yield prometheus
+    finally:
+        proxy.stop()
+
+
 @pytest.mark.usefixtures("values")
 def test_helm_test_runs_a_study_in_a_pod(cluster: Cluster) -> None:
     assert "Phase:          Succeeded" in cluster.helm("test", "--timeout", "180s")
     assert not cluster.get("studies")["items"], "it leaves no study behind"
 
 
-def test_a_study_outlives_every_pod_and_an_upgrade(cluster: Cluster, values: list[str]) -> None:
+def test_a_study_outlives_every_pod_and_an_upgrade(cluster: Cluster, values: list[str], watch: Prometheus) -> None:
     """Two agents with nothing but the site file; each kind of pod killed and the release upgraded in the middle."""
     merlin = Path(sys.executable).with_name("merlin")
     site = cluster.directory / "site.yaml"
     cluster.run(merlin, "site", "credentials", "-n", cluster.namespace, "--release", RELEASE, "-o", site)
     assert site.stat().st_mode & 0o777 == 0o600
     first = cluster.start_agent(1001)
-    cluster.kubectl("apply", "-f", "-", stdin=STUDY)
-    cluster.show("applied")
+    cluster.kubectl("apply", "-f", "-", stdin=manifest(NAME, samples=SAMPLES, before="sleep 0.2"))
+    cluster.show("applied", agents=1)
     eventually(lambda: cluster.done() > 20, timeout=120, interval=0.5, message="the first agent works")
     second = cluster.start_agent(1002)
     eventually(lambda: cluster.done() > 60, timeout=120, interval=0.5, message="both work")
-    cluster.show("two agents")
+    cluster.show("two agents", agents=2)
 
     def goes_on(after: str) -> None:
         mark = cluster.done()
         assert mark < TASKS, f"the study was over before {after}: make it longer"
         eventually(lambda: cluster.done() > mark + 20, timeout=180, interval=0.5, message=f"it goes on after {after}")
-        cluster.show(after)
+        cluster.show(after, agents=2)
 
     cluster.kill("operator")
     goes_on("a kill of the operator")
@@ -260,24 +299,43 @@ def test_a_study_outlives_every_pod_and_an_upgrade(cluster: Cluster, values: lis
     assert cluster.digests() == before
     eventually(lambda: all(cluster.pod(part)["metadata"]["uid"] != pods[part] for part in pods), timeout=60)
     goes_on("helm upgrade")
-    cluster.kubectl("wait", "--for=condition=Finished", "study/first-light", "--timeout=300s")
-    cluster.show("finished")
+    cluster.kubectl("wait", "--for=condition=Finished", f"study/{NAME}", "--timeout=300s")
+    cluster.show("finished", state="Succeeded", agents=2)
 
-    status = cluster.get("study", "first-light")["status"]
-    conditions = {each["type"]: each["status"] for each in status["conditions"]}
-    assert conditions["Succeeded"] == "True", status
-    assert (status["counts"]["total"], status["counts"]["succeeded"]) == (TASKS + 2, TASKS + 2)
-    assert status.get("doubled", 0) == 0
-    (workspace,) = cluster.directory.glob("first-light_*")
-    assert (workspace / "count" / "total.txt").read_text().strip() == str(TASKS)
-    runs = Counter((workspace / "executions").read_text().splitlines())
-    assert (len(runs), set(runs.values())) == (TASKS, {1}), "every task ran, and none twice"
+    study = cluster.get("study", NAME)
+    check_complete(study, cluster.directory, samples=SAMPLES, most_doubled=0)
+    assert taking_part(study, cluster.directory) == 2, "both agents"
     allocations = cluster.get("allocations")["items"]
     assert {each["spec"]["jobId"] for each in allocations} == {"1001", "1002"}
-    assert len(list((workspace / "merlin_info" / "outcomes").glob("*.jsonl"))) == 2, "both agents took part"
+    total = f'sum(merlin_tasks{{study="{NAME}", state="succeeded"}}) == {TASKS + 2}'
+    eventually(lambda: watch.now(total), timeout=30, message="the end is scraped")
     for agent in (first, second):
         agent.stop()
         assert agent.returncode == 0, agent.describe()
+    cluster.show("agents ended", state="Succeeded", agents=0)
+
+
+@pytest.mark.usefixtures("values")
+def test_dashboards_and_alerts_tell_what_happened(watch: Prometheus, began: float) -> None:
+    """Every expression of every panel and alert, in the Prometheus that scraped the operator through its Service."""
+    run = Watched(watch, began, time.time(), study=NAME)
+    unanswered = {panel.title: found for _, panel in PANELS if (found := run.unanswered(panel))}
+    asked = sum(len(panel.queries) for _, panel in PANELS)
+    assert unanswered == {}, f"of {asked} expressions"
+    assert run.most(answer("How far is it?")) == 1
+    assert run.highest("What do its tasks do?", "state")["succeeded"] == TASKS + 2
+    assert run.most(answer("How many tasks did not succeed?")) == 0
+    assert run.most(answer("Did anything run twice without a reason?")) == 0
+    assert max(run.highest("How many agents are there?", "site").values()) == 2
+    assert 0.5 <= run.highest("What share of the slots is busy?", "site")[SITE] <= 1
+    assert WALLTIME - 600 < run.highest("How long do the allocations still last?", "site")[SITE] <= WALLTIME
+    assert 0 < run.most(answer("How full is the broker's store?")) < 0.1
+    assert run.most("changes(merlin_operator_start_timestamp_seconds[15m])") == 2, "a kill and an upgrade"
+    assert run.faults() == {}
+    held = {alert["alert"] for alert in ALERTS if run.held(alert)}
+    assert held >= EXPECTED, "the pods were killed"
+    assert held <= EXPECTED | {"NoAgentsForQueue"}, "before the first agent was heard"
+    print(f"== metrics: {asked} expressions of {len(PANELS)} panels, {len(ALERTS)} alerts; held: {sorted(held)}")
 
 
 @pytest.mark.usefixtures("values")

@@ -6,46 +6,18 @@ import os
 import random
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.cluster.funnel import check_complete, condition, manifest, taking_part
 from tests.cluster.site import Site, running_site
 from tests.ground import Slurm, eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(900)]
 
 SAMPLES = 10_000
-STUDY = """
-apiVersion: merlin.dev/v1alpha1
-kind: Study
-metadata: {{name: {name}}}
-spec:
-  description: {{name: {name}, description: two parameters and many samples and a funnel}}
-  global.parameters:
-    GREET: {{values: ["hello", "hola"], label: "GREET.%%"}}
-    WORLD: {{values: ["world", "mundo"], label: "WORLD.%%"}}
-  study:
-  - name: say
-    description: one line into the task's directory and one into the shared count of executions
-    run:
-      cmd: |
-        echo "$(GREET) $(WORLD) $(NUMBER)" > said.txt
-        echo "$(GREET) $(NUMBER)" >> $(MERLIN_WORKSPACE)/executions
-      task_queue: many
-  - name: count
-    description: the funnel
-    run:
-      cmd: find $(say.workspace) -name said.txt -exec cat {{}} + | sort -u | wc -l > total.txt
-      depends: [say_*]
-  merlin:
-    samples:
-      generate: {{cmd: "seq {samples} > $(MERLIN_INFO)/numbers.csv"}}
-      file: $(MERLIN_INFO)/numbers.csv
-      column_labels: [NUMBER]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +27,9 @@ def site(slurm: Slurm) -> Iterator[Site]:
         yield started
 
 
-def _condition(study: dict[str, Any], kind: str) -> dict[str, Any]:
-    return next(each for each in study["status"]["conditions"] if each["type"] == kind)
-
-
 def _check_complete(site: Site, name: str, *, most_doubled: int) -> None:
-    """Every task succeeded, each output is there, and no more ran twice than were lost with their agent."""
     study = site.study(name)
-    status = study["status"]
-    assert _condition(study, "Succeeded")["status"] == "True", status
-    total = 2 * SAMPLES + 2
-    assert (status["counts"]["total"], status["counts"]["succeeded"]) == (total, total)
-    assert status.get("doubled", 0) == 0
-    steps = {step["name"]: step["succeeded"] for step in status["steps"]}
-    assert steps == {"merlin_info": 1, "say": 2 * SAMPLES, "count": 1}
-    (workspace,) = (site.root / "work").glob(f"{name}_*")
-    assert (workspace / "count" / "total.txt").read_text().strip() == str(2 * SAMPLES)
-    runs = Counter((workspace / "executions").read_text().splitlines())
-    assert len(runs) == 2 * SAMPLES
-    assert sum(runs.values()) - len(runs) <= most_doubled
+    check_complete(study, site.root / "work", samples=SAMPLES, most_doubled=most_doubled)
     assert len(site.control_plane.kubectl("get", "study", name, "-n", site.namespace, "-o", "json").stdout) < 32 * 1024
 
 
@@ -81,15 +37,14 @@ def test_a_study_runs_in_two_slurm_allocations(site: Site) -> None:
     """Applied with kubectl between one allocation's start and the other's; nothing is lost and nothing runs twice."""
     site.allocate()
     before, began = site.metric("merlin_status_writes_total"), time.monotonic()
-    site.apply(STUDY.format(name="first-light", samples=SAMPLES))
+    site.apply(manifest("first-light", samples=SAMPLES))
     eventually(lambda: site.done("first-light") > 0, timeout=120, message="the first allocation works")
     site.allocate()
     site.wait_finished("first-light", seconds=600)
     _check_complete(site, "first-light", most_doubled=0)
     writes = site.metric("merlin_status_writes_total") - before
     assert writes <= time.monotonic() - began + 2, "at most one status write a second"
-    hosts = list((next((site.root / "work").glob("first-light_*")) / "merlin_info" / "outcomes").glob("*.jsonl"))
-    assert len(hosts) == 2, "both allocations took part"
+    assert taking_part(site.study("first-light"), site.root / "work") == 2, "both allocations"
     allocations: Any = site.control_plane.get("allocations", "-n", site.namespace)["items"]
     assert {each["spec"]["jobId"] for each in allocations} == set(site.jobs)
 
@@ -100,7 +55,7 @@ def test_killing_each_part_in_turn_costs_nothing(site: Site) -> None:
         jobs = len(site.agent_pids())
         site.allocate()
         eventually(lambda before=jobs: len(site.agent_pids()) > before, timeout=60, message="an agent starts")  # type: ignore[misc]
-    site.apply(STUDY.format(name="survivor", samples=SAMPLES))
+    site.apply(manifest("survivor", samples=SAMPLES))
     eventually(lambda: site.done("survivor") > 500, timeout=120, message="the study is under way")
     site.operator.kill()
     site.operator.start()
@@ -135,13 +90,13 @@ def test_killing_each_part_in_turn_costs_nothing(site: Site) -> None:
 def test_what_is_wrong_is_refused_with_a_clear_message(site: Site, change: tuple[str, str], words: str) -> None:
     """By ``kubectl apply`` or by the ``Accepted`` condition; either names the place."""
     name = f"refused-{random.getrandbits(32):x}"
-    text = STUDY.format(name=name, samples=3).replace(*change)
+    text = manifest(name, samples=3).replace(*change)
     applied = site.control_plane.apply(text, namespace=site.namespace, check=False)
     if applied.returncode:
         assert words in applied.stderr
         return
     site.wait_finished(name, seconds=30)
-    accepted = _condition(site.study(name), "Accepted")
+    accepted = condition(site.study(name), "Accepted")
     assert accepted["status"] == "False"
     assert words in accepted["message"]
     assert "spec." in accepted["message"]
@@ -149,7 +104,7 @@ def test_what_is_wrong_is_refused_with_a_clear_message(site: Site, change: tuple
 
 def test_deleting_a_study_leaves_nothing_in_the_broker(site: Site) -> None:
     """The finalizer lets go, and the study's subjects are gone from every stream."""
-    site.apply(STUDY.format(name="brief", samples=3))
+    site.apply(manifest("brief", samples=3))
     site.wait_finished("brief", seconds=60)
     site.control_plane.kubectl("delete", "study", "brief", "-n", site.namespace, "--timeout=30s", timeout=60)
     gone = site.control_plane.kubectl("get", "study", "brief", "-n", site.namespace, check=False)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.ground import Process, eventually, free_port
-from tests.ground.needs import missing
+from tests.ground.needs import ROOT, missing
 
 PACKAGE = "prometheus"
 
@@ -45,19 +46,36 @@ def promtool(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -
 class Prometheus:
     """A server that scrapes one target every second."""
 
-    def __init__(self, directory: Path, *, target: str, rules: Path) -> None:
-        """Keep where it lives; nothing runs yet."""
+    def __init__(
+        self, directory: Path, *, target: str, rules: Path, path: str = "/metrics", prefix: Sequence[str] = ()
+    ) -> None:
+        """Keep where it lives; nothing runs yet.
+
+        Args:
+            directory: for its configuration, log and data.
+            target: host and port.
+            rules: the file of alerts.
+            path: what is scraped there.
+            prefix: words before every command, which has to become the one that it starts (nsenter …): the server then
+                runs where they lead, and is asked from there.
+        """
         require()
+        self._prefix = tuple(prefix)
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         self._config = directory / "prometheus.yml"
         self._settings = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rules)],
             "scrape_configs": [
-                {"job_name": "merlin", "honor_labels": True, "static_configs": [{"targets": [target]}]},
+                {
+                    "job_name": "merlin",
+                    "honor_labels": True,
+                    "metrics_path": path,
+                    "static_configs": [{"targets": [target]}],
+                },
             ],
         }
-        argv = ["prometheus", f"--config.file={self._config}", f"--storage.tsdb.path={directory / 'tsdb'}"]
+        argv = [*prefix, "prometheus", f"--config.file={self._config}", f"--storage.tsdb.path={directory / 'tsdb'}"]
         argv += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
         self.process = Process(argv, log=directory / "prometheus.log")
 
@@ -75,11 +93,7 @@ class Prometheus:
         self.process.stop()
 
     def _ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
-                return True
-        except OSError:
-            return False
+        return self._fetch("/-/ready")[0] == 200
 
     def now(self, expression: str) -> list[dict[str, Any]]:
         """Return the series of an instant query; ``value`` is (time, text)."""
@@ -103,14 +117,39 @@ class Prometheus:
         return found
 
     def _get(self, path: str, query: dict[str, str]) -> Any:
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=30) as got:
-                return json.load(got)["data"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{query}: {error.read().decode()}") from error
+        status, text = self._fetch(f"/api/v1/{path}?{urllib.parse.urlencode(query)}")
+        assert status == 200, f"{query}: {text}"
+        return json.loads(text)["data"]
+
+    def _fetch(self, path: str) -> tuple[int, str]:
+        """Return the status and the body of an answer; 0 where there is none."""
+        if not self._prefix:
+            return fetch(self.url + path)
+        done = subprocess.run(
+            [*self._prefix, sys.executable, "-m", __spec__.name, self.url + path],
+            cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        status, _, text = done.stdout.partition("\n")
+        return int(status), text
+
+
+def fetch(url: str) -> tuple[int, str]:
+    """Return the status and the body of an answer; 0 and the reason where there is none."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError as error:
+        return 0, str(error)
 
 
 def points(series: Sequence[dict[str, Any]]) -> list[float]:
     """Return every value of a range query's answer that is a number."""
     found = [float(value) for each in series for _, value in each["values"]]
     return [value for value in found if value == value]  # noqa: PLR0124 NaN is unequal to itself
+
+
+if __name__ == "__main__":
+    print(*fetch(sys.argv[1]), sep="\n")

@@ -27,7 +27,8 @@ from tests.ground import Broker, ControlPlane, Process, eventually, free_port
 from tests.metrics.prometheus import Prometheus, points
 from tests.metrics.test_alerts import ALERTS, RULES
 from tests.metrics.test_series import MOST
-from tools import dashboards, grafana, pictures
+from tests.metrics.watched import PANELS, Watched, answer
+from tools import dashboards, grafana
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(400)]
 
@@ -68,31 +69,6 @@ spec:
 """
 FIRED = {"NoAgentsForQueue", "TaskFailureRatioHigh", "BrokerUnavailable", "MessagesRefused", "OperatorDown"}
 """Alerts whose expression must have held in this run; the others' must not."""
-
-
-@dataclass
-class Run:
-    """What is left of the run: the Prometheus that watched it, and when it was."""
-
-    prometheus: Prometheus
-    start: float
-    end: float
-
-    def over(self, expression: str) -> list[dict[str, Any]]:
-        """Ask for the whole run, second by second, with the choices of a dashboard made."""
-        return self.prometheus.over(chosen(expression), start=self.start, end=self.end)
-
-    def most(self, expression: str) -> float:
-        """Return the highest value of a single series."""
-        return max(points(self.over(expression)))
-
-
-def chosen(expression: str) -> str:
-    """Put in what Grafana puts in."""
-    for name, value in {"$__rate_interval": "10s", "$namespace": ".*", "$study": "mixed", "$site": ".*"}.items():
-        expression = expression.replace(name, value)
-    assert "$" not in expression
-    return expression
 
 
 @dataclass
@@ -148,7 +124,7 @@ class Parts:
 
 
 @pytest.fixture(scope="module")
-def run(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """One run for all tests here; when they ask, everything but Prometheus has ended."""
     root = tmp_path_factory.mktemp("run")
     (root / "work").mkdir()
@@ -172,7 +148,7 @@ def run(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
                 for process in (*parts.agents, operator):
                     process.stop()
             eventually(lambda: prometheus.now("absent(merlin_build_info)"), timeout=20, message="the operator is gone")
-            yield Run(prometheus, start, time.time())
+            yield Watched(prometheus, start, time.time(), study="mixed")
 
 
 def _happen(parts: Parts, operator: Process, prometheus: Prometheus) -> None:
@@ -204,55 +180,45 @@ def _happen(parts: Parts, operator: Process, prometheus: Prometheus) -> None:
     time.sleep(3)  # two more heartbeats, and a scrape after them
 
 
-PANELS = [(board, panel) for board in dashboards.DASHBOARDS for panel in board.panels]
-
-
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda part: getattr(part, "name", getattr(part, "title", "")))
-def test_a_panel_shows_something_of_the_run(run: Run, board: grafana.Dashboard, panel: grafana.Panel) -> None:
+def test_a_panel_shows_something_of_the_run(run: Watched, board: grafana.Dashboard, panel: grafana.Panel) -> None:
     """Every query parses; those that are not silent when all is well return numbers."""
     assert panel.title.endswith("?"), f"{board.title}: a title is the question that the panel answers"
+    assert not run.unanswered(panel)
     for query in panel.queries:
-        found = run.over(query.expr)
-        assert query.quiet or points(found), query.expr
-        if query.legend.startswith("{{"):
-            labels = {word.split("}}")[0] for word in query.legend.split("{{")[1:]}
-            assert all(labels - {"le"} <= each["metric"].keys() for each in found), query.legend
+        labels = {word.split("}}")[0] for word in query.legend.split("{{")[1:]}
+        assert all(labels <= each["metric"].keys() for each in run.over(query.expr)), query.legend
 
 
-def test_the_choices_at_the_top_of_a_dashboard_are_there(run: Run) -> None:
+def test_the_choices_at_the_top_of_a_dashboard_are_there(run: Watched) -> None:
     for board in dashboards.DASHBOARDS:
         for variable in board.variables:
             assert run.prometheus.values(variable.metric, variable.label), variable
 
 
-def _answer(title: str, at: int = 0) -> str:
-    return next(panel.queries[at].expr for _, panel in PANELS if panel.title == title)
-
-
-def _highest(run: Run, title: str, label: str, at: int = 0) -> dict[str, float]:
-    found = run.over(_answer(title, at))
-    return {each["metric"][label]: max(points([each])) for each in found if points([each])}
-
-
-def test_the_panels_answer_what_happened(run: Run) -> None:
+def test_the_panels_answer_what_happened(run: Watched) -> None:
     """Counts are exact where the run was; shares and times are of the right size."""
-    states = _highest(run, "What do its tasks do?", "state")
+    states = run.highest("What do its tasks do?", "state")
     assert (states["succeeded"], states["soft_failed"]) == (SAMPLES - FAILING + 2, FAILING)
     assert states["retrying"] >= 1
-    assert run.most(_answer("How far is it?")) == 1
-    assert run.most(_answer("How many tasks did not succeed?")) == FAILING
-    assert run.most(_answer("Did anything run twice without a reason?")) == 0
+    assert run.most(answer("How far is it?")) == 1
+    assert run.most(answer("How many tasks did not succeed?")) == FAILING
+    assert run.most(answer("Did anything run twice without a reason?")) == 0
     assert run.most("merlin_duplicate_executions_total") == 0
-    assert run.most(_answer("How often was the connection to NATS made again?")) >= 1
-    assert run.most(_answer("How many series does a scrape bring?")) < MOST
-    assert _highest(run, "Which studies wait for agents?", "study") == {"stranded": 1}
-    assert 0.5 <= _highest(run, "What share of the slots is busy?", "site")["hpc"] <= 1
-    assert 3000 < _highest(run, "How long do the allocations still last?", "site")["hpc"] <= 3600
-    versions = _highest(run, "Which version runs?", "version")
+    assert run.most(answer("How often was the connection to NATS made again?")) >= 1
+    assert run.most(answer("How many series does a scrape bring?")) < MOST
+    assert run.highest("Which studies wait for agents?", "study") == {"stranded": 1}
+    assert 0.5 <= run.highest("What share of the slots is busy?", "site")["hpc"] <= 1
+    assert 3000 < run.highest("How long do the allocations still last?", "site")["hpc"] <= 3600
+    assert 0 < run.most(answer("How full is the broker's store?")) < 0.1
+    assert run.highest("How many messages does each stream hold?", "stream")["reports"] > SAMPLES / 10
+    assert run.highest("How many chunks wait for an agent to fetch them?", "queue").keys() >= {"short", "other"}
+    assert max(run.highest("How near is each queue to the most that may be unclaimed?", "queue").values()) < 0.01
+    versions = run.highest("Which version runs?", "version")
     assert list(versions.values()) == [1]
 
 
-def test_outcomes_and_times_are_those_of_the_run(run: Run) -> None:
+def test_outcomes_and_times_are_those_of_the_run(run: Watched) -> None:
     """What agents count travels in heartbeats; only the last second of the killed one's may be missing."""
     outcomes = {each["metric"]["outcome"]: max(points([each])) for each in run.over("merlin_task_outcomes_total")}
     assert (outcomes["succeeded"], outcomes["soft_failed"], outcomes["failed"]) == (SAMPLES - FAILING + 2, FAILING, 0)
@@ -271,7 +237,7 @@ def test_outcomes_and_times_are_those_of_the_run(run: Run) -> None:
     assert 0 < waited < run.end - run.start
 
 
-def test_no_counter_ever_fell(run: Run) -> None:
+def test_no_counter_ever_fell(run: Watched) -> None:
     """Agents came, were killed and left."""
     for each in run.over('{__name__=~"merlin_.*(_total|_bucket|_count|_sum)"}'):
         values = points([each])
@@ -279,26 +245,21 @@ def test_no_counter_ever_fell(run: Run) -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
-def test_an_alert_s_expression_held_exactly_where_it_should(run: Run, alert: dict[str, Any]) -> None:
-    held = bool(run.over(alert["expr"]))
-    assert held == (alert["alert"] in FIRED)
+def test_an_alert_s_expression_held_exactly_where_it_should(run: Watched, alert: dict[str, Any]) -> None:
+    assert run.held(alert) == (alert["alert"] in FIRED)
 
 
-def test_prometheus_evaluated_every_alert_without_fault(run: Run) -> None:
-    found = {rule["name"]: (rule["health"], rule.get("lastError", "")) for rule in run.prometheus.rules()}
-    assert found == {alert["alert"]: ("ok", "") for alert in ALERTS}
+def test_prometheus_evaluated_every_alert_without_fault(run: Watched) -> None:
+    assert run.faults() == {}
+    assert {rule["name"] for rule in run.prometheus.rules()} == {alert["alert"] for alert in ALERTS}
 
 
 @pytest.mark.parametrize("board", dashboards.DASHBOARDS, ids=lambda board: str(board.name))
-def test_a_dashboard_of_the_run_can_be_drawn(run: Run, board: grafana.Dashboard, tmp_path: Path) -> None:
+def test_a_dashboard_of_the_run_can_be_drawn(run: Watched, board: grafana.Dashboard, tmp_path: Path) -> None:
     """With MERLIN_PICTURES set, the pictures are those of the documentation."""
-    answers = [
-        [pictures.line_of(query.legend, each) for query in panel.queries for each in run.over(query.expr)]
-        for panel in board.panels
-    ]
     folder = ROOT / "docs" / "pictures" if os.environ.get("MERLIN_PICTURES") else tmp_path
     path = folder / f"{board.name}.svg"
-    path.write_text(pictures.draw(board, answers), encoding="utf-8")
+    path.write_text(run.draw(board), encoding="utf-8")
     drawn = ET.parse(path).getroot()
     texts = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
     assert {panel.title for panel in board.panels} <= texts
