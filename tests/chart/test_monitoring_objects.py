@@ -86,7 +86,10 @@ def test_a_rule_is_the_file_s_to_the_letter(helm: Helm) -> None:
 
 
 def test_both_monitors_together_would_count_everything_twice(helm: Helm) -> None:
-    settings = ("--set", "metrics.serviceMonitor.enabled=true,metrics.podMonitor.enabled=true")
+    settings = (
+        "--set",
+        "image.repository=registry.example.org/merlin,metrics.serviceMonitor.enabled=true,metrics.podMonitor.enabled=true",
+    )
     done = helm.run("template", "merlin", CHART, "--kube-version", "1.35.4", *settings, check=False)
     assert done.returncode != 0
     assert "choose one" in done.stderr
