@@ -120,11 +120,11 @@ class Cluster:
 
         def stands() -> bool:
             study, allocations = self.table("studies")[NAME], self.table("allocations")
-            active = [each for each in allocations.values() if each["STATE"] == "Active" and each["SITE"] == SITE]
+            active = [each for each in allocations.values() if each["STATE"] == "Running" and each["SITE"] == SITE]
             return study["STATUS"] == state and len(active) == agents
 
         eventually(
-            stands, timeout=60, interval=0.5, message=f"{stage}: the study is {state}, {agents} allocations active"
+            stands, timeout=60, interval=0.5, message=f"{stage}: the study is {state}, {agents} allocations running"
         )
         print(f"== {stage}\n{self.kubectl('get', 'studies')}{self.kubectl('get', 'allocations')}")
 
