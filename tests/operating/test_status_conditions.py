@@ -106,6 +106,12 @@ def test_a_refused_study_names_every_fault_with_its_place_and_cure() -> None:
     )
 
 
+def test_what_its_author_should_know_stands_with_the_acceptance() -> None:
+    """A study that is accepted is told of steps that no worker serves, and of arguments without effect."""
+    found = status(replace(ACCEPTED, notes=("spec.a: first", "spec.b: second")))["conditions"][0]
+    assert (found["type"], found["status"], found["message"]) == ("Accepted", "True", "spec.a: first\nspec.b: second")
+
+
 def test_why_nothing_moves_is_said() -> None:
     waiting = replace(ACCEPTED, waiting_for="no agent serves queue 'merlin'", broker_problem="connection refused")
     found = {each["type"]: each for each in status(waiting)["conditions"]}

@@ -56,6 +56,18 @@ def test_a_switch_that_is_not_built_refuses_a_new_study_and_warns_of_a_running_o
     assert [fault.reason for fault in running.warnings] == ["NotYetSupported"]
 
 
+def test_what_its_author_should_know_of_workers_is_told_with_the_acceptance() -> None:
+    """A study runs whatever its worker blocks say, since any agent that serves a queue does; so these are no faults."""
+    block = {"merlin": {"resources": {"workers": {"w": {"steps": ["b"], "args": "--time-limit 3"}}}}}
+    verdict = judge(_submission({**SPEC, **block}))
+    assert verdict.plan is not None
+    assert [note.partition(": ")[0] for note in verdict.notes] == [
+        "spec.merlin.resources.workers.w.args",
+        "spec.merlin.resources.workers.w.steps[0]",
+        "spec.merlin.resources.workers",
+    ]
+
+
 def test_vars_replace_labels_too() -> None:
     plan = plan_of(
         "description: {name: n, description: d}\nenv: {labels: {WHERE: here}}\nvars: {WHERE: there}\n"

@@ -192,15 +192,6 @@ def test_python_names_of_keys_are_unknown() -> None:
     assert faults(raw) == ["spec.study[0].run.cores_per_task: unknown key (did you mean 'cores per task'?)"]
 
 
-def test_a_worker_for_an_unknown_step_is_a_warning() -> None:
-    raw = hello()
-    raw["merlin"]["resources"]["workers"]["other"] = {"steps": ["colect"]}
-    _, warnings = parse_spec(raw)
-    assert warnings == [
-        "spec.merlin.resources.workers.other.steps[0]: no step named 'colect' (did you mean 'collect'?)"
-    ]
-
-
 def test_scripts_together_have_a_limit() -> None:
     raw = hello({"study/0/run/cmd": "x" * 250_000, "study/1/run/cmd": "x" * 160_000})
     assert faults(raw) == [

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from merlin_cli import needs
 from merlin_cli.exits import CliError, Exit
-from merlin_study import environment, loader, scalars
+from merlin_study import environment, loader, scalars, workers
 from merlin_study.errors import Fault, SpecError
 from merlin_study.parse import parse_spec
 from merlin_study.spec import StudySpec
@@ -124,6 +124,8 @@ def parse(
     if not elsewhere:
         raw = needs.rooted(environment.expand_tree(raw, os.environ, os.path.expanduser), Path.cwd())
     spec, warnings = parse_spec(raw, unknown="warn")
+    if spec.merlin.resources.workers:
+        warnings = [*warnings, *workers.of_spec(spec).warnings]
     for warning in () if quiet else warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return spec

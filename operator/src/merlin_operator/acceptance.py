@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from merlin_operator.board import Submission
+from merlin_study import workers
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
 from merlin_study.notyet import not_yet
@@ -30,11 +31,12 @@ SWITCHES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A plan, or faults; ``warnings`` tells switches that are set and not built."""
+    """A plan, or faults; ``warnings`` tells switches that are set and not built, ``notes`` what its author should know."""
 
     plan: Plan | None = None
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
     site: str = ""
 
 
@@ -53,6 +55,7 @@ def judge(submission: Submission) -> Verdict:
             return Verdict(faults=missing)
         science, _ = parse_spec({key: value for key, value in submission.spec.items() if key not in SWITCHES})
         stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
-        return Verdict(compile_study(science, stamp=stamp), warnings=missing, site=science.site or "")
+        notes = workers.of_spec(science).warnings if science.merlin.resources.workers else ()
+        return Verdict(compile_study(science, stamp=stamp), warnings=missing, notes=notes, site=science.site or "")
     except SpecError as error:
         return Verdict(faults=error.faults)

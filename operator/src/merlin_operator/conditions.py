@@ -171,7 +171,7 @@ def _accepted(view: StudyView) -> Condition:
         return Condition("Accepted", "False", view.faults[0].reason, faults)
     if not view.plan_hash:
         return Condition("Accepted", "Unknown", COMPILING, _clean(view.waiting_for, MAX_MESSAGE))
-    return Condition("Accepted", "True", COMPILED)
+    return Condition("Accepted", "True", COMPILED, _clean("\n".join(view.notes), MAX_MESSAGE))
 
 
 def _unrolled(view: StudyView) -> Condition:

@@ -88,6 +88,7 @@ class Engine:
         verdict = acceptance.judge(submission)
         study = Study(submission.ref, submission.generation, created=submission.created, lineage=submission.lineage)
         study.faults, study.warnings, study.spec_site = verdict.faults, verdict.warnings, verdict.site
+        study.notes = verdict.notes
         study.accepted_hash = str(submission.status.get("planHash") or "")
         if verdict.plan is not None:
             study.adopt(verdict.plan)

@@ -33,6 +33,7 @@ class Study:
     plan: Plan | None = None
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
     accepted_hash: str = ""
     created: float = 0.0
     spec_site: str = ""
@@ -159,6 +160,7 @@ class Study:
             waiting_for=waiting_for,
             broker_problem=broker_problem,
             warnings=(*self.warnings, *self._refused()),
+            notes=self.notes,
             parent=self.lineage.parent,
             children=sum(child.born is None or bool(child.born.uid) for child in self.children.values()),
             refused_children=len(self._refused()),

@@ -73,7 +73,7 @@ class StudyView:
     ``inherited`` tells, in the order of `COUNTED`, what stood when this operator first read the study's log: another
     operator counted it.
     ``warnings`` tells what was asked of the study after it was accepted and is not built yet, and which studies its
-    steps asked for in vain.
+    steps asked for in vain. ``notes`` are what its author should know of the specification, one line each.
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
     for and that were or will be made, ``refused_children`` those that were refused.
     """
@@ -103,6 +103,7 @@ class StudyView:
     waiting_for: str = ""
     broker_problem: str = ""
     warnings: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
     parent: str = ""
     children: int = 0
     refused_children: int = 0

@@ -19,6 +19,7 @@ from merlin_study.geometry import edge_kind
 from merlin_study.notyet import LAUNCHERS_SIZES, not_yet, size_fault, token_faults
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
+from merlin_study.queues import NO_QUEUE, queue_name
 from merlin_study.shape import Shape, walltime_class
 from merlin_study.spec import SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
@@ -35,8 +36,6 @@ _TASK_TOKENS: Final = frozenset({"WORKSPACE", *_STUDY_TOKENS, *_SAMPLE_TOKENS})
 _LATER: Final = {
     "SPECROOT": "only `merlin run` knows the specification's directory; use a path on the site",
 }
-NO_QUEUE: Final = "merlin"
-"""The queue of steps that ask for none (``task_queue: none``), as upstream has it without its tag."""
 _LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
 
@@ -354,7 +353,7 @@ class _Compiler:
                 path,
                 f"{queue!r} differs between tasks, and agents are started for queues by name; give the step one queue",
             )
-        return NO_QUEUE if queue.lower() in ("", "none") else queue
+        return queue_name(queue)
 
     def _number(self, value: int | str, path: str) -> int:
         text = self.variables.expand(str(value)).strip()

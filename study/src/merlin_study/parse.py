@@ -251,18 +251,13 @@ class _Notes:
             )
 
     def _judge_samples(self, view: "_View", root: str) -> None:
-        """The table of samples, and workers that name steps."""
+        """The table of samples."""
         samples, path = view.mapping("merlin", "samples"), f"{root}.merlin.samples"
         if samples and ("file" in samples) == ("count" in samples):
             self.fault(
                 f"{path}.file", "is required: path of the table" if "file" not in samples else "either file or count"
             )
         self.faults += checks.column_faults(view.columns(), view.mapping("global.parameters"), path)
-        names = view.names()
-        if not any(map(checks.holds_token, names)):
-            for where, step in view.worker_steps():
-                if step not in names and step != "all" and not checks.holds_token(step):
-                    self.warnings.append(f"{root}.{where}: no step named '{step}'{did_you_mean(step, names)}")
 
 
 class _View:
@@ -340,13 +335,6 @@ class _View:
         for where, batch in places:
             if isinstance(batch, dict) and isinstance(text := batch.get("type"), str):
                 yield f"{where}.type", text
-
-    def worker_steps(self) -> Iterator[tuple[str, str]]:
-        """Path and name of every step that a worker names."""
-        workers = self.mapping("merlin", "resources", "workers")
-        for worker in workers:
-            for index, step in enumerate(_strings(_View(workers).at(worker, "steps"))):
-                yield f"merlin.resources.workers.{worker}.steps[{index}]", step
 
     def scripts(self) -> Iterator[str]:
         """Every script's text."""
