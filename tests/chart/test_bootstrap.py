@@ -154,6 +154,19 @@ def test_a_key_that_an_earlier_version_did_not_draw_is_added(absent: set[str]) -
     assert run(store) == []
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_secret_of_an_earlier_version_gets_what_it_lacks(name: str) -> None:
+    """Each of the three that pods read, without any one of its keys."""
+    whole = Memory()
+    run(whole)
+    for absent in whole.held[name]:
+        store = Memory({each: dict(data) for each, data in whole.held.items()})
+        del store.held[name][absent]
+        assert run(store) == [name]
+        assert store.held[name].keys() == whole.held[name].keys()
+        assert run(store) == []
+
+
 @pytest.mark.parametrize(("lost", "left"), [("ca.key", "ca.crt"), ("ca.crt", "ca.key")])
 def test_half_an_authority_is_refused_with_the_cure(lost: str, left: str) -> None:
     """A new half would belong to nothing, a new whole would shut out every agent unasked."""
