@@ -31,7 +31,7 @@ T = TypeVar("T")
 SHAPE = "n1-c1-g0-m0-w0"
 QUEUE = "merlin"
 STUDY = "3f0c8a52"
-LogEntries = list[wire.Bound | wire.Start | wire.Report | wire.Lost]
+LogEntries = list[wire.Entry]
 
 
 def a_step(name: str, cmd: str, **changes: Any) -> PlannedStep:

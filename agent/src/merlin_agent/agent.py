@@ -80,7 +80,7 @@ class Agent:
         )
         self._presence = Presence(self.id, self._reaper.remove_at_end)
         self._recorder = Recorder(self._complain)
-        self._studies = Studies(post, Place(settings.site, self.id), str(settings.workspace), self._on_cancel)
+        self._studies = Studies(post, Place(settings.site, self.id), str(settings.workspace), self._on_word)
         self._lives = Lives(
             self.id,
             post=post,
@@ -249,10 +249,19 @@ class Agent:
         self._mean.add(seconds, count)
         self._intake.wake()
 
-    def _on_cancel(self, study: str) -> None:
-        _log.info("study %s is cancelled", study)
-        self._intake.cancel(study)
-        self._lives.cancel(study)
+    def _on_word(self, word: wire.Control) -> None:
+        if word.cancelled:
+            _log.info("study %s is deleted", word.study)
+            self._intake.cancel(word.study)
+        self._lives.obey(word.study)
+        if word.study == self._settings.study and self._is_retired(word):
+            _log.info("a task of study %s asked to stop its agents; draining", word.study)
+            self._leave.set()
+
+    def _is_retired(self, word: wire.Control) -> bool:
+        """Whether the study that this agent was started for lets it go: whole, or each queue that it serves."""
+        queues = set(self._settings.queues)
+        return word.retired or (bool(queues) and queues <= set(word.retired_queues))
 
     def _on_refused(self, problem: str) -> None:
         self._refused += 1

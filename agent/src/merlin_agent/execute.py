@@ -129,7 +129,9 @@ class ChunkWork:
             return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
         try:
             fresh = files.make_directory(script.directory)
-            if not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):
+            if not fresh and run.chunk.fresh:
+                files.remove(f"{script.directory}/{FINISHED}")
+            elif not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):
                 return Ended(task, Outcome.SUCCEEDED)
             files.write_script(script.path, script.shell, text, replace=not fresh)
         except OSError as error:

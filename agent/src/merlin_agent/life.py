@@ -271,8 +271,8 @@ class Lives:
             self._intake.praise(life.consumer)
         if self._draining:
             run.stop(Stop.HANDED_BACK)
-        if run.chunk.study in self._studies.cancelled:
-            run.stop(Stop.CANCELLED)
+        if (why := self._studies.stopped(run.chunk)) is not None:
+            run.stop(why)
         self._slots.feed.add(run, work)
         reserved.release()
         life.settle()
@@ -393,11 +393,11 @@ class Lives:
         self._slots.stop(life.run, Stop.HANDED_BACK, strike=False)
         life.settle()
 
-    def cancel(self, study: str) -> None:
-        """End all that runs of a study."""
+    def obey(self, study: str) -> None:
+        """Stop what the word on a study stops: nothing more of it starts, and what was cancelled ends."""
         for life in list(self.by_run.values()):
-            if life.study.uid == study:
-                self._slots.stop(life.run, Stop.CANCELLED, strike=True)
+            if life.study.uid == study and (why := self._studies.stopped(life.run.chunk)) is not None:
+                self._slots.stop(life.run, why, strike=why is Stop.CANCELLED)
                 life.settle()
 
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:

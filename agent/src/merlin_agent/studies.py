@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from merlin_agent import binding
 from merlin_agent.binding import Place, RefusedError
 from merlin_agent.broker import Message
+from merlin_agent.chunkrun import Stop
 from merlin_agent.execute import StepWork
 from merlin_agent.post import Post, until_answered
 from merlin_agent.rows import RowError, Rows, open_rows
@@ -104,14 +105,16 @@ class Study:
 
 
 class Studies:
-    """Opens studies, and hears when one is cancelled."""
+    """Opens studies, and hears the operator's word on each."""
 
-    def __init__(self, post: Post, place: Place, workspace_root: str, on_cancel: Callable[[str], None]) -> None:
-        self._post, self._place, self._workspace_root, self._on_cancel = post, place, workspace_root, on_cancel
+    def __init__(self, post: Post, place: Place, workspace_root: str, on_word: Callable[[Control], None]) -> None:
+        self._post, self._place, self._workspace_root, self._on_word = post, place, workspace_root, on_word
         self._studies: dict[tuple[str, str], Study] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         self._asked: set[str] = set()
         self.cancelled: set[str] = set()
+        """Studies that were deleted."""
+        self._words: dict[str, Control] = {}
         post.broker.listen(post.space.control("*"), self._on_control)
         self._listening: set[asyncio.Task[None]] = set()
         post.broker.on_connect(self._hear_again)
@@ -185,9 +188,21 @@ class Studies:
             word = Control.model_validate_json(payload)
         except (SealError, ValidationError):
             return  # nobody whom we trust said anything
-        if word.study == study and word.cancelled and study not in self.cancelled:
+        if word.study != study or study in self.cancelled or self._words.get(study) == word:
+            return
+        self._words[study] = word
+        if word.cancelled:
             self.cancelled.add(study)
-            self._on_cancel(study)
+        self._on_word(word)
+
+    def stopped(self, chunk: Chunk) -> Stop | None:
+        """Return why nothing of a chunk may start, None where it may."""
+        word = self._words.get(chunk.study)
+        if word is None:
+            return None
+        if word.cancelled or chunk.fence < word.kill_below:
+            return Stop.CANCELLED
+        return Stop.HANDED_BACK if chunk.fence < word.drop_below else None
 
 
 def is_sampling(study: Study, step: int) -> bool:

@@ -8,11 +8,12 @@ study nor ignoring the switch would be what its user wants.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from merlin_operator.board import Submission
+from merlin_operator.control import Switches, faults, switches_of
 from merlin_study import workers
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
@@ -31,13 +32,14 @@ SWITCHES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A plan, or faults; ``warnings`` tells switches that are set and not built, ``notes`` what its author should know."""
+    """A plan, or faults; ``warnings`` tells switches that ask for what is not there, ``notes`` what its author should know."""
 
     plan: Plan | None = None
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
     site: str = ""
+    switches: Switches = field(default_factory=Switches)
 
 
 def accepted(status: Mapping[str, Any]) -> bool:
@@ -56,6 +58,8 @@ def judge(submission: Submission) -> Verdict:
         science, _ = parse_spec({key: value for key, value in submission.spec.items() if key not in SWITCHES})
         stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
         notes = workers.of_spec(science).warnings if science.merlin.resources.workers else ()
-        return Verdict(compile_study(science, stamp=stamp), warnings=missing, notes=notes, site=science.site or "")
+        plan, switches = compile_study(science, stamp=stamp), switches_of(submission.spec)
+        warnings = (*missing, *faults(switches, plan))
+        return Verdict(plan, warnings=warnings, notes=notes, site=science.site or "", switches=switches)
     except SpecError as error:
         return Verdict(faults=error.faults)

@@ -46,8 +46,14 @@ WAITING: Final = "Waiting"
 """Nothing moves; the message says what is missing."""
 CANCELLING: Final = "Cancelling"
 """The study is cancelled and its running tasks are being stopped."""
+SUSPENDED: Final = "Suspended"
+"""``spec.suspend`` is set: no further task starts, what runs goes on."""
+STOP_WORKERS: Final = "StopWorkers"
+"""A task ended with exit code 105: agents of the study stopped, others take nothing more of it; a restart goes on."""
 NOT_SUSPENDED: Final = "NotSuspended"
 """The study is not suspended."""
+AGENTS_LOST: Final = "AgentsLost"
+"""Tasks were failed because one agent after the other was lost with them."""
 AS_EXPECTED: Final = "AsExpected"
 """No task has failed."""
 TASKS_FAILED: Final = "TasksFailed"
@@ -150,7 +156,7 @@ def conditions_of(view: StudyView) -> tuple[Condition, ...]:
         _accepted(view),
         _unrolled(view),
         _progressing(view),
-        Condition("Suspended", "False", NOT_SUSPENDED),
+        _suspended(view),
         _degraded(view),
         Condition("BrokerAvailable", "False", UNREACHABLE, _clean(view.broker_problem, MAX_MESSAGE))
         if view.broker_problem
@@ -185,6 +191,8 @@ def _progressing(view: StudyView) -> Condition:
         return Condition("Progressing", "False", _end_reason(view))
     if view.cancelled:
         return Condition("Progressing", "True", CANCELLING)
+    if view.suspended or view.stopped:
+        return Condition("Progressing", "False", SUSPENDED if view.suspended else STOP_WORKERS)
     if view.waiting_for:
         return Condition("Progressing", "False", WAITING, _clean(view.waiting_for, MAX_MESSAGE))
     if not view.plan_hash:
@@ -192,9 +200,22 @@ def _progressing(view: StudyView) -> Condition:
     return Condition("Progressing", "True", RUNNING)
 
 
+def _suspended(view: StudyView) -> Condition:
+    running = sum(step.running for step in view.steps)
+    still = f"{running} tasks still run" if running else "nothing runs"
+    if is_over(view) or not (view.suspended or view.stopped):
+        return Condition("Suspended", "False", NOT_SUSPENDED)
+    if view.suspended:
+        return Condition("Suspended", "True", SUSPENDED, f"no further task starts; {still}")
+    return Condition("Suspended", "True", STOP_WORKERS, f"a task asked to stop the agents; {still}; restart to go on")
+
+
 def _degraded(view: StudyView) -> Condition:
     if view.doubled:
         return Condition("Degraded", "True", DOUBLED, f"{view.doubled} executions ran again without a reason")
+    if view.exhausted:
+        message = f"{view.exhausted} tasks took one agent after the other with them; failures tells which"
+        return Condition("Degraded", "True", AGENTS_LOST, message)
     failed = _unsuccessful(view.steps)
     if failed:
         return Condition("Degraded", "True", TASKS_FAILED, f"{failed} tasks did not succeed")

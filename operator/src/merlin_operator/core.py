@@ -6,15 +6,17 @@ Nothing is decided here; `merlin_operator.engine` names the parts and calls them
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from merlin_operator import fleet
+from merlin_operator import control, fleet
 from merlin_operator.measures import Tally
 from merlin_operator.stream import Broker, Stored
 from merlin_operator.study import Study
 from merlin_study import subjects, wire
+from merlin_study.ledger import Ledger
 from merlin_study.seal import Keyring, SealError, Signer
 
 AGENTS_SCOPE: Final = "agents"
@@ -31,6 +33,8 @@ class EngineConfig:
     keyring: Keyring
     timing: wire.Timing = field(default_factory=wire.Timing)
     window_seconds: float = 60.0
+    stop_after: float = control.STOP_AFTER
+    """Seconds from a task's wish to stop the agents until they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,15 @@ class Core:
     def all(self) -> Iterator[Study]:
         """Yield the studies of this moment; they may come and go while the caller waits for the broker."""
         yield from list(self.studies.values())
+
+    @property
+    def now(self) -> float:
+        """Unix seconds by the broker's clock."""
+        return time.time() + self.broker_clock_ahead
+
+    def control(self, study: Study, ledger: Ledger) -> control.Control:
+        """Return what a study's switches ask for now."""
+        return control.Control(study.switches, ledger, self.now, self.config.stop_after)
 
     def seal(self, scope: str, subject: str, data: bytes) -> bytes:
         """Seal what is to be stored under a subject."""

@@ -78,7 +78,8 @@ class Engine:
             return
         if known is not None and known.settled(acceptance.accepted(submission.status)):
             known.generation = submission.generation
-            known.warnings = acceptance.judge(submission).warnings
+            verdict = acceptance.judge(submission)
+            known.warnings, known.switches = verdict.warnings, verdict.switches
         else:
             self.studies[submission.ref.uid] = self._compiled(submission)
         self._last_show = 0.0
@@ -88,7 +89,7 @@ class Engine:
         verdict = acceptance.judge(submission)
         study = Study(submission.ref, submission.generation, created=submission.created, lineage=submission.lineage)
         study.faults, study.warnings, study.spec_site = verdict.faults, verdict.warnings, verdict.site
-        study.notes = verdict.notes
+        study.notes, study.switches = verdict.notes, verdict.switches
         study.accepted_hash = str(submission.status.get("planHash") or "")
         if verdict.plan is not None:
             study.adopt(verdict.plan)
@@ -201,6 +202,7 @@ class Engine:
             if study.ledger is not None and not study.synced and not study.cancelled:
                 await self._reader.sync(study)
         await self._judge.judge_losses(now)
+        await self._judge.judge_switches()
         await self._router.route(now)
         await self._publisher.issue(now)
         for study in self.core.all():

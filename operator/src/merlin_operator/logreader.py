@@ -24,8 +24,6 @@ from merlin_study.seal import SealError, Signer
 
 log = logging.getLogger(__name__)
 
-Entry = wire.Bound | wire.Start | wire.Report | wire.Lost
-
 
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
@@ -96,20 +94,33 @@ class LogReader:
         self.core.count(reports=1)
         study.entry(stored, entry)
 
-    def entry(self, uid: str, stored: Stored) -> Entry:
+    def entry(self, uid: str, stored: Stored) -> wire.Entry:
         """Open a log entry: verdicts are the operator's, on a subject of their own, and all else is the agents'.
+
+        Only a fence that the operator took itself, so that no agent can, begins with a word of the operator.
 
         Raises:
             SealError: it is not sealed by whom the subject belongs to, or says what has no place there.
             pydantic.ValidationError: it is no log entry.
         """
         verdict = stored.subject == self.core.space.verdicts(uid)
-        signer = Signer.OPERATOR if verdict else Signer.AGENT
-        payload = self.core.config.keyring.open(stored.data, scope=uid, context=stored.subject, signer=signer)
-        entry = wire.decode_log(payload)
-        if isinstance(entry, wire.Lost) != verdict:
+        try:
+            entry = self._opened(uid, stored, Signer.OPERATOR if verdict else Signer.AGENT)
+        except SealError:
+            if verdict:
+                raise
+            entry = self._opened(uid, stored, Signer.OPERATOR)
+            if not isinstance(entry, wire.Withdrawn):
+                raise
+        if isinstance(entry, wire.VERDICTS) != verdict:
             raise SealError(f"a {entry.kind} has no place on {stored.subject}")
+        if isinstance(entry, wire.Withdrawn) and stored.subject != self.core.space.reports(uid, entry.fence):
+            raise SealError(f"fence {entry.fence} is not withdrawn on {stored.subject}")
         return entry
+
+    def _opened(self, uid: str, stored: Stored, signer: Signer) -> wire.Entry:
+        keyring = self.core.config.keyring
+        return wire.decode_log(keyring.open(stored.data, scope=uid, context=stored.subject, signer=signer))
 
     async def sync(self, study: Study) -> None:
         """Bring a study's ledger to what the broker holds; the order of the reads is what makes it exact."""
@@ -132,6 +143,7 @@ class LogReader:
                 ledger.withdraw(fence.chunk)
         for chunk in found:
             ledger.issue(chunk)
+        study.stale = any(chunk.fence not in ledger.fences for chunk in found)
         ledger.settle_waiting()
         study.cursor = cursor.sequence if cursor is not None else 0
         study.note_inherited()

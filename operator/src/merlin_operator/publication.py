@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from merlin_operator import fleet, unroll
 from merlin_operator.core import Core
@@ -24,16 +23,25 @@ class Publisher:
         """Publish what may go out at ``now`` (monotonic seconds)."""
         core = self.core
         candidates = [
-            unroll.Candidate(study.ref.uid, study.plan.hash, study.epoch, study.ledger, study.site, study.served)
+            unroll.Candidate(
+                study.ref.uid,
+                study.plan.hash,
+                study.epoch,
+                study.ledger,
+                study.site,
+                study.served,
+                priority=study.switches.priority,
+                most=study.switches.max_in_flight,
+            )
             for study in core.all()
             if study.active and study.synced and study.plan is not None and study.ledger is not None
+            if study.awaited <= study.folded and not core.control(study, study.ledger).holds
         ]
         if not candidates:
             return
         issues: dict[str, list[unroll.Issue]] = {}
-        broker_now = time.time() + core.broker_clock_ahead
         for issue in unroll.next_chunks(
-            candidates, self._capacity(candidates, now), window=core.config.window_seconds, now=broker_now
+            candidates, self._capacity(candidates, now), window=core.config.window_seconds, now=core.now
         ):
             issues.setdefault(issue.chunk.study, []).append(issue)
         for candidate in candidates:

@@ -34,7 +34,7 @@ def serving(study: Study, live: Sequence[wire.Heartbeat]) -> int:
 
 def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
     """Say in one sentence which queue has work and no agent; empty where every queue is served."""
-    if not study.active or study.plan is None or study.ledger is None:
+    if not study.active or study.plan is None or study.ledger is None or study.switches.suspend:
         return ""
     site = None if study.site == subjects.ANY_SITE else study.site
     for at, step in enumerate(study.plan.steps):

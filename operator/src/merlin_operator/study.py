@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_operator.control import Switches
 from merlin_operator.family import Child, Lineage
 from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
@@ -42,6 +43,7 @@ class Study:
     cursor: int = 0
     epoch: int = 1
     verdict: int = 0
+    awaited: int = 0
     served: float = 0.0
     cancelled: bool = False
     ledger: Ledger | None = None
@@ -54,6 +56,10 @@ class Study:
     lineage: Lineage = field(default_factory=Lineage)
     children: dict[str, Child] = field(default_factory=dict)
     told: nested.Family | None = None
+    switches: Switches = field(default_factory=Switches)
+    word: wire.Control | None = None
+    withdrawn: set[int] = field(default_factory=set)
+    stale: bool = False
 
     @property
     def active(self) -> bool:
@@ -92,8 +98,9 @@ class Study:
             next_fence = self.ledger.next_fence if self.ledger is not None else 1
             self.ledger = Ledger(self.plan)
             self.ledger.next_fence = next_fence
-        self.synced, self.folded, self.verdict = False, 0, 0
+        self.synced, self.folded, self.verdict, self.awaited, self.word = False, 0, 0, 0, None
         self.judged.clear()
+        self.withdrawn.clear()
         self.pending.clear()
         self.samples.clear()
 
@@ -122,7 +129,9 @@ class Study:
             return None
         return (done - first_done) / (now - first_at)
 
-    def view(self, *, agents: int, waiting_for: str, broker_problem: str, clock: float | None = None) -> StudyView:
+    def view(
+        self, *, agents: int, waiting_for: str, broker_problem: str, clock: float | None = None, stopped: bool = False
+    ) -> StudyView:
         """Return the study as its user should see it."""
         ledger = self.ledger
         if ledger is None or self.plan is None:
@@ -142,7 +151,10 @@ class Study:
             plan_hash=self.plan.hash,
             unrolled=ledger.unrolled,
             finished=ledger.finished or self.cancelled,
-            cancelled=self.cancelled,
+            cancelled=self.cancelled or ledger.cancelled,
+            suspended=self.switches.suspend,
+            stopped=stopped,
+            exhausted=ledger.exhausted,
             rate=rate,
             remaining_seconds=left / rate if rate and known else None,
             started_at=ledger.first_at,
@@ -174,11 +186,11 @@ class Study:
             if child.born is not None and child.born.refused
         )
 
-    def entry(self, stored: Stored, decoded: wire.Bound | wire.Start | wire.Report | wire.Lost) -> None:
+    def entry(self, stored: Stored, decoded: wire.Entry) -> None:
         """Fold one entry of the log."""
         assert self.ledger is not None
         self.folded = stored.sequence
-        if isinstance(decoded, wire.Lost):
+        if isinstance(decoded, wire.VERDICTS):
             self.verdict = stored.sequence
         self.ledger.apply(decoded, at=stored.at)
 

@@ -4,7 +4,8 @@ Nothing is published where no agent serves it, and never more than agents will d
 chunks a slot, else as many tasks as the measured rate empties in ``window`` seconds. Chunks are sized by guided
 self-scheduling (the step's tasks left divided by four times the slots), so the end of a step comes in small pieces and
 no slot idles; where run times are known, a chunk holds between a quarter of a second and ten seconds of work. Rests, retries and downstream steps
-travel in the urgent band. Studies that compete for one route take turns by task-seconds served.
+travel in the urgent band. Studies that compete for one route take turns by task-seconds served; one of a higher priority
+goes before, and what others have out takes no room from it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from merlin_study import subjects, wire
-from merlin_study.ledger import Ledger, Waiting
+from merlin_study.backlog import Waiting
+from merlin_study.ledger import Ledger
 from merlin_study.plan import IMPLICIT
 from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
@@ -41,7 +43,10 @@ class Capacity:
 
 @dataclass(slots=True)
 class Candidate:
-    """A study that wants to issue. ``served`` is its share so far in task-seconds; less goes first."""
+    """A study that wants to issue. ``served`` is its share so far in task-seconds; less goes first, of equal ``priority``.
+
+    ``most``: tasks that may be in chunks that are out (None: no limit).
+    """
 
     uid: str
     plan_hash: str
@@ -49,6 +54,15 @@ class Candidate:
     ledger: Ledger
     site: str
     served: float = 0.0
+    priority: int = 0
+    most: int | None = None
+
+    @property
+    def allowance(self) -> int:
+        """How many more tasks may go out."""
+        if self.most is None:
+            return MAX_CHUNK
+        return max(0, self.most - sum(fence.open.bit_count() for fence in self.ledger.fences.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,7 @@ class Issue:
 
 @dataclass(slots=True)
 class _Room:
-    """What is out and unstarted on one queue and shape."""
+    """What is out and unstarted on one queue and shape, of studies of one priority."""
 
     chunks: int = 0
     tasks: int = 0
@@ -73,31 +87,41 @@ class Unroller:
 
     capacity: Mapping[tuple[str, str, str], Capacity]
     window: float
-    room: dict[tuple[str, str, str], _Room] = field(default_factory=dict)
+    room: dict[tuple[str, str, str], dict[int, _Room]] = field(default_factory=dict)
 
     def count_out(self, candidate: Candidate) -> None:
         """Count the chunks of a study that are published and not started."""
         for fence in candidate.ledger.fences.values():
             if fence.holder is None:
-                room = self.room.setdefault(self._key(candidate, fence.chunk.step), _Room())
-                room.chunks += 1
-                room.tasks += len(fence.chunk.tasks)
+                self._count(candidate, fence.chunk)
+
+    def _count(self, candidate: Candidate, chunk: wire.Chunk) -> None:
+        rooms = self.room.setdefault(self._key(candidate, chunk.step), {})
+        room = rooms.setdefault(candidate.priority, _Room())
+        room.chunks += 1
+        room.tasks += len(chunk.tasks)
 
     @staticmethod
     def _key(candidate: Candidate, step: int) -> tuple[str, str, str]:
         planned = candidate.ledger.plan.steps[step]
         return candidate.site, planned.queue, planned.shape
 
-    def has_room(self, key: tuple[str, str, str]) -> bool:
-        """Whether another chunk may be published for this site, queue and shape."""
+    def has_room(self, key: tuple[str, str, str], priority: int = 0) -> bool:
+        """Whether a study of this priority may publish another chunk for this site, queue and shape.
+
+        What studies of lower priority have out takes no room from it, or a full window of theirs would go first.
+        """
         capacity = self.capacity.get(key)
         if capacity is None or capacity.slots < 1:
             return False
-        room = self.room.get(key, _Room())
-        return room.chunks < 2 * capacity.slots or room.tasks < capacity.rate * self.window
+        rooms = [room for other, room in self.room.get(key, {}).items() if other >= priority]
+        chunks, tasks = sum(room.chunks for room in rooms), sum(room.tasks for room in rooms)
+        return chunks < 2 * capacity.slots or tasks < capacity.rate * self.window
 
     def take(self, candidate: Candidate, now: float) -> Issue | None:
         """Return the study's next chunk, or None where nothing may or need be issued."""
+        if candidate.allowance < 1:
+            return None
         return self._take_waiting(candidate, now) or self._take_ready(candidate)
 
     def _take_waiting(self, candidate: Candidate, now: float) -> Issue | None:
@@ -105,10 +129,12 @@ class Unroller:
         issue = None
         while issue is None and (waiting := ledger.due(now)) is not None:
             key = self._key(candidate, waiting.step)
-            if not self.has_room(key):
+            if not self.has_room(key, candidate.priority):
                 passed.append(waiting)
                 continue
-            tasks, rest = _split(waiting.tasks, self._size(ledger, waiting.step, self.capacity[key]))
+            size = min(self._size(ledger, waiting.step, self.capacity[key]), candidate.allowance)
+            # One of these may kill its agents; to a quarter at each loss, so that it is soon alone.
+            tasks, rest = _split(waiting.tasks, max(1, min(size, MAX_CHUNK >> 2 * len(waiting.lost))))
             if rest is not None:
                 passed.append(waiting.of(rest))
             issue = self._issue(candidate, waiting.step, tasks, URGENT, waiting)
@@ -121,9 +147,10 @@ class Unroller:
         downstream_first = sorted(range(len(ledger.steps)), key=lambda at: not _is_downstream(ledger, at))
         for step in downstream_first:
             key = self._key(candidate, step)
-            if not ledger.steps[step].available or not self.has_room(key):
+            if not ledger.steps[step].available or not self.has_room(key, candidate.priority):
                 continue
-            tasks = ledger.steps[step].next_tasks(self._size(ledger, step, self.capacity[key]))
+            size = min(self._size(ledger, step, self.capacity[key]), candidate.allowance)
+            tasks = ledger.steps[step].next_tasks(size)
             if tasks is not None:
                 return self._issue(candidate, step, tasks, URGENT if _is_downstream(ledger, step) else BULK, None)
         return None
@@ -153,12 +180,13 @@ class Unroller:
             samples=ledger.geometry.samples,
             restart=waiting.restart if waiting is not None else False,
             lost=waiting.lost if waiting is not None else (),
+            fresh=ledger.is_fresh(step, tasks),
         )
         ledger.issue(chunk)
-        room = self.room.setdefault(self._key(candidate, step), _Room())
-        room.chunks += 1
-        room.tasks += len(tasks)
+        self._count(candidate, chunk)
         candidate.served += len(tasks) * (ledger.mean_seconds(step) or 1.0)
+        if candidate.priority:
+            band = URGENT if candidate.priority > 0 else BULK
         return Issue(subjects.Route(candidate.site, planned.queue, planned.shape, band), chunk)
 
 
@@ -193,7 +221,7 @@ def next_chunks(
     hungry = list(candidates)
     issued = 0
     while hungry and issued < MAX_BATCH:
-        candidate = min(hungry, key=lambda each: each.served)
+        candidate = min(hungry, key=lambda each: (-each.priority, each.served))
         issue = unroller.take(candidate, now)
         if issue is None:
             hungry.remove(candidate)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from typing import Final
+
+from pydantic import ValidationError
 
 from merlin_operator.core import Core
 from merlin_operator.stream import Conflict
 from merlin_operator.study import Study
 from merlin_study import wire
+from merlin_study.ledger import Ledger
+from merlin_study.seal import SealError
 
 log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 64
+"""Chunks that are withdrawn side by side."""
 
 
 class Judge:
@@ -35,7 +45,66 @@ class Judge:
             self.core.tally.lose(study.site)
             log.warning("chunk lost study=%s fence=%d agent=%s", study.ref.name, verdict.fence, verdict.agent)
 
-    async def _append(self, study: Study, verdict: wire.Lost) -> bool:
+    async def judge_switches(self) -> None:
+        """Carry out what the switches of each study ask for: withdraw, write the verdict, tell the agents."""
+        for study in self.core.all():
+            if study.synced and study.ledger is not None and not study.cancelled:
+                await self._control(study, study.ledger)
+
+    async def _control(self, study: Study, ledger: Ledger) -> None:
+        if study.awaited > study.folded:
+            return  # a verdict of ours is on its way back; what follows from it is not known yet
+        asked = self.core.control(study, ledger)
+        if gone := asked.to_withdraw():
+            await self._withdraw(study, gone)
+        elif (verdict := asked.verdict()) is not None and await self._append(study, verdict):
+            study.awaited = study.verdict
+            log.info("verdict study=%s %s", study.ref.name, verdict.model_dump_json(exclude_defaults=True)[:500])
+        await self._tell(study, asked.word(study.ref.uid))
+        await self._sweep(study, ledger)
+
+    async def _withdraw(self, study: Study, fences: list[int]) -> None:
+        """Take the fences of chunks that nobody has started, as an agent would; who was quicker has them."""
+        fresh = [fence for fence in fences if fence not in study.withdrawn]
+        for at in range(0, len(fresh), AT_ONCE):
+            await asyncio.gather(*(self._take(study, fence) for fence in fresh[at : at + AT_ONCE]))
+        study.stale = study.stale or bool(fresh)
+
+    async def _sweep(self, study: Study, ledger: Ledger) -> None:
+        """Spare agents the look at chunks that they can't claim any more, once no other chunk waits beside them."""
+        if study.stale and all(fence.holder is not None for fence in ledger.fences.values()):
+            await self.core.broker.purge(self.core.space.task_stream, self.core.space.chunks_of(study.ref.uid))
+            study.stale = False
+
+    async def _take(self, study: Study, fence: int) -> None:
+        core, uid = self.core, study.ref.uid
+        subject = core.space.reports(uid, fence)
+        word = wire.Withdrawn(fence=fence)
+        with contextlib.suppress(Conflict):  # an agent was first, or an answer of ours got lost: the log tells
+            await core.broker.append(subject, core.seal(uid, subject, word.encode()), expected=0)
+        study.withdrawn.add(fence)
+
+    async def _tell(self, study: Study, word: wire.Control) -> None:
+        """Put the word for the agents where it differs from the one that stands."""
+        core, uid = self.core, study.ref.uid
+        subject = core.space.control(uid)
+        if study.word is None:
+            study.word = await self._stands(uid, subject)
+        if word != study.word:
+            await core.broker.put(subject, core.seal(uid, subject, word.encode()))
+            study.word = word
+
+    async def _stands(self, uid: str, subject: str) -> wire.Control:
+        stored = await self.core.broker.last(self.core.space.control_stream, subject)
+        try:
+            if stored is not None:
+                return wire.Control.model_validate_json(self.core.open_own(uid, stored))
+        except (SealError, ValidationError) as error:
+            self.core.count(refused=1)
+            log.warning("word refused subject=%s error=%s", subject, error)
+        return wire.Control(study=uid)
+
+    async def _append(self, study: Study, verdict: wire.Noted | wire.Lost | wire.Dropped | wire.Restarted) -> bool:
         """Append a verdict; False where another operator was first: the study is read again then."""
         core, subject = self.core, self.core.space.verdicts(study.ref.uid)
         envelope = core.seal(study.ref.uid, subject, verdict.encode())

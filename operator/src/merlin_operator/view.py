@@ -76,6 +76,8 @@ class StudyView:
     steps asked for in vain. ``notes`` are what its author should know of the specification, one line each.
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
     for and that were or will be made, ``refused_children`` those that were refused.
+    ``suspended``: its user holds it; ``stopped``: a task asked to stop the agents, and a restart goes on. ``exhausted``
+    counts tasks that were failed because too many agents in turn were lost with them.
     """
 
     ref: StudyRef
@@ -88,6 +90,9 @@ class StudyView:
     unrolled: bool = False
     finished: bool = False
     cancelled: bool = False
+    suspended: bool = False
+    stopped: bool = False
+    exhausted: int = 0
     rate: float | None = None
     remaining_seconds: float | None = None
     started_at: float | None = None

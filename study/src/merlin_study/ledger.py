@@ -1,30 +1,31 @@
 """The ledger: a fold of a study's log, entry by entry in the log's order.
 
-The log is all there is to know: ``Bound`` (which site), ``Start`` (who runs a chunk), ``Report`` (what came of it),
-``Lost`` (the operator's verdict that a holder is gone). Folding the same log gives the same ledger, wherever and however
+The log is all there is to know: ``Bound`` (which site), ``Start`` (who runs a chunk), ``Report`` (what came of it), and
+the operator's words: ``Withdrawn`` (a chunk that nobody will start), ``Lost`` (its holder is gone), ``Dropped`` (what waits
+is cancelled), ``Restarted`` (what is over runs again). Folding the same log gives the same ledger, wherever and however
 often; an entry that comes twice changes nothing. Time enters only as the broker's timestamp of an entry, so the moment at
 which a retry is due is a function of the log as well.
 
 Rules, per task: success absorbs; what comes after a final outcome is counted and not applied; restarts and retries
 spend one budget (`merlin_study.outcome.after_budget`); a loss spends none. A task is in at most one *current* fence; a
-fence called lost may still bring successes, nothing else of it counts, because the fence that replaced it will tell.
+fence called lost may still bring successes, nothing else of it counts, because the fence that replaced it will tell. After
+`MAX_LOSSES` holders in turn were lost with a task it is failed: whatever it does, it takes its agent with it.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
+import signal
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 from merlin_study import wire
+from merlin_study.backlog import Backlog, Waiting
 from merlin_study.bitmap import Bitmap
+from merlin_study.dag import Dag
 from merlin_study.geometry import Geometry
-from merlin_study.outcome import FINAL, Outcome, after_budget, releases_dependants
-from merlin_study.plan import INFO_STEP, Plan
-from merlin_study.readiness import Readiness, Span
+from merlin_study.outcome import FINAL, HARD_FAIL, STOP_WORKERS, Outcome, after_budget
+from merlin_study.plan import Plan
 from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
 
@@ -35,7 +36,9 @@ REFUSED_DELAY: Final = 2.0
 """Seconds before a chunk is issued again that an agent took only to say that it can't run it: two such agents would pass
 it to and fro at full speed."""
 
-Entry = wire.Bound | wire.Start | wire.Report | wire.Lost
+MAX_LOSSES: Final = 8
+"""Holders that may be lost in turn with the same task. A chunk is cut to a quarter at each loss (`merlin_operator.unroll`),
+so a task that kills its agents is alone long before, and its neighbours are not failed with it."""
 
 
 @dataclass(slots=True)
@@ -53,29 +56,12 @@ class Fence:
         return TaskSet.from_bits(self.chunk.tasks.first, self.open)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Waiting:
-    """Tasks to issue again: from ``due`` (Unix seconds by the broker's clock) on, as attempt ``attempt``."""
-
-    due: float
-    number: int
-    step: int = field(compare=False)
-    tasks: TaskSet = field(compare=False)
-    attempt: int = field(compare=False)
-    restart: bool = field(compare=False, default=False)
-    lost: tuple[wire.LostHolder, ...] = field(compare=False, default=())
-
-    def of(self, tasks: TaskSet) -> Waiting:
-        """Return the same for other tasks."""
-        return replace(self, tasks=tasks)
-
-
 class Ledger:
     """The state of one study; see the module for its rules."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.geometry = Geometry(plan, samples=0)
+        self.dag = Dag(plan)
         self.bound: wire.Bound | None = None
         self.fences: dict[int, Fence] = {}
         self.next_fence = 1
@@ -89,25 +75,45 @@ class Ledger:
         self.last_failures: deque[tuple[int, wire.Failure]] = deque(maxlen=KEPT_FAILURES)
         self.first_at: float | None = None
         self.last_at: float | None = None
-        self.steps = [
-            StepTasks(self.geometry.total(i) if self.geometry.known(i) else None) for i in range(len(plan.steps))
-        ]
-        self._readiness = Readiness(self.geometry, self.steps)
         self._closed = Bitmap()
         self._lost_serials: dict[int, tuple[wire.Chunk, int]] = {}
-        self._waiting: list[Waiting] = []
-        self._numbers = itertools.count()
+        self._backlog = Backlog()
         self._fold_now = 0.0
-        for index, planned in enumerate(plan.steps):
-            if not planned.edges and self.steps[index].total is not None:
-                self.steps[index].make_all_ready()
+        self.honoured: set[str] = set()
+        """Tokens of restarts and purges that were carried out: none of them is asked for twice."""
+        self.noted = False
+        """Whether the requests that stood in the study from the beginning are known."""
+        self.kill_below = 0
+        """What runs of fences below this ends."""
+        self.cancelled = False
+        """Cancelled, and not restarted since."""
+        self.drop_below: list[int] = [0] * len(plan.steps)
+        """Per step: what fences below this hand back is cancelled."""
+        self.hard_failed: dict[str, float] = {}
+        """Queues that a task stopped with `HARD_FAIL`, and when."""
+        self.dropped_queues: set[str] = set()
+        """Those of them whose waiting tasks were dropped."""
+        self.stop_asked: float | None = None
+        """When a task asked to stop the agents (`STOP_WORKERS`)."""
+        self.exhausted = 0
+        """Tasks that were failed because `MAX_LOSSES` holders were lost with them."""
+
+    @property
+    def steps(self) -> list[StepTasks]:
+        """The tasks of each step."""
+        return self.dag.steps
+
+    @property
+    def geometry(self) -> Geometry:
+        """How tasks are numbered; the samples count once they are measured."""
+        return self.dag.geometry
 
     # What the log says
 
-    def apply(self, entry: Entry, *, at: float) -> None:
+    def apply(self, entry: wire.Entry, *, at: float) -> None:
         """Fold one entry that the broker stored at ``at`` (Unix seconds)."""
         self._fold_now = at
-        if self.first_at is None:
+        if self.first_at is None and isinstance(entry, wire.Bound | wire.Start | wire.Report):
             self.first_at = at
         match entry:
             case wire.Bound():
@@ -116,8 +122,17 @@ class Ledger:
                 self._start(entry)
             case wire.Report():
                 self._report(entry, at)
+            case wire.Noted():
+                self.noted = True
+                self.honoured.update(entry.tokens)
+            case wire.Withdrawn():
+                self._withdrawn(entry)
             case wire.Lost():
                 self._lose(entry)
+            case wire.Dropped():
+                self._drop(entry)
+            case wire.Restarted():
+                self._restart(entry)
             case _:
                 assert_never(entry)
 
@@ -132,7 +147,7 @@ class Ledger:
             self.withdraw(known.chunk)
         elif known is not None or chunk.fence in self._closed:
             return
-        if not self._fits(chunk.step, chunk.tasks):
+        if not self.dag.fits(chunk.step, chunk.tasks):
             return
         self.steps[chunk.step].issue(chunk.tasks)
         self.fences[chunk.fence] = Fence(chunk, chunk.tasks.bits)
@@ -142,10 +157,6 @@ class Ledger:
         fence = self.fences.get(entry.chunk.fence)
         if fence is not None and fence.holder is None:
             fence.holder = entry.agent
-
-    def _fits(self, step: int, tasks: TaskSet) -> bool:
-        total = self.steps[step].total if step < len(self.steps) else None
-        return total is not None and tasks.end <= total
 
     def _report(self, report: wire.Report, at: float) -> None:
         fence = self.fences.get(report.fence)
@@ -157,7 +168,7 @@ class Ledger:
             return
         fence.serial = report.serial
         if report.samples is not None:
-            self._measure(report.samples)
+            self._measure(fence.chunk, report.samples)
         step = fence.chunk.step
         self._note_failures(step, report)
         self.seconds[step] += report.seconds
@@ -182,7 +193,7 @@ class Ledger:
             return
         fence.open &= ~told
         self.tried[chunk.step] += len(tasks)
-        self._result(chunk, result.outcome, tasks, at)
+        self._result(chunk, result, tasks, at)
 
     def _late_report(self, report: wire.Report) -> None:
         """Take the successes of a fence that was called lost, and count the rest."""
@@ -193,22 +204,23 @@ class Ledger:
         chunk = known[0]
         self._lost_serials[report.fence] = (chunk, report.serial)
         if report.samples is not None:
-            self._measure(report.samples)
+            self._measure(chunk, report.samples)
         for result in report.results:
-            counts = result.outcome is Outcome.SUCCEEDED and not self._unmeasured(chunk.step)
-            if counts and self._fits(chunk.step, result.tasks):
-                self._finish(chunk.step, result.tasks, Outcome.SUCCEEDED)
+            counts = result.outcome is Outcome.SUCCEEDED and not self.dag.unmeasured(chunk.step)
+            if counts and self.dag.fits(chunk.step, result.tasks):
+                self.dag.finish(chunk.step, result.tasks, Outcome.SUCCEEDED, code=0)
             else:
                 self.redundant += len(result.tasks)
 
-    def _result(self, chunk: wire.Chunk, reported: Outcome, tasks: TaskSet, at: float) -> None:
+    def _result(self, chunk: wire.Chunk, result: wire.Result, tasks: TaskSet, at: float) -> None:
         planned = self.plan.steps[chunk.step]
-        outcome = self._stands(chunk.step, reported, attempt=chunk.attempt)
-        if outcome is Outcome.SUCCEEDED and self._unmeasured(chunk.step):
-            self._wait(at, chunk.step, tasks, chunk.attempt, restart=chunk.restart, lost=chunk.lost)
+        outcome = self._stands(chunk.step, result.outcome, attempt=chunk.attempt)
+        self._note_code(chunk, result.code, at)
+        if outcome is Outcome.SUCCEEDED and self.dag.unmeasured(chunk.step):
+            self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
             return
         if outcome in FINAL:
-            fresh = self._finish(chunk.step, tasks, outcome)
+            fresh = self.dag.finish(chunk.step, tasks, outcome, code=result.code)
             again = len(tasks) - (len(fresh) if fresh is not None else 0)
             self.redundant += again
             self.doubled += 0 if chunk.lost else again
@@ -218,14 +230,20 @@ class Ledger:
         if unfinished is None:
             self.redundant += len(tasks)
         elif outcome is Outcome.LOST:
-            self._wait(at, chunk.step, unfinished, chunk.attempt, restart=chunk.restart, lost=chunk.lost)
+            self._wait(chunk, unfinished, at, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
         else:
             wants_restart = outcome is Outcome.RESTART and bool(planned.restart)
-            self._wait(at + planned.retry_delay, chunk.step, unfinished, chunk.attempt + 1, restart=wants_restart)
+            due = at + planned.retry_delay
+            self._wait(chunk, unfinished, due, attempt=chunk.attempt + 1, restart=wants_restart)
 
-    def _unmeasured(self, step: int) -> bool:
-        """Whether a step is the one that measures the samples, and nobody has told yet how many there are."""
-        return self.plan.steps[step].name == INFO_STEP and not self.geometry.samples
+    def _note_code(self, chunk: wire.Chunk, code: int, at: float) -> None:
+        """Note what an exit code asks for beyond its own task, unless a verdict has dealt with that chunk's time already."""
+        if chunk.fence < self.drop_below[chunk.step]:
+            return
+        if code == HARD_FAIL:
+            self.hard_failed.setdefault(self.plan.steps[chunk.step].queue, at)
+        elif code == STOP_WORKERS and self.stop_asked is None:
+            self.stop_asked = at
 
     def _stands(self, step: int, outcome: Outcome, *, attempt: int) -> Outcome:
         planned = self.plan.steps[step]
@@ -236,11 +254,22 @@ class Ledger:
             outcome = self._stands(step, failure.outcome, attempt=report.attempt)
             if outcome not in FINAL:
                 continue
-            told = (step, failure.model_copy(update={"outcome": outcome}))
-            if len(self.first_failures) < KEPT_FAILURES:
-                self.first_failures.append(told)
-            else:
-                self.last_failures.append(told)
+            self._keep_failure(step, failure.model_copy(update={"outcome": outcome}))
+
+    def _keep_failure(self, step: int, failure: wire.Failure) -> None:
+        if len(self.first_failures) < KEPT_FAILURES:
+            self.first_failures.append((step, failure))
+        else:
+            self.last_failures.append((step, failure))
+
+    def _withdrawn(self, entry: wire.Withdrawn) -> None:
+        self.next_fence = max(self.next_fence, entry.fence + 1)
+        fence = self.fences.get(entry.fence)
+        if fence is None:
+            self._closed.add_range(entry.fence, 1)
+        elif fence.holder is None:
+            self._close(entry.fence)
+            self._again(fence, 0.0, lost=fence.chunk.lost)
 
     def _lose(self, entry: wire.Lost) -> None:
         fence = self.fences.get(entry.fence)
@@ -249,8 +278,72 @@ class Ledger:
         self._close(entry.fence)
         self._lost_serials[entry.fence] = (fence.chunk, fence.serial)
         self.lost[fence.chunk.step] += fence.open.bit_count()
-        holder = wire.LostHolder(fence=entry.fence, agent=entry.agent)
-        self._again(fence, self._fold_now, lost=(*fence.chunk.lost, holder))
+        chain = (*fence.chunk.lost, wire.LostHolder(fence=entry.fence, agent=entry.agent))
+        if len(chain) < MAX_LOSSES:
+            self._again(fence, self._fold_now, lost=chain)
+        elif (tasks := fence.remaining) is not None:
+            self._exhaust(fence.chunk, tasks, chain)
+
+    def _exhaust(self, chunk: wire.Chunk, tasks: TaskSet, chain: tuple[wire.LostHolder, ...]) -> None:
+        """Fail tasks that were lost with one holder after the other."""
+        self.exhausted += len(tasks)
+        agents = ", ".join(dict.fromkeys(each.agent for each in chain))
+        failure = wire.Failure(
+            task=tasks.first,
+            outcome=Outcome.SOFT_FAILED,
+            code=-signal.SIGKILL,
+            host=chain[-1].agent,
+            directory="",
+            tail=f"lost with {len(chain)} agents in turn, so it is not tried again: {agents}"[: wire.MAX_TAIL],
+        )
+        self._keep_failure(chunk.step, failure)
+        self.dag.finish(chunk.step, tasks, Outcome.SOFT_FAILED, code=failure.code)
+
+    def _drop(self, entry: wire.Dropped) -> None:
+        """Cancel what waits, on one queue or on all: what is in no chunk that somebody has started."""
+        if entry.token:
+            self.honoured.add(entry.token)
+        if entry.cause == "cancel":
+            self.cancelled, self.kill_below = True, max(self.kill_below, entry.below)
+        if entry.queue is not None:
+            self.dropped_queues.add(entry.queue)
+        steps = [
+            index
+            for index, planned in enumerate(self.plan.steps)
+            if entry.queue is None or planned.queue == entry.queue
+        ]
+        for step in steps:
+            self.drop_below[step] = max(self.drop_below[step], entry.below)
+        for step in steps:
+            self.dag.cancel_waiting(step, self._running(step))
+        self._backlog.drop([step.final for step in self.steps])
+
+    def _running(self, step: int) -> Bitmap:
+        running = Bitmap()
+        for fence in self.fences.values():
+            if fence.chunk.step == step and fence.holder is not None and (tasks := fence.remaining) is not None:
+                running.add(tasks)
+        return running
+
+    def _measure(self, chunk: wire.Chunk, facts: wire.SampleFacts) -> None:
+        known = [step.total is not None for step in self.steps]
+        self.dag.measure(facts.count)
+        for step, had in enumerate(known):
+            if not had and chunk.fence < self.drop_below[chunk.step]:  # dropped before anybody knew of these tasks
+                self.dag.cancel_waiting(step, Bitmap())
+
+    def _restart(self, entry: wire.Restarted) -> None:
+        """Open a new generation of the tasks that a restart names; one that was honoured before changes nothing."""
+        if entry.token in self.honoured:
+            return
+        self.honoured.add(entry.token)
+        self.cancelled, self.stop_asked = False, None
+        self.hard_failed.clear()
+        self.dropped_queues.clear()
+        again = self.dag.reopen(entry)
+        for fence, (chunk, _) in list(self._lost_serials.items()):
+            if again[chunk.step].read(chunk.tasks.first, chunk.tasks.width) & chunk.tasks.bits:
+                del self._lost_serials[fence]  # what a zombie of the earlier generation tells says nothing of this one
 
     def _close(self, number: int) -> None:
         del self.fences[number]
@@ -258,87 +351,24 @@ class Ledger:
 
     def _again(self, fence: Fence, at: float, *, lost: tuple[wire.LostHolder, ...]) -> None:
         if (tasks := fence.remaining) is not None:
-            self._wait(at, fence.chunk.step, tasks, fence.chunk.attempt, restart=fence.chunk.restart, lost=lost)
+            chunk = fence.chunk
+            self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=lost)
 
     def _wait(
         self,
-        due: float,
-        step: int,
+        chunk: wire.Chunk,
         tasks: TaskSet,
-        attempt: int,
+        due: float,
         *,
+        attempt: int,
         restart: bool,
         lost: tuple[wire.LostHolder, ...] = (),
     ) -> None:
-        waiting = Waiting(due, next(self._numbers), step, tasks, attempt, restart, lost)
-        heapq.heappush(self._waiting, waiting)
-
-    # What follows from it
-
-    def _finish(self, step: int, tasks: TaskSet, outcome: Outcome) -> TaskSet | None:
-        fresh = self.steps[step].finish(tasks, outcome, blocks=not releases_dependants(outcome))
-        if fresh is not None:
-            self._release(step, fresh)
-        return fresh
-
-    def _release(self, step: int, tasks: TaskSet) -> None:
-        """Make ready, or cancel, what waited for ``tasks``; a loop, not recursion, because chains may be long."""
-        todo = deque([(step, tasks)])
-        while todo:
-            over_step, over = todo.popleft()
-            self._count_combinations(over_step, over)
-            if self.plan.steps[over_step].name == INFO_STEP and not self.geometry.samples:
-                self._no_samples(over_step)
-            for span in self._readiness.affected(over_step, over):
-                todo.extend(self._settle(span))
-
-    def _settle(self, span: Span) -> Iterator[tuple[int, TaskSet]]:
-        """Make ready the tasks of a span that may run; yield those that never will, cancelled."""
-        tasks = self.steps[span.step]
-        over, blocked = self._readiness.read(span)
-        over &= ~tasks.ready.read(span.first, span.width)
-        if (runnable := TaskSet.from_bits(span.first, over & ~blocked)) is not None:
-            tasks.make_ready(runnable)
-        if (never := TaskSet.from_bits(span.first, over & blocked)) is not None:
-            fresh = tasks.finish(never, Outcome.CANCELLED, blocks=True)
-            if fresh is not None:
-                yield span.step, fresh
-
-    def _count_combinations(self, step: int, tasks: TaskSet) -> None:
-        samples = self.geometry.samples_of(step)
-        if not self.plan.steps[step].sampled or samples < 1:
-            return
-        done = self.steps[step].combination_done
-        for combination in range(tasks.first // samples, (tasks.end - 1) // samples + 1):
-            low = max(combination * samples - tasks.first, 0)
-            high = min((combination + 1) * samples - tasks.first, tasks.width)
-            done[combination] += (tasks.bits >> low & ((1 << (high - low)) - 1)).bit_count()
-
-    def _measure(self, facts: wire.SampleFacts) -> None:
-        """Learn the number of samples, once: from here on the sampled steps have tasks."""
-        if self.geometry.samples or facts.count < 1:
-            return
-        self._resize(facts.count)
-
-    def _no_samples(self, info: int) -> None:
-        """The samples could not be made: sampled steps have no tasks, what depends on them is cancelled, and all can end."""
-        dead = {info}
-        for index, planned in enumerate(self.plan.steps):
-            if index in dead or not any(edge.parent in dead for edge in planned.edges):
-                continue
-            dead.add(index)
-            step = self.steps[index]
-            if step.total is None:
-                step.total = 0
-            if step.total:
-                step.finish(TaskSet(first=0, width=step.total), Outcome.CANCELLED, blocks=True)
-
-    def _resize(self, samples: int) -> None:
-        self.geometry = Geometry(self.plan, samples=samples)
-        for index, step in enumerate(self.steps):
-            if step.total is None:
-                step.total = self.geometry.total(index)
-        self._readiness = Readiness(self.geometry, self.steps)
+        """Have tasks of a chunk issued again, unless what that chunk leaves is dropped."""
+        if chunk.fence < self.drop_below[chunk.step]:
+            self.dag.finish(chunk.step, tasks, Outcome.CANCELLED)
+        else:
+            self._backlog.add(due, chunk.step, tasks, attempt=attempt, restart=restart, lost=lost)
 
     # What is asked of it
 
@@ -354,17 +384,11 @@ class Ledger:
 
     def due(self, now: float) -> Waiting | None:
         """Take the next retry or rest that is due at ``now`` (Unix seconds), or None. What is over by now is left out."""
-        while self._waiting and self._waiting[0].due <= now:
-            waiting = heapq.heappop(self._waiting)
-            over = self.steps[waiting.step].final.read(waiting.tasks.first, waiting.tasks.width)
-            tasks = TaskSet.from_bits(waiting.tasks.first, waiting.tasks.bits & ~over)
-            if tasks is not None:
-                return waiting.of(tasks)
-        return None
+        return self._backlog.due(now, [step.final for step in self.steps])
 
     def put_back(self, waiting: Waiting) -> None:
         """Return what `due` gave and what was not issued."""
-        heapq.heappush(self._waiting, waiting)
+        self._backlog.put_back(waiting)
 
     def withdraw(self, chunk: wire.Chunk) -> None:
         """Take back a chunk that is not in the stream (or not known to be): its tasks wait to be issued again at once."""
@@ -375,24 +399,21 @@ class Ledger:
 
     def settle_waiting(self) -> None:
         """Drop from what waits the tasks that are out after all, in a chunk that was found in the stream."""
-        waiting, self._waiting = self._waiting, []
-        out = [(fence.chunk.step, fence.chunk.tasks.first, fence.open) for fence in self.fences.values()]
-        for each in waiting:
-            bits = each.tasks.bits
-            for step, first, open_bits in out:
-                if step == each.step:
-                    shift = first - each.tasks.first
-                    bits &= ~(open_bits << shift if shift >= 0 else open_bits >> -shift)
-            if (tasks := TaskSet.from_bits(each.tasks.first, bits)) is not None:
-                heapq.heappush(self._waiting, each.of(tasks))
+        self._backlog.drop_out(
+            (fence.chunk.step, fence.chunk.tasks.first, fence.open) for fence in self.fences.values()
+        )
 
     def next_due(self) -> float | None:
         """Return when the next retry or rest is due (Unix seconds), or None."""
-        return self._waiting[0].due if self._waiting else None
+        return self._backlog.next_due()
 
     def waiting_tasks(self, step: int) -> int:
         """Return how many tasks of a step wait to be issued again."""
-        return sum(len(waiting.tasks) for waiting in self._waiting if waiting.step == step)
+        return self._backlog.tasks(step)
+
+    def is_fresh(self, step: int, tasks: TaskSet) -> bool:
+        """Whether marks of an earlier success may lie in the directories of these tasks and say nothing any more."""
+        return bool(self.steps[step].fresh.read(tasks.first, tasks.width) & tasks.bits)
 
     def mean_seconds(self, step: int) -> float | None:
         """Return the mean run time of a step's executions so far, in seconds; None before there is one."""

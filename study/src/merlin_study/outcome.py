@@ -66,6 +66,15 @@ def after_budget(outcome: Outcome, *, attempt: int, max_retries: int, restarts: 
     return outcome
 
 
-def releases_dependants(outcome: Outcome) -> bool:
-    """Whether tasks that depend on one with this final outcome may run (Merlin goes on after a soft failure)."""
-    return outcome in FINAL and outcome is not Outcome.FAILED
+HARD_FAIL: Final = EXIT_CODES["MERLIN_HARD_FAIL"]
+STOP_WORKERS: Final = EXIT_CODES["MERLIN_STOP_WORKERS"]
+
+_FAILURES: Final = frozenset({Outcome.SOFT_FAILED, Outcome.FAILED, Outcome.TIMED_OUT})
+
+
+def releases_dependants(outcome: Outcome, *, fail_fast: bool) -> bool:
+    """Whether tasks that depend on one with this final outcome may run.
+
+    Merlin goes on after a soft failure; with ``fail_fast`` (Maestro's rule) every failure blocks. 105 never does.
+    """
+    return outcome in FINAL and outcome not in (_FAILURES if fail_fast else {Outcome.FAILED})

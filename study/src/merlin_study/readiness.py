@@ -108,6 +108,36 @@ class Readiness:
             else:
                 yield from self._projected(child, step, tasks)
 
+    def dependants(self, step: int, tasks: TaskSet, *, barriers: bool) -> Iterator[tuple[int, TaskSet]]:
+        """Yield (step, tasks) of exactly those that wait for ``tasks`` of ``step``, in sets of bounded width.
+
+        Without ``barriers`` those are left out that wait for the whole step.
+        """
+        for child, edge in self._children[step]:
+            if not self._steps[child].total:
+                continue
+            if edge.kind is EdgeKind.TASK:
+                yield child, tasks
+            elif edge.kind is EdgeKind.ALL:
+                if barriers:
+                    yield from ((child, TaskSet(first=span.first, width=span.width)) for span in self.whole(child))
+            else:
+                yield from self._projected_from(child, step, tasks)
+
+    def _projected_from(self, child: int, parent: int, tasks: TaskSet) -> Iterator[tuple[int, TaskSet]]:
+        per_child, per_parent = self._geometry.samples_of(child), self._geometry.samples_of(parent)
+        for above in range(tasks.first // per_parent, (tasks.end - 1) // per_parent + 1):
+            low, high = max(tasks.first - above * per_parent, 0), min(tasks.end - above * per_parent, per_parent)
+            bits = tasks.bits >> (above * per_parent + low - tasks.first) & ((1 << (high - low)) - 1)
+            for combination in self._by_parent(child, parent)[above] if bits else ():
+                if self._sampled(child) and self._sampled(parent):
+                    if (found := TaskSet.from_bits(combination * per_child + low, bits)) is not None:
+                        yield child, found
+                else:
+                    for first in range(0, per_child, _SPAN):
+                        width = min(_SPAN, per_child - first)
+                        yield child, TaskSet(first=combination * per_child + first, width=width)
+
     def whole(self, step: int) -> Iterator[Span]:
         """Yield all of a step, in ranges of bounded width."""
         total = self._steps[step].total or 0

@@ -453,6 +453,11 @@ class RestartRequest(Block):
         max_length=256,
         description="Exit codes whose tasks run again. Default: all but 0.",
     )
+    dependants: Flag = Field(
+        default=False,
+        description="Whether all that depends on these tasks runs again, too; what was cancelled because of them always does. "
+        "Default false.",
+    )
     scan: Flag = Field(
         default=False, description="Whether the marks in the workspace overrule what was recorded. Default false."
     )

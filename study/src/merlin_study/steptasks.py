@@ -1,8 +1,9 @@
 """One step's tasks in the ledger: which may run, which were issued, which are over.
 
 Four bits a task and nothing else: *ready* (all it waits for is over), *issued* (in a chunk now or before), *final* (has
-an outcome) and *blocked* (failed, or cancelled because of a failure: what depends on it never runs). The next tasks to
-issue are those ready and not issued; a hint remembers below which index there are none.
+an outcome) and *blocked* (failed, or cancelled because of a failure: what depends on it never runs). What did not succeed
+is also kept as a mask per outcome and exit code, so that a restart can name it. The next tasks to issue are those ready
+and not issued; a hint remembers below which index there are none.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ WINDOW: Final = 4096
 class StepTasks:
     """The state of one step; ``total`` is None until the number of samples is known."""
 
-    __slots__ = ("_hint", "blocked", "combination_done", "final", "issued", "outcomes", "ready", "succeeded", "total")
+    __slots__ = (
+        *("_hint", "blocked", "combination_done", "ended", "final", "fresh", "issued", "outcomes", "ready"),
+        *("succeeded", "total"),
+    )
 
     def __init__(self, total: int | None) -> None:
         self.total = total
@@ -30,6 +34,10 @@ class StepTasks:
         self.final = Bitmap()
         self.succeeded = Bitmap()
         self.blocked = Bitmap()
+        self.fresh = Bitmap()
+        """Tasks that had succeeded and run again: their marks in the workspace say nothing any more."""
+        self.ended: dict[tuple[Outcome, int | None], Bitmap] = {}
+        """By outcome and exit code (None: never ran), the tasks that ended otherwise than by success."""
         self.outcomes: Counter[Outcome] = Counter()
         self.combination_done: Counter[int] = Counter()
         self._hint = 0
@@ -74,7 +82,7 @@ class StepTasks:
             self._hint += width
         return None
 
-    def finish(self, tasks: TaskSet, outcome: Outcome, *, blocks: bool) -> TaskSet | None:
+    def finish(self, tasks: TaskSet, outcome: Outcome, *, blocks: bool, code: int | None = None) -> TaskSet | None:
         """Record a final outcome for those of ``tasks`` that have none yet; return them, or None."""
         fresh = TaskSet.from_bits(tasks.first, tasks.bits & ~self.final.read(tasks.first, tasks.width))
         if fresh is None:
@@ -84,9 +92,24 @@ class StepTasks:
         self.outcomes[outcome] += len(fresh)
         if outcome is Outcome.SUCCEEDED:
             self.succeeded.add(fresh)
+        else:
+            self.ended.setdefault((outcome, code), Bitmap()).add(fresh)
         if blocks:
             self.blocked.add(fresh)
+        self.fresh.remove(fresh)
         return fresh
+
+    def reset(self, tasks: TaskSet) -> None:
+        """Forget what became of tasks that have an outcome: they are neither ready nor issued nor over."""
+        had = TaskSet.from_bits(tasks.first, tasks.bits & self.succeeded.read(tasks.first, tasks.width))
+        if had is not None:
+            self.outcomes[Outcome.SUCCEEDED] -= self.succeeded.remove(had)
+            self.fresh.add(had)
+        for (outcome, _), members in self.ended.items():
+            self.outcomes[outcome] -= members.remove(tasks)
+        for bits in (self.final, self.issued, self.ready, self.blocked):
+            bits.remove(tasks)
+        self._hint = min(self._hint, tasks.first)
 
 
 def lowest(bits: int, most: int) -> int:

@@ -1,7 +1,8 @@
 """What travels between operator and agents, inside the envelope of `merlin_study.seal`.
 
     operator → task stream      Chunk, Cursor
-    agent, operator → report stream   Bound, Start, Report (agents), Lost (operator): the log that the ledger folds
+    agent, operator → report stream   Bound, Start, Report (agents), Withdrawn, Noted, Lost, Dropped, Restarted (operator):
+                                      the log that the ledger folds
     operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control: last value counts
     agent → operator            Heartbeat, not stored
 
@@ -51,6 +52,7 @@ class Chunk(Message):
 
     ``step`` is an index into the plan's steps; ``samples`` the length of the sample table (0: none).
     ``restart`` asks for the step's restart script where it has one. ``lost`` names earlier holders of these tasks.
+    ``fresh``: a mark of an earlier success says nothing, the tasks run again.
     """
 
     study: str
@@ -63,6 +65,7 @@ class Chunk(Message):
     samples: int = 0
     restart: bool = False
     lost: tuple[LostHolder, ...] = ()
+    fresh: bool = False
 
 
 class Cursor(Message):
@@ -148,13 +151,63 @@ class Lost(Message):
     agent: str
 
 
-LogEntry = Annotated[Bound | Start | Report | Lost, Field(discriminator="kind")]
+class Noted(Message):
+    """The first entry of a study's verdicts: which requests stood in it from the beginning, so that they ask for nothing."""
+
+    kind: Literal["noted"] = "noted"
+    tokens: tuple[str, ...] = ()
+
+
+class Withdrawn(Message):
+    """The operator's word that a chunk which nobody had started will not be: the first message of its fence's subject."""
+
+    kind: Literal["withdrawn"] = "withdrawn"
+    fence: int
+
+
+class Dropped(Message):
+    """The operator's verdict that what waits of a study is cancelled, on one queue or on all (``queue`` None).
+
+    Fences below ``below`` hand nothing back: what they leave is cancelled, too. ``token`` is the text that asked for it.
+    """
+
+    kind: Literal["dropped"] = "dropped"
+    cause: Literal["purge", "cancel", "hard-fail"]
+    token: str = ""
+    queue: str | None = None
+    below: int
+
+
+class Restarted(Message):
+    """The operator's verdict that tasks which are over run again.
+
+    ``steps`` are indices into the plan's steps; ``tasks`` empty: all of them; ``codes`` None: all but successes (a signal
+    is a negative code). What was cancelled because of such a task comes back with it; with ``dependants`` all that depends
+    on it runs again. Fences below ``below`` are of an earlier generation.
+    """
+
+    kind: Literal["restarted"] = "restarted"
+    token: str
+    steps: tuple[int, ...]
+    tasks: tuple[TaskSet, ...] = ()
+    codes: tuple[int, ...] | None = None
+    dependants: bool = False
+    below: int
+
+
+Entry = Bound | Start | Report | Withdrawn | Noted | Lost | Dropped | Restarted
 """Anything in a study's part of the report stream."""
 
-_LOG: Final[TypeAdapter[Bound | Start | Report | Lost]] = TypeAdapter(LogEntry)
+VERDICTS: Final = (Noted, Lost, Dropped, Restarted)
+"""What stands on the subject of verdicts, appended by compare-and-set."""
+
+LogEntry = Annotated[Entry, Field(discriminator="kind")]
+"""An entry as it is parsed."""
+
+_LOG: Final[TypeAdapter[Entry]] = TypeAdapter(LogEntry)
 
 
-def decode_log(data: bytes) -> Bound | Start | Report | Lost:
+def decode_log(data: bytes) -> Entry:
     """Parse a log entry.
 
     Raises:
@@ -244,7 +297,16 @@ class Offer(Message):
 
 
 class Control(Message):
-    """The word on a study that agents check at intake and hear while running."""
+    """The word on a study that agents check at intake and hear while running.
+
+    ``cancelled``: it was deleted; nothing of it runs any more. Of chunks whose fence is below ``drop_below`` nothing more
+    starts, and of those below ``kill_below`` what runs ends, too. Agents that were started for this study leave where
+    ``retired`` is set, or names all queues that they serve.
+    """
 
     study: str
     cancelled: bool = False
+    drop_below: int = 0
+    kill_below: int = 0
+    retired: bool = False
+    retired_queues: tuple[str, ...] = ()

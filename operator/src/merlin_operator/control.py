@@ -1,0 +1,219 @@
+"""What a study's switches ask for, as decisions on its ledger. Pure: time is an argument, nothing is sent from here.
+
+A switch is a level (``suspend``, ``cancel``, ``priority``, ``maxInFlight``) or a text whose change asks once (``purge``,
+``restart``). What happened to a request stands in the log, so it survives a crash at any point, and a Study that is
+restored from an older backup asks for nothing that was done before.
+
+Before anything is dropped, every chunk that nobody has started is withdrawn: the operator takes its fence as an agent
+would, so nobody can start it any more, and what is out then is exactly what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from merlin_study import wire
+from merlin_study.errors import Fault
+from merlin_study.ledger import Fence, Ledger
+from merlin_study.plan import Plan
+from merlin_study.spec import RestartRequest
+from merlin_study.taskset import TaskSet
+
+STOP_AFTER: Final = 60.0
+"""Seconds after which agents stop that a task asked to stop (upstream's countdown)."""
+_LONGEST_RANGES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """What may change in an accepted Study."""
+
+    suspend: bool = False
+    cancel: bool = False
+    priority: int = 0
+    max_in_flight: int | None = None
+    purge: str = ""
+    restart: RestartRequest | None = None
+    ttl: int | None = None
+    retain: bool = False
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The requests that stand in the Study, as the log names them."""
+        asked = [f"purge:{self.purge}"] if self.purge else []
+        return tuple(asked + ([f"restart:{self.restart.id}"] if self.restart is not None else []))
+
+
+def switches_of(spec: Mapping[str, Any]) -> Switches:
+    """Read the switches of a Study as the API server has checked them; one that is of a wrong type is left out."""
+    restart = spec.get("restart")
+    try:
+        request = RestartRequest.model_validate(restart) if restart else None
+    except ValidationError:
+        request = None
+    priority, most, ttl = (_number(spec.get(key)) for key in ("priority", "maxInFlight", "ttlSecondsAfterFinished"))
+    return Switches(
+        suspend=spec.get("suspend") is True,
+        cancel=spec.get("cancel") is True,
+        priority=priority or 0,
+        max_in_flight=most,
+        purge=str(spec.get("purge") or ""),
+        restart=request,
+        ttl=ttl,
+        retain=spec.get("deletionPolicy") == "Retain",
+    )
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def faults(switches: Switches, plan: Plan) -> tuple[Fault, ...]:
+    """Say what a request names that the study does not have; such a request is not carried out."""
+    request, found = switches.restart, []
+    if request is None:
+        return ()
+    names = {step.name for step in plan.steps}
+    for index, name in enumerate(request.steps):
+        if name not in names:
+            told = ", ".join(step.name for step in plan.steps[:20])
+            found.append(
+                Fault(f"spec.restart.steps[{index}]", f"expected the name of a step, found {name!r}; there are {told}")
+            )
+    try:
+        ranges(request.tasks)
+    except ValueError as error:
+        found.append(Fault("spec.restart.tasks", str(error)))
+    return tuple(found)
+
+
+def ranges(text: str | None) -> tuple[TaskSet, ...]:
+    """Return the tasks of a text such as ``0-99,512``; None and the empty text: none are named.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    if not text:
+        return ()
+    found = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        high = high.strip() if dash else low
+        if not (low.strip().isdecimal() and high.isdecimal()) or int(high) < int(low) or int(high) > 2**53:
+            raise ValueError(f"expected task indices such as 0-99,512, found {part.strip()!r}")
+        found.append(TaskSet(first=int(low), width=int(high) - int(low) + 1))
+    if len(found) > _LONGEST_RANGES:
+        raise ValueError(f"expected at most {_LONGEST_RANGES} ranges, found {len(found)}")
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A study's switches on its ledger at ``now`` (Unix seconds by the broker's clock)."""
+
+    switches: Switches
+    ledger: Ledger
+    now: float
+    stop_after: float = STOP_AFTER
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a task asked to stop the agents and the time until then is over; a restart goes on."""
+        asked = self.ledger.stop_asked
+        return asked is not None and self.now >= asked + self.stop_after
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing may be issued now."""
+        return self.switches.suspend or self.stopped or self._asked_drop() is not None
+
+    def _asked_drop(self) -> wire.Dropped | None:
+        ledger, below = self.ledger, self.ledger.next_fence
+        if self.switches.cancel and not ledger.cancelled and not ledger.finished:
+            return wire.Dropped(cause="cancel", below=below)
+        token = f"purge:{self.switches.purge}"
+        if self.switches.purge and token not in ledger.honoured:
+            return wire.Dropped(cause="purge", token=token, below=below)
+        for queue in sorted(set(ledger.hard_failed) - ledger.dropped_queues):
+            return wire.Dropped(cause="hard-fail", queue=queue, below=below)
+        return None
+
+    def _asked_restart(self) -> wire.Restarted | None:
+        request, ledger = self.switches.restart, self.ledger
+        if request is None or self.switches.cancel or f"restart:{request.id}" in ledger.honoured:
+            return None
+        if faults(self.switches, ledger.plan):
+            return None
+        named = set(request.steps)
+        return wire.Restarted(
+            token=f"restart:{request.id}",
+            steps=tuple(index for index, step in enumerate(ledger.plan.steps) if not named or step.name in named),
+            tasks=ranges(request.tasks),
+            codes=_codes(request.exit_codes) if request.exit_codes else None,
+            dependants=request.dependants,
+            below=ledger.next_fence,
+        )
+
+    def verdict(self) -> wire.Noted | wire.Dropped | wire.Restarted | None:
+        """Return what is to be written into the log next, or None."""
+        if not self.ledger.noted:
+            fresh = self.ledger.first_at is None
+            return wire.Noted(tokens=self.switches.tokens if fresh else ())
+        asked = self._asked_drop()
+        if asked is not None:
+            return None if any(self._unstarted()) else asked
+        return self._asked_restart()
+
+    def _unstarted(self) -> Iterator[Fence]:
+        return (fence for fence in self.ledger.fences.values() if fence.holder is None)
+
+    def to_withdraw(self) -> list[int]:
+        """Return the fences that nobody has started and nobody may start."""
+        if self.holds:
+            return [fence.chunk.fence for fence in self._unstarted()]
+        below = self.ledger.drop_below
+        gone = [fence.chunk.fence for fence in self._unstarted() if fence.chunk.fence < below[fence.chunk.step]]
+        return gone or self._too_many()
+
+    def _too_many(self) -> list[int]:
+        """Return the last issued chunks that go beyond ``maxInFlight``, which may have been lowered."""
+        most = self.switches.max_in_flight
+        if most is None:
+            return []
+        over = in_flight(self.ledger) - most
+        gone = []
+        for fence in sorted(self._unstarted(), key=lambda fence: -fence.chunk.fence):
+            if over <= 0:
+                break
+            over -= fence.open.bit_count()
+            gone.append(fence.chunk.fence)
+        return gone
+
+    def word(self, study: str) -> wire.Control:
+        """Return what agents should know of the study."""
+        ledger = self.ledger
+        held = self.switches.suspend or self.stopped
+        retired = (
+            queue for queue in ledger.dropped_queues if self.now >= ledger.hard_failed.get(queue, 0.0) + self.stop_after
+        )
+        return wire.Control(
+            study=study,
+            drop_below=ledger.next_fence if held else max(ledger.drop_below, default=0),
+            kill_below=ledger.kill_below,
+            retired=self.stopped,
+            retired_queues=tuple(sorted(retired)),
+        )
+
+
+def in_flight(ledger: Ledger) -> int:
+    """Return how many tasks are in chunks that are out."""
+    return sum(fence.open.bit_count() for fence in ledger.fences.values())
+
+
+def _codes(asked: tuple[int, ...]) -> tuple[int, ...]:
+    """Return exit codes as the log has them: users write 128 + n for signal n, as a shell tells it."""
+    return tuple(dict.fromkeys(code for each in asked for code in ((each, 128 - each) if each > 128 else (each,))))

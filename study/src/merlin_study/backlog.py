@@ -1,0 +1,98 @@
+"""What waits to be issued again: retries, the rests of chunks that were lost or handed back, each with its due time.
+
+Masks, never lists of tasks: a failure of 30 % of a chunk is one entry.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from merlin_study import wire
+from merlin_study.bitmap import Bitmap
+from merlin_study.taskset import TaskSet
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Waiting:
+    """Tasks to issue again: from ``due`` (Unix seconds by the broker's clock) on, as attempt ``attempt``."""
+
+    due: float
+    number: int
+    step: int = field(compare=False)
+    tasks: TaskSet = field(compare=False)
+    attempt: int = field(compare=False)
+    restart: bool = field(compare=False, default=False)
+    lost: tuple[wire.LostHolder, ...] = field(compare=False, default=())
+
+    def of(self, tasks: TaskSet) -> Waiting:
+        """Return the same for other tasks."""
+        return replace(self, tasks=tasks)
+
+
+class Backlog:
+    """All that waits of a study, the earliest first."""
+
+    def __init__(self) -> None:
+        self._heap: list[Waiting] = []
+        self._numbers = itertools.count()
+
+    def add(
+        self,
+        due: float,
+        step: int,
+        tasks: TaskSet,
+        *,
+        attempt: int,
+        restart: bool = False,
+        lost: tuple[wire.LostHolder, ...] = (),
+    ) -> None:
+        """Have tasks wait until ``due``."""
+        heapq.heappush(self._heap, Waiting(due, next(self._numbers), step, tasks, attempt, restart, lost))
+
+    def put_back(self, waiting: Waiting) -> None:
+        """Return what `due` gave."""
+        heapq.heappush(self._heap, waiting)
+
+    def due(self, now: float, over: Sequence[Bitmap]) -> Waiting | None:
+        """Take what is due at ``now``, without the tasks that are over by now; ``over`` has a bitmap per step."""
+        while self._heap and self._heap[0].due <= now:
+            waiting = heapq.heappop(self._heap)
+            if (left := _without(waiting, over[waiting.step])) is not None:
+                return left
+        return None
+
+    def next_due(self) -> float | None:
+        """Return when the next is due, or None."""
+        return self._heap[0].due if self._heap else None
+
+    def tasks(self, step: int) -> int:
+        """Return how many tasks of a step wait."""
+        return sum(len(waiting.tasks) for waiting in self._heap if waiting.step == step)
+
+    def drop(self, over: Sequence[Bitmap]) -> None:
+        """Forget the tasks that are over; ``over`` has a bitmap per step."""
+        left = (_without(waiting, over[waiting.step]) for waiting in self._heap)
+        self._heap = [waiting for waiting in left if waiting is not None]
+        heapq.heapify(self._heap)
+
+    def drop_out(self, out: Iterable[tuple[int, int, int]]) -> None:
+        """Forget the tasks that are out after all: ``out`` gives (step, first, bits) of each chunk."""
+        chunks = list(out)
+        waiting, self._heap = self._heap, []
+        for each in waiting:
+            bits = each.tasks.bits
+            for step, first, open_bits in chunks:
+                if step == each.step:
+                    shift = first - each.tasks.first
+                    bits &= ~(open_bits << shift if shift >= 0 else open_bits >> -shift)
+            if (tasks := TaskSet.from_bits(each.tasks.first, bits)) is not None:
+                heapq.heappush(self._heap, each.of(tasks))
+
+
+def _without(waiting: Waiting, over: Bitmap) -> Waiting | None:
+    gone = over.read(waiting.tasks.first, waiting.tasks.width)
+    tasks = TaskSet.from_bits(waiting.tasks.first, waiting.tasks.bits & ~gone)
+    return None if tasks is None else waiting.of(tasks)

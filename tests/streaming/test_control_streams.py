@@ -1,0 +1,158 @@
+"""Suspend, purge, cancel and restart on a real nats-server: at once, exactly, and whatever engine carries them out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+
+import pytest
+
+from merlin_operator.control import Switches
+from merlin_operator.core import EngineConfig
+from merlin_operator.engine import Engine
+from merlin_study import wire
+from merlin_study.plan import Plan
+from merlin_study.seal import Keyring
+from merlin_study.spec import RestartRequest
+from tests.folding.studies import plan_of
+from tests.ground import Broker
+from tests.ground.waiting import eventually_async
+from tests.streaming.reporter import Reporter
+from tests.streaming.test_engine import REF, SAMPLES, TEXT, Shown, until
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return plan_of(TEXT)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    broker: Broker, keyring: Keyring, plan: Plan, switches: Switches | None = None
+) -> AsyncIterator[tuple[Engine, Shown]]:
+    """An engine that holds the study, with these switches from the beginning."""
+    shown = Shown()
+    timing = wire.Timing(heartbeat=0.2, lost_after=2.0)
+    engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown)
+    engine.add(REF, plan)
+    engine.studies[REF.uid].switches = switches or Switches()
+    task = asyncio.create_task(engine.run())
+    try:
+        yield engine, shown
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def switch(engine: Engine, switches: Switches) -> None:
+    """Change the study's switches, as a change of its object does."""
+    engine.studies[REF.uid].switches = switches
+    engine.core.wake.set()
+
+
+async def empty(engine: Engine) -> bool:
+    """Whether the broker holds no chunk of the study, and agents were told of what is so."""
+    return engine.studies[REF.uid].word is not None and not await engine.broker.chunks(REF.uid)
+
+
+async def word(engine: Engine) -> wire.Control:
+    """What agents are told of the study."""
+    subject = engine.space.control(REF.uid)
+    stored = await engine.broker.last(engine.space.control_stream, subject)
+    assert stored is not None
+    return wire.Control.model_validate_json(engine.core.open_own(REF.uid, stored))
+
+
+def quiet(engine: Engine) -> bool:
+    """Whether nothing of the study is out."""
+    ledger = engine.studies[REF.uid].ledger
+    return ledger is not None and not ledger.fences
+
+
+def test_a_suspended_study_comes_to_rest_and_resumes_under_another_engine(broker: Broker, plan: Plan) -> None:
+    """What nobody had started is taken back from the broker; each task is claimed once all the same."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with reporter.working():
+            async with running(broker, keyring, plan) as (engine, shown):
+                await until(lambda: shown.done > 500)
+                switch(engine, Switches(suspend=True))
+                await until(lambda: quiet(engine))
+                await eventually_async(functools.partial(empty, engine))
+                assert (await word(engine)).drop_below > 0
+            async with running(broker, keyring, plan, Switches(suspend=True)) as (engine, shown):
+                await until(lambda: engine.studies[REF.uid].synced)
+                await until(lambda: engine.counters().loops > 3)
+                assert 500 < shown.done < 4 * SAMPLES
+                assert quiet(engine)
+                switch(engine, Switches())
+                await until(lambda: shown.finished)
+                assert set(reporter.runs.values()) == {1}
+                assert shown.view is not None
+                assert shown.view.succeeded
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("asked", [Switches(purge="1"), Switches(cancel=True)], ids=["purge", "cancel"])
+def test_what_waits_is_dropped_though_the_engine_dies_meanwhile(broker: Broker, plan: Plan, asked: Switches) -> None:
+    """A first engine begins to carry it out and is gone at once; the next one ends the study, and it stays so."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        silent = Reporter(broker, keyring, plan, samples=SAMPLES, name="silent", works=False)
+        async with silent.working():
+            async with reporter.working(), running(broker, keyring, plan) as (_, shown):
+                await until(lambda: shown.done > 500)
+            async with running(broker, keyring, plan) as (engine, _):
+                await until(lambda: engine.studies[REF.uid].synced and not quiet(engine))
+                switch(engine, asked)
+                await until(lambda: bool(engine.studies[REF.uid].withdrawn))
+            for _ in range(2):
+                async with running(broker, keyring, plan, asked) as (engine, shown):
+                    await until(lambda: shown.finished)
+                    await eventually_async(functools.partial(empty, engine))
+                    assert shown.view is not None
+                    assert shown.view.cancelled is asked.cancel
+                    assert shown.done == shown.view.total == 4 * SAMPLES + 2
+                    told = await word(engine)
+                    assert (told.kill_below > 0) is asked.cancel
+                    assert told.drop_below > 0
+
+    asyncio.run(scenario())
+
+
+def test_a_restart_runs_the_named_tasks_once_more_and_an_older_one_nothing(broker: Broker, plan: Plan) -> None:
+    """A Study that comes back from an older backup asks for a restart that was done; nothing follows from it."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        first = Switches(restart=RestartRequest(id="1", steps=("b",), tasks="0-99", exit_codes=(0,)))
+        second = Switches(restart=RestartRequest(id="2", steps=("c",), exit_codes=(0,)))
+        async with reporter.working():
+            async with running(broker, keyring, plan) as (engine, shown):
+                await until(lambda: shown.finished)
+                switch(engine, first)
+                await until(lambda: sum(reporter.runs.values()) == 4 * SAMPLES + 2 + 100)
+                await until(lambda: shown.finished)
+                switch(engine, second)
+                await until(lambda: sum(reporter.runs.values()) == 4 * SAMPLES + 2 + 101)
+                await until(lambda: shown.finished)
+            async with running(broker, keyring, plan, first) as (engine, shown):
+                await until(lambda: shown.finished)
+                switch(engine, second)
+                loops = engine.counters().loops
+                await until(lambda: engine.counters().loops > loops + 3)
+                assert shown.finished
+                assert sum(reporter.runs.values()) == 4 * SAMPLES + 2 + 101
+                assert shown.view is not None
+                assert shown.view.doubled == 0
+
+    asyncio.run(scenario())
