@@ -12,6 +12,7 @@ import functools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from nats.aio.client import Client
@@ -22,6 +23,7 @@ from nats.js.api import StreamInfo
 from merlin_operator.stream import Broker, ConsumerSpec
 from merlin_study import subjects
 from tests.chart.brokersite import SPACE, Site
+from tests.ground import Broker as NatsServer
 from tests.ground import eventually_async
 
 UID: Final = "hostile-uid"
@@ -203,6 +205,55 @@ def test_no_answer_purges_deletes_or_poses_as_anything(site: Site) -> None:
     refused = _attacked(site, lambda target: [replace(request, reply=target) for request in REQUESTS])
     said = [text for text in refused if "with reply of" not in text]
     assert said == [], "each request is one that agents may make; refused are but the server's own subjects for replies"
+
+
+@dataclass
+class OneAccount(Site):
+    """The same users, with the same list of subjects that agents may publish, in one account of a plain server."""
+
+    @property
+    def server(self) -> str:
+        """Its address."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def options(self, user: str) -> dict[str, Any]:
+        """As `Site.options`."""
+        return {"user": user, "password": "secret", "inbox_prefix": subjects.inbox(user)}
+
+
+def test_with_one_account_the_same_requests_delete_the_streams(tmp_path: Path) -> None:
+    """Why there are two. Should nats-server begin to check reply subjects, this test tells that one would do."""
+    allowed = json.dumps(sorted({request.subject for request in REQUESTS}))
+    extra = f"""authorization {{ users: [
+        {{user: operator, password: secret}}
+        {{user: agents, password: secret, permissions {{publish: {{allow: {allowed}}}, subscribe: "_INBOX_agents.>"}}}}
+    ]}}"""
+    with NatsServer(tmp_path, user="operator", password="secret", extra=extra) as server:
+        site = OneAccount(tmp_path, server.port, {})
+
+        async def scenario() -> None:
+            async with _victim(site) as victim:
+                before = await victim.state()
+                async with site.connected("agents") as (agent, refused):
+                    for stream in (TASKS, CONTROL):
+                        await agent.publish(
+                            f"$JS.API.DIRECT.GET.{REPORTS}",
+                            b'{"last_by_subj": "x"}',
+                            reply=f"$JS.API.STREAM.PURGE.{stream}",
+                        )
+                    await agent.publish(MINE, b"{}", reply=SPACE.verdicts(UID))
+
+                    async def harmed() -> bool:
+                        after = await victim.state()
+                        purged = not after[TASKS][0] and not after[CONTROL][0]
+                        return purged and after[SPACE.verdicts(UID)] != before[SPACE.verdicts(UID)]
+
+                    await eventually_async(
+                        harmed, message="two streams are purged, and there is a verdict that nobody took"
+                    )
+                    assert refused == []
+
+        asyncio.run(scenario())
 
 
 def test_no_trace_of_a_message_is_sent_where_its_author_may_not_publish(site: Site) -> None:
