@@ -20,10 +20,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
-from merlin_study import wire
+from merlin_study import nested, wire
 from merlin_study.plan import INFO_STEP, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.seal import Keyring, Signer
-from merlin_study.subjects import ANY_SITE, Route, Space
+from merlin_study.subjects import ANY_SITE, ORDER, Route, Space
 from merlin_study.taskset import TaskSet
 from tests.ground import Broker, Process, eventually
 
@@ -294,6 +294,25 @@ class Standin:
                 sequence = int(headers["Nats-Sequence"]) + 1
 
         return self.call(read())
+
+    def order_after(self, known: Sequence[nested.Order]) -> nested.Order | None:
+        """A step's order that is none of these; None where there is none yet."""
+
+        async def read() -> list[tuple[str, bytes]]:
+            stream, found = self.client.jetstream(), []
+            state = (await stream.stream_info(self.space.report_stream)).state
+            for sequence in range(max(state.first_seq, 1), state.last_seq + 1):
+                message = await stream.get_msg(self.space.report_stream, sequence)
+                found.append((message.subject or "", message.data or b""))
+            return found
+
+        words = {order.word for order in known}
+        for subject, data in self.call(read()):
+            key = subject.rpartition(".")[2]
+            if key.startswith(ORDER) and key.removeprefix(ORDER) not in words:
+                opened = self.keys.open(data, scope=self.study, context=subject, signer=Signer.AGENT)
+                return nested.Order.model_validate_json(opened)
+        return None
 
     def reports(self, fence: int) -> list[wire.Report]:
         """The reports of a fence."""

@@ -217,3 +217,44 @@ def connect_as_nobody(path: str) -> str:
     there.chmod(0o600)
     assert "Permission" not in done.stderr, done.stderr
     return done.stdout.strip()
+
+
+def test_a_step_gives_orders_and_hears_what_became_of_them(broker: Broker, tmp_path: Path) -> None:
+    """By name or by directory; the operator's word decides the exit code, and without one the order is passed on."""
+    script = (
+        "merlin cancel one; echo $?; merlin purge mine; echo $?; merlin suspend one 2>&1; echo $?;"
+        " merlin restart mine; merlin cancel child.yaml"
+    )
+    plan = plan_of(tmp_path, script)
+    mark = tmp_path / "mine" / "merlin_info" / "workspace.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text('{"study": "its-uid", "more": 1}')
+    answers = [
+        nested.Born(name="one"),
+        nested.Born(name="mine"),
+        nested.Born(refused="study one belongs to somebody else"),
+    ]
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        operator.agent()
+        chunk = operator.issue([0])
+        given: list[nested.Order] = []
+        for answer in answers:
+            order = eventually(lambda: operator.order_after(given), timeout=30, message="the next order")
+            assert isinstance(order, nested.Order)
+            given.append(order)
+            operator.put(operator.space.born(STUDY, order.word), answer.encode())
+        operator.final(chunk, timeout=60)
+        said = out(operator)
+        last = operator.order_after(given)
+        assert "found no mark of a study there" in out(operator, "err")
+    assert [(order.deed, order.target) for order in given] == [
+        ("cancel", "one"),
+        ("purge", "its-uid"),
+        ("suspend", "one"),
+    ]
+    assert last is not None
+    assert (last.deed, last.target) == ("restart", "its-uid")
+    assert said.splitlines()[:2] == ["cancel study one: done.", "0"]
+    assert "belongs to somebody else" in said
+    assert "restart study its-uid: passed on; the operator will do it." in said

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.funnel import check_complete, condition, manifest, taking_part
 from tests.cluster.site import Site, running_site
@@ -109,3 +110,53 @@ def test_deleting_a_study_leaves_nothing_in_the_broker(site: Site) -> None:
     site.control_plane.kubectl("delete", "study", "brief", "-n", site.namespace, "--timeout=30s", timeout=60)
     gone = site.control_plane.kubectl("get", "study", "brief", "-n", site.namespace, check=False)
     assert "NotFound" in gone.stderr
+
+
+ROUNDS = """
+description: {name: rounds, description: a study that starts the next one}
+env: {variables: {ROUND: 1, OUTPUT_PATH: rounds}}
+study:
+- name: iterate
+  description: three rounds; a retry of the task starts nothing twice
+  run:
+    cmd: |
+      cd $(SPECROOT)
+      [ $(ROUND) -eq 3 ] || merlin run rounds.yaml --vars ROUND=$(( $(ROUND) + 1 )) || exit 102
+      mkdir tried-$(ROUND) 2> /dev/null && exit $(MERLIN_RETRY)
+      echo round $(ROUND)
+    retry_delay: 0
+"""
+
+
+def test_a_study_starts_studies_from_within_its_steps(site: Site) -> None:
+    """Through an agent's socket, the broker and the operator's narrow rights; they belong to the first one."""
+    if not site.agent_pids():
+        site.allocate()
+    place = site.root / "work" / "nested"
+    place.mkdir()
+    (place / "rounds.yaml").write_text(ROUNDS)
+    manifest = {
+        "apiVersion": "merlin.dev/v1alpha1",
+        "kind": "Study",
+        "metadata": {"name": "rounds"},
+        "spec": yaml.safe_load(ROUNDS.replace("ROUND: 1", "ROUND: '1'")) | {"vars": {"SPECROOT": str(place)}},
+    }
+    site.apply(yaml.safe_dump(manifest))
+    uid = site.study("rounds")["metadata"]["uid"]
+
+    def family() -> list[dict[str, Any]]:
+        found: Any = site.control_plane.get("studies", "-n", site.namespace, "-l", f"merlin.dev/root={uid}")["items"]
+        return sorted(found, key=lambda each: int(each["metadata"]["annotations"]["merlin.dev/generation"]))
+
+    eventually(lambda: len(family()) == 2, timeout=120, message="both are made")
+    first, second = family()
+    for each in (first, second):
+        site.wait_finished(each["metadata"]["name"], seconds=120)
+    site.wait_finished("rounds", seconds=60)
+    assert len(family()) == 2, "a task that was tried again started nothing twice"
+    names = ["rounds", first["metadata"]["name"], second["metadata"]["name"]]
+    assert all(_condition(site.study(name), "Succeeded")["status"] == "True" for name in names)
+    assert second["metadata"]["labels"]["merlin.dev/parent"] == first["metadata"]["uid"]
+    assert [owner["uid"] for owner in second["metadata"]["ownerReferences"]] == [uid]
+    said = {path.read_text().splitlines()[-1] for path in (place / "rounds").glob("*/iterate/iterate.out")}
+    assert said == {"round 2", "round 3"}

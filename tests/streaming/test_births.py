@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -38,6 +39,7 @@ class Counting:
     remembers: bool = True
     made: list[str] = field(default_factory=list)
     there: set[str] = field(default_factory=set)
+    changed: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
         """Make it, unless it is there."""
@@ -50,6 +52,11 @@ class Counting:
             self.made.append(name)
             self.there.add(name)
         return nested.Born(name=name, uid=f"{parent.uid}/{name}")
+
+    async def change(self, ref: StudyRef, changes: Mapping[str, Any]) -> str:
+        """Note what was changed."""
+        self.changed.append((ref.uid, dict(changes)))
+        return ""
 
 
 @contextlib.asynccontextmanager
@@ -75,9 +82,20 @@ async def ask(broker: Broker, keyring: Keyring, asked: nested.Submission, *, key
     """Append what an agent would."""
     client = Client()
     await client.connect(broker.url, **broker.credentials)
-    subject = SPACE.child(REF.uid, key or asked.key(REF.uid))
-    data = keyring.seal(asked.encode(), scope=REF.uid, context=subject)
-    await client.jetstream().publish(subject, data)
+    await append(client, keyring, SPACE.child(REF.uid, key or asked.key(REF.uid)), asked)
+    await client.close()
+
+
+async def append(client: Client, keyring: Keyring, subject: str, entry: wire.Message) -> None:
+    await client.jetstream().publish(subject, keyring.seal(entry.encode(), scope=REF.uid, context=subject))
+
+
+async def order(broker: Broker, keyring: Keyring, target: str, *, word: str, deed: nested.Deed = "cancel") -> None:
+    """Append what an agent would whose step gives an order."""
+    client = Client()
+    await client.connect(broker.url, **broker.credentials)
+    entry = nested.Order(agent="a", step="a", task=0, deed=deed, target=target, word=word)
+    await append(client, keyring, SPACE.order(REF.uid, word), entry)
     await client.close()
 
 
@@ -196,5 +214,37 @@ def test_log_entries_of_both_kinds_fold_side_by_side(broker: Broker) -> None:
             await client.close()
             await until(lambda: made.studies[REF.uid].site == "s" and children(shown) == (1, 0))
             assert made.counters().refused == 0
+
+    asyncio.run(scenario())
+
+
+def test_orders_are_carried_out_once_and_within_the_family_or_for_its_creator(broker: Broker) -> None:
+    """By name or uid; another's study and one that is not there are refused, and a new engine repeats nothing."""
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting()
+        words = {name: f"{number:016x}" for number, name in enumerate(("t", "other-uid", "relative", "nobody"))}
+        async with engine(broker, keyring, nursery) as (made, _):
+            for uid, lineage in (
+                ("other-uid", family.Lineage(creator="bob")),
+                ("relative", family.Lineage(root=REF.uid, root_name="t", parent=REF.uid, depth=1, creator="bob")),
+            ):
+                made.add(StudyRef("ns", f"name-{uid}", uid), PLAN)
+                made.studies[uid].lineage = lineage
+            made.studies[REF.uid].lineage = family.Lineage(creator="ada")
+            await synced(made)
+            for target, key in words.items():
+                await order(broker, keyring, target, word=key, deed="suspend")
+            orders = made.studies[REF.uid].orders
+            await until(lambda: len(orders) == 4 and all(each.born is not None for each in orders.values()))
+            refused = {each.order.target: each.born.refused for each in orders.values() if each.born is not None}
+        assert sorted(nursery.changed) == [(REF.uid, {"suspend": True}), ("relative", {"suspend": True})]
+        assert "belongs to somebody else" in refused["other-uid"]
+        assert "no study nobody" in refused["nobody"]
+        assert refused["t"] == refused["relative"] == ""
+        async with engine(broker, keyring, nursery) as (made, _):
+            await until(lambda: all(each.born for each in made.studies[REF.uid].orders.values()))
+            await until(lambda: len(made.studies[REF.uid].orders) == 4)
+        assert len(nursery.changed) == 2
 
     asyncio.run(scenario())

@@ -41,7 +41,7 @@ echo 'merlin: this agent has no merlin command of its own; install it beside it:
 exit 127
 """
 
-Serve = Callable[[nested.Request], Awaitable[nested.Answer]]
+Serve = Callable[[nested.Request | nested.Command], Awaitable[nested.Answer]]
 
 
 class Desk:
@@ -105,7 +105,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, se
     async with asyncio.timeout(PATIENCE):
         line = await reader.readline()
     try:
-        request = nested.Request.model_validate_json(line)
+        request = nested.decode_request(line)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -5,8 +5,12 @@ A submission is safe once it is in the log; the operator may be away. Where the 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
+import secrets
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +23,9 @@ from merlin_study import nested
 from merlin_study.seal import SealError, Signer
 
 _log: Final = logging.getLogger(__name__)
+
+WORD_SECONDS: Final = 5.0
+"""How long an order waits for the operator's word; it is carried out later all the same."""
 
 
 class Submissions:
@@ -40,7 +47,7 @@ class Submissions:
         self._post, self._badges, self._agent, self._site = post, badges, agent, site
         self._allowed, self._cancelled = allowed, cancelled
 
-    async def serve(self, request: nested.Request) -> nested.Answer:
+    async def serve(self, request: nested.Request | nested.Command) -> nested.Answer:
         """Pass a request on, or refuse it with a sentence."""
         speaker = self._badges.speaker(request.token)
         if speaker is None:
@@ -50,6 +57,8 @@ class Submissions:
                 refused=f"site {self._site} does not let steps start studies (its agents say submissions: false); "
                 "run it in place with --local"
             )
+        if isinstance(request, nested.Command):
+            return await self._order(speaker, request)
         if self._cancelled(speaker.study):
             return nested.Answer(refused="the study that this step belongs to is cancelled")
         speaker.asked += 1
@@ -98,6 +107,37 @@ class Submissions:
             known=True,
             changed=_meaning(earlier) != _meaning(entry),
         )
+
+    async def _order(self, speaker: Speaker, command: nested.Command) -> nested.Answer:
+        """Pass an order on, and wait a moment for the operator's word on it."""
+        entry = nested.Order(
+            agent=self._agent,
+            step=speaker.step,
+            task=speaker.task,
+            deed=command.deed,
+            target=command.target,
+            word=secrets.token_hex(8),
+        )
+        space = self._post.space
+        subject = space.order(speaker.study, entry.word)
+        with contextlib.suppress(ConflictError):  # our own, whose confirmation was lost on the way
+            await until_answered(lambda: self._post.store(speaker.study, subject, entry, first=True))
+        word = space.born(speaker.study, entry.word)
+        deadline = time.monotonic() + WORD_SECONDS
+        while time.monotonic() < deadline:
+            data = await until_answered(lambda: self._post.broker.last(space.control_stream, word))
+            if data is not None:
+                return self._told(speaker.study, word, data)
+            await asyncio.sleep(0.2)
+        return nested.Answer(study=command.target)
+
+    def _told(self, study: str, subject: str, data: bytes) -> nested.Answer:
+        """The operator's word on an order."""
+        try:
+            born = nested.Born.model_validate_json(self._post.open(subject, data, scope=study, signer=Signer.OPERATOR))
+        except (SealError, ValidationError):
+            return nested.Answer(refused="the operator's word on it does not open here")
+        return nested.Answer(refused=born.refused, study=born.name, known=True)
 
     async def _earlier(self, study: str, subject: str) -> nested.Submission | None:
         """What was asked for under this name before."""

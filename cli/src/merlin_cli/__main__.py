@@ -9,12 +9,21 @@ from pathlib import Path
 
 from merlin_cli import upstream
 from merlin_cli.exits import CliError, Exit
+from merlin_study import nested
 from merlin_study.errors import SpecError
 
 _EXIT_CODES = """\
 exit codes: 0 all tasks succeeded; 1 the specification was refused; 2 wrong usage; 3 the study finished and some tasks
 did not succeed; 4 it could not run; 130 stopped by Ctrl-C, 143 by SIGTERM (merlin restart goes on).
 """
+
+
+_DEEDS = {
+    "cancel": "end a study now, and all that its steps started",
+    "suspend": "start no further task of a study",
+    "resume": "go on with a study that was suspended",
+    "purge": "drop the tasks of a study that wait",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +49,8 @@ def _run(given: list[str]) -> int:
     if not given:
         parser.print_help()
         return Exit.REFUSED  # upstream's exit code without a sub-command
-    return _dispatch(parser.parse_args(given))
+    arguments = parser.parse_args(given)
+    return _order(arguments) if _is_order(arguments) else _dispatch(arguments)
 
 
 def refusal(error: SpecError) -> str:
@@ -63,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="run a study, here or in a cluster", allow_abbrev=False))
     _add_restart(commands.add_parser("restart", help="go on with a study, from its workspace", allow_abbrev=False))
+    for deed, what in _DEEDS.items():
+        order = commands.add_parser(deed, help=f"{what} (in a step of a study)", allow_abbrev=False)
+        order.add_argument("studies", nargs="+", metavar="STUDY", help="a study's name, or its directory")
     status = commands.add_parser("status", help="show how a study stands, from its workspace", allow_abbrev=False)
     status.add_argument("directory", metavar="DIR", help="the study's directory, which `merlin run` named as Outputs")
     upstream.add_flags(status, upstream.STATUS_FLAGS)
@@ -159,6 +172,21 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from merlin_cli import info
 
             return info.info()
+
+
+def _is_order(arguments: argparse.Namespace) -> bool:
+    """Whether something is to be done with a study by the agent whose step calls us; a restart may be ours as well."""
+    if arguments.command == "restart":
+        return not arguments.local and bool(os.environ.get(nested.SOCKET))
+    return arguments.command in _DEEDS
+
+
+def _order(arguments: argparse.Namespace) -> int:
+    from merlin_cli import inside
+    from merlin_cli.console import Output
+
+    studies = [arguments.directory] if arguments.command == "restart" else arguments.studies
+    return inside.command(arguments.command, studies, Output())
 
 
 def _run_study(arguments: argparse.Namespace) -> int:

@@ -10,10 +10,11 @@ follows from which task asks, so a task that is tried again finds what it starte
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from merlin_cli import inputs, run, source
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.restart import Mark
 from merlin_cli.summary import say
 from merlin_study import nested, spec, workspace
 from merlin_study.compiler import compile_study
@@ -61,7 +63,18 @@ class Desk:
             raise CliError(Exit.REFUSED, f"the study was not started: {answer.refused}")
         return answer
 
-    def _ask(self, request: nested.Request) -> nested.Answer:
+    def command(self, deed: nested.Deed, target: str) -> nested.Answer:
+        """Have something done with a study.
+
+        Raises:
+            CliError: it was refused, or the agent cannot be reached.
+        """
+        answer = self._ask(nested.Command(token=self._token, deed=deed, target=target))
+        if answer.refused:
+            raise CliError(Exit.REFUSED, f"{deed} {target}: {answer.refused}")
+        return answer
+
+    def _ask(self, request: nested.Request | nested.Command) -> nested.Answer:
         with socket.socket(socket.AF_UNIX) as connection:
             try:
                 connection.connect(self._path)
@@ -122,6 +135,40 @@ def submit(request: run.Request, desk: Desk, console: Console) -> Exit:
         say(console, f"Submitted study {answer.study}; it runs by itself from here on.")
     say(console, f"Study workspace: {answer.workspace}")
     return Exit.OK
+
+
+def command(deed: nested.Deed, targets: Sequence[str], console: Console, desk: Desk | None = None) -> Exit:
+    """Cancel, suspend, resume, purge or restart studies, by their names or directories.
+
+    Raises:
+        CliError: we are in no step, or one was refused.
+    """
+    desk = desk or Desk.of(os.environ)
+    if desk is None:
+        order = nested.Order(agent="", step="", task=0, deed=deed, target="x", word="0" * 16)
+        change = json.dumps({"spec": order.changes()})
+        raise CliError(
+            Exit.CANNOT_RUN,
+            f"{deed} is for the steps of a study; here use: kubectl patch study NAME --type merge -p '{change}'",
+        )
+    for target in targets:
+        answer = desk.command(deed, _named(target))
+        done = "done" if answer.known else "passed on; the operator will do it"
+        say(console, f"{deed} study {answer.study}: {done}.")
+    return Exit.OK
+
+
+def _named(target: str) -> str:
+    """A study's uid where its directory is given, else the name as it is."""
+    there = Path(target)
+    if not there.exists():
+        return target
+    try:
+        return Mark.model_validate_json((there / workspace.INFO / workspace.MARK).read_bytes()).study
+    except (OSError, ValueError) as error:
+        raise CliError(
+            Exit.USAGE, f"{target}: expected the name of a study or its directory, found no mark of a study there"
+        ) from error
 
 
 def _document(request: run.Request, found: source.Source) -> dict[str, Any]:

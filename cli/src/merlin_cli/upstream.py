@@ -11,7 +11,6 @@ COMMANDS: Final = {
     "detailed-status": "`merlin status DIR` shows counts per step, and each task's files are in its directory",
     "queue-info": "`kubectl get studies` shows what waits and runs",
     "monitor": "`kubectl wait --for=condition=Finished study/NAME` waits for a study",
-    "purge": "`kubectl delete study NAME` drops what waits",
     "example": "there are examples in docs/examples of this project",
     "server": "`merlin run SPEC --local` brings its own broker",
     "config": "agents are configured in ~/.merlin/agent.yaml, and clusters by kubeconfig",

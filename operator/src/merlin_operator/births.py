@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
 from pydantic import ValidationError
 
@@ -49,6 +50,13 @@ class Nursery(Protocol):
             NotNowError: try again later.
         """
 
+    async def change(self, ref: StudyRef, changes: Mapping[str, Any]) -> str:
+        """Change switches in a study's ``spec``; return why that is refused, or nothing.
+
+        Raises:
+            NotNowError: try again later.
+        """
+
 
 class Births:
     """Looks after what is asked for in the logs of all studies."""
@@ -61,28 +69,31 @@ class Births:
 
     def take(self, study: Study, stored: Stored) -> bool:
         """Take note of a log entry that is a submission; False where it is none."""
-        uid, word = subjects.parse_report(stored.subject)
-        if not word.startswith(subjects.CHILD):
+        _, word = subjects.parse_report(stored.subject)
+        kind, dash, key = word.partition("-")
+        if f"{kind}{dash}" not in (subjects.CHILD, subjects.ORDER):
             return False
         study.folded = max(study.folded, stored.sequence)
-        key = word.removeprefix(subjects.CHILD)
-        if key in study.children:
+        if key in study.children or key in study.orders:
             return True  # the first one counts
         try:
-            study.children[key] = family.Child(key, self._opened(uid, key, stored))
+            self._take(study, stored, key, is_order=f"{kind}{dash}" == subjects.ORDER)
         except (SealError, ValidationError) as error:
             self.core.refuse(error)
             log.warning("submission refused study=%s sequence=%d error=%s", study.ref.name, stored.sequence, error)
         self._wake.set()
         return True
 
-    def _opened(self, uid: str, key: str, stored: Stored) -> nested.Submission:
-        keyring = self.core.config.keyring
+    def _take(self, study: Study, stored: Stored, key: str, *, is_order: bool) -> None:
+        uid, keyring = study.ref.uid, self.core.config.keyring
         payload = keyring.open(stored.data, scope=uid, context=stored.subject, signer=Signer.AGENT)
+        if is_order:
+            study.orders[key] = family.Ordered(key, nested.Order.model_validate_json(payload))
+            return
         asked = nested.Submission.model_validate_json(payload)
         if asked.key(uid) != key:
             raise SealError("a submission's name does not follow from who asks")
-        return asked
+        study.children[key] = family.Child(key, asked)
 
     # The loop
 
@@ -111,6 +122,9 @@ class Births:
             for child in list(study.children.values()):
                 if child.born is None and study.synced:
                     await self._settle(study, child, members)
+            for ordered in list(study.orders.values()):
+                if ordered.born is None and study.synced:
+                    await self._carry_out(study, ordered)
             await self._tell(study, members)
 
     def _members(self) -> Counter[str]:
@@ -122,13 +136,10 @@ class Births:
         return members
 
     async def _settle(self, study: Study, child: family.Child, members: Counter[str]) -> None:
-        uid, space = study.ref.uid, self.core.space
-        remembers = self._nursery is not None and self._nursery.remembers
-        subject = space.born(uid, child.key)
-        if remembers and (stored := await self.core.broker.last(space.control_stream, subject)) is not None:
-            with contextlib.suppress(SealError, ValidationError):  # then it is found by its label
-                child.born = nested.Born.model_validate_json(self.core.open_own(uid, stored))
-                return
+        uid = study.ref.uid
+        child.born = await self._settled(uid, child.key)
+        if child.born is not None:
+            return
         root = study.lineage.root or uid
         refused = family.refusal(child, study.lineage, members=members[root], ended=study.cancelled)
         if not refused and self._nursery is None:
@@ -140,14 +151,49 @@ class Births:
             born = await self._nursery.bear(study.ref, study.lineage, child)
         if uid not in self.core.studies:
             return  # deleted meanwhile: its children go with the root, and nobody asks any more
-        if remembers:
-            await self.core.broker.put(subject, self.core.seal(uid, subject, born.encode()))
+        await self._remember(uid, child.key, born)
         child.born = born
         members[root] += bool(born.uid)
         if born.refused:
             log.warning("submission refused study=%s step=%s: %s", study.ref.name, child.asked.step, born.refused)
         else:
             log.info("study started study=%s by=%s step=%s", born.name, study.ref.name, child.asked.step)
+
+    async def _settled(self, uid: str, key: str) -> nested.Born | None:
+        """What was decided before, by us or by an operator that is gone."""
+        if self._nursery is None or not self._nursery.remembers:
+            return None
+        space = self.core.space
+        stored = await self.core.broker.last(space.control_stream, space.born(uid, key))
+        if stored is None:
+            return None
+        try:
+            return nested.Born.model_validate_json(self.core.open_own(uid, stored))
+        except (SealError, ValidationError):
+            return None  # then the Study is found by its label
+
+    async def _remember(self, uid: str, key: str, born: nested.Born) -> None:
+        subject = self.core.space.born(uid, key)
+        await self.core.broker.put(subject, self.core.seal(uid, subject, born.encode()))
+
+    async def _carry_out(self, study: Study, ordered: family.Ordered) -> None:
+        """Do what a step ordered, once."""
+        uid, order = study.ref.uid, ordered.order
+        ordered.born = await self._settled(uid, ordered.key)
+        if ordered.born is not None:
+            return
+        members = (family.Member(each.ref, each.lineage) for each in self.core.all())
+        meant = family.target(order, family.Member(study.ref, study.lineage), members)
+        if isinstance(meant, str):
+            born = nested.Born(refused=meant)
+        elif self._nursery is None:
+            born = nested.Born(refused="this operator takes no orders from steps")
+        else:
+            refused = await self._nursery.change(meant.ref, order.changes())
+            born = nested.Born(name=meant.ref.name, uid=meant.ref.uid, refused=refused)
+        await self._remember(uid, ordered.key, born)
+        ordered.born = born
+        log.info("order of study=%s: %s %s: %s", study.ref.name, order.deed, order.target, born.refused or "done")
 
     async def _tell(self, study: Study, members: Counter[str]) -> None:
         """Tell agents what they can refuse by themselves, where that is anything."""

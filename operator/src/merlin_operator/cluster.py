@@ -148,6 +148,13 @@ class Api:
         # Strict, or the server would drop what it does not know and run something else.
         return await self._call(self._objects.create_namespaced_custom_object, STUDIES, body, field_validation="Strict")
 
+    async def patch_study(self, name: str, uid: str, changes: dict[str, Any]) -> None:
+        """Set fields of a Study's spec, of that uid and no other: 422 where it is another."""
+        patch = [{"op": "test", "path": "/metadata/uid", "value": uid}]
+        patch += [{"op": "add", "path": f"/spec/{key}", "value": value} for key, value in changes.items()]
+        change = self._objects.patch_namespaced_custom_object
+        await self._call(change, STUDIES, name, patch, _content_type="application/json-patch+json")
+
     async def studies(self) -> list[dict[str, Any]]:
         """Return the metadata of all Studies, and nothing else of them."""
         return await self._list(STUDIES, accept=_METADATA.format(kind="PartialObjectMetadataList"))

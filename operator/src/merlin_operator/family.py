@@ -7,7 +7,7 @@ in its labels and annotations, so that any operator reads it there; deleting the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +49,23 @@ class Child:
     key: str
     asked: nested.Submission
     born: nested.Born | None = None
+
+
+@dataclass(slots=True)
+class Ordered:
+    """What a step ordered, and what became of it; None: nothing yet."""
+
+    key: str
+    order: nested.Order
+    born: nested.Born | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A study that may be meant by an order."""
+
+    ref: StudyRef
+    lineage: Lineage
 
 
 def lineage(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Lineage:
@@ -100,6 +117,22 @@ def spec_of(asked: nested.Submission) -> dict[str, Any]:
     """Return the specification that was asked for; it runs where the step ran, whose paths it names."""
     spec: dict[str, Any] = json.loads(asked.spec)
     return {"site": asked.site, **spec}
+
+
+def target(order: nested.Order, asks: Member, members: Iterable[Member]) -> Member | str:
+    """Return the study that an order means, or say why there is none that it may change.
+
+    A step may change the studies of its own family, and those whose creator is its own: neither knows one where users are not
+    told apart, and then whoever may create a study there may change it.
+    """
+    found = [member for member in members if order.target in (member.ref.name, member.ref.uid)]
+    if not found:
+        return f"there is no study {order.target}"
+    (meant,) = found[:1]
+    same_family = (meant.lineage.root or meant.ref.uid) == (asks.lineage.root or asks.ref.uid)
+    if same_family or meant.lineage.creator == asks.lineage.creator:
+        return meant
+    return f"study {order.target} belongs to somebody else"
 
 
 def manifest(parent: StudyRef, own: Lineage, child: Child) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,6 +82,10 @@ class LocalNursery:
         origin = family.below(parent, own)
         await self.observe(Submission(ref, 1, "", time.time(), family.spec_of(child.asked), {}, origin))
         return nested.Born(name=ref.name, uid=uid)
+
+    async def change(self, ref: StudyRef, changes: Mapping[str, Any]) -> str:
+        """See `births.Nursery`."""
+        return f"study {ref.name} runs on this machine alone, where {', '.join(changes)} is not supported yet"
 
 
 async def tell_past(engine: Engine, study: str, plan: Plan, info: Path) -> None:

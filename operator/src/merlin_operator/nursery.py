@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from merlin_operator import family
 from merlin_operator.births import NotNowError
@@ -11,6 +12,7 @@ from merlin_operator.view import StudyRef
 from merlin_study import nested
 
 TAKEN: Final = 409
+GONE: Final = 404
 REFUSED: Final = (400, 403, 413, 422)
 """What the API server answers where it will never take this Study: malformed, forbidden, too large."""
 
@@ -36,6 +38,16 @@ class ClusterNursery:
                 return nested.Born(name=name, refused=f"the cluster refused study {name}: {error}")
             raise NotNowError(f"study {name}: {error}") from error
         return nested.Born(name=name, uid=str(made["metadata"]["uid"]))
+
+    async def change(self, ref: StudyRef, changes: Mapping[str, Any]) -> str:
+        """See `births.Nursery`."""
+        try:
+            await self._api.patch_study(ref.name, ref.uid, dict(changes))
+        except ApiError as error:
+            if error.status in (*REFUSED, GONE):
+                return f"the cluster refused it: {error}"
+            raise NotNowError(f"study {ref.name}: {error}") from error
+        return ""
 
     async def _found(self, name: str, parent: StudyRef, child: family.Child) -> nested.Born:
         """The Study that has the name already: it is the one that was asked for, or somebody's who took its name."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from merlin_operator.control import Switches
-from merlin_operator.family import Child, Lineage
+from merlin_operator.family import Child, Lineage, Ordered
 from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
 from merlin_study import nested, subjects, wire
@@ -55,6 +55,7 @@ class Study:
     inherited: tuple[int, ...] | None = None
     lineage: Lineage = field(default_factory=Lineage)
     children: dict[str, Child] = field(default_factory=dict)
+    orders: dict[str, Ordered] = field(default_factory=dict)
     told: nested.Family | None = None
     switches: Switches = field(default_factory=Switches)
     word: wire.Control | None = None

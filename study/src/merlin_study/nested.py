@@ -4,8 +4,8 @@ A step's own ``merlin`` command finds a Unix socket and a token in its environme
 `Request`, and reads one, an `Answer`. There are no keys in a step's environment: the agent seals what it passes on, and
 the token says only which task speaks.
 
-    step → agent      Request, Answer: one line of JSON each
-    agent → log       Submission, the first message of its own subject in the parent's log
+    step → agent      Request or Command, Answer: one line of JSON each
+    agent → log       Submission, the first message of its own subject in the parent's log; Order
     operator → control stream   Born: what became of a submission; Family: what agents refuse by themselves
 
 A task that is tried again, or that ran on an agent that was lost, asks for the same studies again. So a submission is
@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from merlin_study.wire import Message
 
@@ -55,6 +55,18 @@ class Request(Message):
     workspace: str = Field(max_length=4096, pattern=r"^/")
 
 
+Deed = Literal["cancel", "suspend", "resume", "purge", "restart"]
+
+
+class Command(Message):
+    """Something to be done with a study of the same user: by its name or its uid."""
+
+    token: str = Field(max_length=200)
+    kind: Literal["command"] = "command"
+    deed: Deed
+    target: str = Field(min_length=1, max_length=200)
+
+
 class Answer(Message):
     """What became of a request.
 
@@ -88,8 +100,35 @@ class Submission(Message):
         return submission_key(parent, step=self.step, task=self.task, turn=self.turn, number=self.number)
 
 
+class Order(Message):
+    """A `Command` as the agent passes it on, with who gives it; ``word`` tells it from every other."""
+
+    kind: Literal["order"] = "order"
+    agent: str
+    step: str
+    task: int = Field(ge=0)
+    deed: Deed
+    target: str = Field(min_length=1, max_length=200)
+    word: str = Field(pattern="^[0-9a-f]{16}$")
+
+    def changes(self) -> dict[str, Any]:
+        """Return what it changes in the target's ``spec``."""
+        match self.deed:
+            case "cancel":
+                return {"cancel": True}
+            case "suspend" | "resume":
+                return {"suspend": self.deed == "suspend"}
+            case "purge":
+                return {"purge": self.word}
+            case "restart":
+                return {"restart": {"id": self.word}}
+
+
 class Born(Message):
-    """What became of a submission: the Study that it made, or why it made none. It makes one once, even if that is deleted."""
+    """What became of a submission: the Study that it made, or why it made none. It makes one once, even if that is deleted.
+
+    Of an order: the study that it changed.
+    """
 
     name: str = ""
     uid: str = ""
@@ -102,6 +141,19 @@ class Family(Message):
     study: str
     depth: int = 0
     full: str = ""
+
+
+AnyRequest = Annotated[Request | Command, Field(discriminator="kind")]
+_REQUEST: Final[TypeAdapter[Request | Command]] = TypeAdapter(AnyRequest)
+
+
+def decode_request(data: bytes) -> Request | Command:
+    """Parse what a step sent.
+
+    Raises:
+        pydantic.ValidationError: it is no request.
+    """
+    return _REQUEST.validate_json(data)
 
 
 def submission_key(parent: str, *, step: str, task: int, turn: int, number: int) -> str:

@@ -4,7 +4,7 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
 
     merlin.v1.<namespace>.task.<site>.<user>.<queue>.<shape>.<band>.<study uid>.<fence>    task stream (WorkQueue)
     merlin.v1.<namespace>.cursor.<study uid>                                               task stream
-    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|child-<key>                     report stream (Limits)
+    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|child-<key>|order-<key>         report stream (Limits)
     merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>, .study.<study uid>, .offer.<site>   control stream (last value)
     merlin.v1.<namespace>.control.family.<study uid>, .born.<study uid>.<key>                   control stream
@@ -27,6 +27,7 @@ BOUND: Final = "bound"
 VERDICT: Final = "operator.verdict"
 """One token more than agents' entries have: a broker that lets agents publish ``report.*.*`` lets them write no verdict."""
 CHILD: Final = "child-"
+ORDER: Final = "order-"
 
 _EMPTY: Final = "="
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
@@ -122,6 +123,10 @@ class Space:
     def child(self, study: str, key: str) -> str:
         """Return the subject whose first message is a study's submission of that name."""
         return f"{ROOT}.{self._token}.report.{study}.{CHILD}{key}"
+
+    def order(self, study: str, key: str) -> str:
+        """Return the subject of what a study's step orders."""
+        return f"{ROOT}.{self._token}.report.{study}.{ORDER}{key}"
 
     def family(self, study: str) -> str:
         """Return the subject of what agents have to know of a study's ancestors and descendants."""
