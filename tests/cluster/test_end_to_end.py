@@ -135,13 +135,13 @@ def test_a_study_starts_studies_from_within_its_steps(site: Site) -> None:
     place = site.root / "work" / "nested"
     place.mkdir()
     (place / "rounds.yaml").write_text(ROUNDS)
-    manifest = {
+    body = {
         "apiVersion": "merlin.dev/v1alpha1",
         "kind": "Study",
         "metadata": {"name": "rounds"},
         "spec": yaml.safe_load(ROUNDS.replace("ROUND: 1", "ROUND: '1'")) | {"vars": {"SPECROOT": str(place)}},
     }
-    site.apply(yaml.safe_dump(manifest))
+    site.apply(yaml.safe_dump(body))
     uid = site.study("rounds")["metadata"]["uid"]
 
     def family() -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def test_a_study_starts_studies_from_within_its_steps(site: Site) -> None:
     site.wait_finished("rounds", seconds=60)
     assert len(family()) == 2, "a task that was tried again started nothing twice"
     names = ["rounds", first["metadata"]["name"], second["metadata"]["name"]]
-    assert all(_condition(site.study(name), "Succeeded")["status"] == "True" for name in names)
+    assert all(condition(site.study(name), "Succeeded")["status"] == "True" for name in names)
     assert second["metadata"]["labels"]["merlin.dev/parent"] == first["metadata"]["uid"]
     assert [owner["uid"] for owner in second["metadata"]["ownerReferences"]] == [uid]
     said = {path.read_text().splitlines()[-1] for path in (place / "rounds").glob("*/iterate/iterate.out")}
