@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
-from merlin_study import nested, wire
+from merlin_study import blob, nested, wire
 from merlin_study.plan import INFO_STEP, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.seal import Keyring, Signer
 from merlin_study.subjects import ANY_SITE, ORDER, Route, Space
@@ -225,7 +225,8 @@ class Standin:
     def store_plan(self, plan: Plan) -> None:
         """Store the plan under its hash."""
         self.plan = plan
-        self.put(self.space.plan(self.study, plan.hash), zlib.compress(plan.to_json()))
+        head, _ = blob.split(zlib.compress(plan.to_json()))
+        self.put(self.space.plan(self.study, plan.hash), head)
 
     def put(self, subject: str, payload: bytes, *, scope: str = "", context: str = "") -> None:
         """Seal and store a message."""

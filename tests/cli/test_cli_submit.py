@@ -31,10 +31,29 @@ class Recorder:
 
     def __init__(self) -> None:
         self.created: list[tuple[str, dict[str, Any]]] = []
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.owners: dict[str, list[str]] = {}
 
-    def create(self, namespace: str, body: Mapping[str, Any]) -> None:
+    def create(self, namespace: str, body: Mapping[str, Any]) -> str:
         """Keep it."""
         self.created.append((namespace, dict(body)))
+        return f"uid-{len(self.created)}"
+
+    def create_part(self, namespace: str, body: Mapping[str, Any]) -> bool:
+        """Keep it."""
+        del namespace
+        return self.parts.setdefault(body["metadata"]["name"], dict(body)) == body
+
+    def own_part(self, namespace: str, name: str, owner: Mapping[str, Any]) -> bool:
+        """Note the owner."""
+        del namespace
+        self.owners.setdefault(name, []).append(owner["uid"])
+        return name in self.parts
+
+    def drop_part(self, namespace: str, name: str) -> None:
+        """Forget it."""
+        del namespace
+        del self.parts[name]
 
 
 def submitted(request: Request) -> tuple[str, dict[str, Any], list[str]]:
@@ -52,14 +71,13 @@ def spec(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_study_is_created_under_its_name_and_stamp(
-    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_is_created_under_its_name_and_stamp(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merlin_cli.run.stamp", lambda: "20260102-030405")
     namespace, body, said = submitted(Request(spec=str(spec), vars=("N=5",)))
     assert namespace == "mine"
     assert body["metadata"] == {"name": "my-study-20260102-030405"}
-    assert body["spec"]["vars"] == {"N": "5", "SPECROOT": str(tmp_path)}
+    assert body["spec"]["vars"] == {"N": "5"}
+    assert [each["name"] for each in body["spec"]["files"]] == ["."]
     assert said == [
         "Created study my-study-20260102-030405 in namespace mine.",
         "  watch it:    kubectl get study/my-study-20260102-030405 -n mine -w",

@@ -50,7 +50,6 @@ def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], me
         ({"env": {"variables": {"RUN": "$(LAUNCHER) x"}}}, "env.variables.RUN: $(LAUNCHER) is not supported yet; start the program without it, on one core of one host"),
         ({"global.parameters": {"A": {"values": ["$(VLAUNCHER)"], "label": "A.%%"}}}, "global.parameters.A.values[0]: $(VLAUNCHER) is not supported yet; start the program without it, on one core of one host"),
         ({"merlin": {"samples": {"count": 3}}}, "merlin.samples.count: 3 is not supported yet; write a file with as many rows"),
-        ({"files": [{"name": "a", "path": "/a"}]}, "files: is not supported yet; use a path that the site's machines see"),
         ({"outputs": "lean"}, "outputs: 'lean' is not supported yet; remove it, or use full"),
         ({"restart": {"id": "1", "scan": True}}, "restart.scan: true is not supported yet; name steps, tasks or exitCodes instead"),
         ({"ttlSecondsAfterFinished": 0}, "ttlSecondsAfterFinished: 0 is not supported yet; delete the Study when it is done"),

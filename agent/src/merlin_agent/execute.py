@@ -24,6 +24,8 @@ from merlin_study.outcome import Outcome
 from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
 
 HOST: Final = socket.gethostname()
+KEPT: Final = 1024
+"""Combinations whose names and texts are kept: a step may have a hundred thousand."""
 
 
 class StepWork:
@@ -74,6 +76,8 @@ class StepWork:
         combination, sample = self._layout.geometry.split(self._step, task)
         shared = self._scripts.get(combination)
         if shared is None:
+            if len(self._scripts) >= KEPT:
+                self._scripts.clear()
             shared = self._scripts[combination] = (
                 self._layout.step_dir(self._step, combination),
                 self._layout.scripts(self._step, combination),
@@ -91,6 +95,8 @@ class StepWork:
     def _shell(self, combination: int) -> str:
         """Return what follows ``#!``; it may differ between combinations, not between samples."""
         if combination not in self._shells:
+            if len(self._shells) >= KEPT:
+                self._shells.clear()
             shell = self._tokens.parse(complete(self._planned.shell))
             self._shells[combination] = self._tokens.render(shell, combination=combination, sample=0, values=())
         return self._shells[combination]
@@ -102,6 +108,8 @@ class StepWork:
         text = self._texts.get(combination)
         if text is None:
             text = self._tokens.render(self._template, combination=combination, sample=0, values=())
+            if len(self._texts) >= KEPT:
+                self._texts.clear()
             self._texts[combination] = text
         return text
 

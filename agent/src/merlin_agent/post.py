@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from merlin_agent.broker import Broker, UnansweredError
-from merlin_study import wire
+from merlin_study import blob, wire
 from merlin_study.seal import Keyring, Signer
 from merlin_study.subjects import Space
 
@@ -39,6 +40,26 @@ class Post:
         """
         sealed = self._keys.seal(message.encode(), scope=study, context=subject)
         await self.broker.store(subject, sealed, message_id=message_id, first=first)
+
+    async def read(self, subject: str, *, scope: str) -> bytes | None:
+        """Return content that the operator put under a subject, all parts joined; None where there is none.
+
+        Raises:
+            SealError, blob.BlobError: what is there is not the operator's, or is damaged.
+        """
+        stream = self.space.control_stream
+        data = await until_answered(lambda: self.broker.last(stream, subject))
+        if data is None:
+            return None
+        count, content = blob.read_head(self.open(subject, data, scope=scope, signer=Signer.OPERATOR))
+        found = [content]
+        for number in range(1, count + 1):
+            below = blob.part(subject, number)
+            part = await until_answered(functools.partial(self.broker.last, stream, below))
+            if part is None:
+                return None
+            found.append(self.open(below, part, scope=scope, signer=Signer.OPERATOR))
+        return b"".join(found)
 
     def open(self, subject: str, data: bytes, *, scope: str, signer: Signer) -> bytes:
         """Return the payload of a message that ``signer`` has to have written.

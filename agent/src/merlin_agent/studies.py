@@ -7,11 +7,12 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from pydantic import ValidationError
 
-from merlin_agent import binding
+from merlin_agent import binding, specroot
 from merlin_agent.binding import Place, RefusedError
 from merlin_agent.broker import Message
 from merlin_agent.chunkrun import Stop
@@ -21,6 +22,7 @@ from merlin_agent.rows import RowError, Rows, open_rows
 from merlin_agent.sampling import sample_file
 from merlin_agent.surroundings import complete
 from merlin_study import environment, workspace
+from merlin_study.blob import BlobError
 from merlin_study.geometry import Geometry
 from merlin_study.plan import INFO_STEP, PLAN_VERSION, Plan
 from merlin_study.seal import SealError, Signer
@@ -35,7 +37,7 @@ class NotYetError(Exception):
     """The plan is not there or does not open; the chunk goes back."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Study:
     """What is shared by all chunks of a study."""
 
@@ -52,10 +54,15 @@ class Study:
         """The directory ``merlin_info``."""
         return f"{self.root}/{workspace.INFO}"
 
+    @cached_property
+    def spec_root(self) -> str:
+        """The specification's own folder where it is still there; empty for the files in ``merlin_info``."""
+        return self.plan.spec_root if self.plan.spec_root and os.path.isdir(self.plan.spec_root) else ""
+
     def layout(self, samples: int) -> Layout:
         """Return the layout for so many samples."""
         if samples not in self._layouts:
-            self._layouts[samples] = Layout(self.root, Geometry(self.plan, samples))
+            self._layouts[samples] = Layout(self.root, Geometry(self.plan, samples), self.spec_root)
         return self._layouts[samples]
 
     def step(self, chunk: Chunk) -> StepWork:
@@ -142,18 +149,18 @@ class Studies:
             study = self._studies[key]
             if not study.bound and chunk.study not in self.cancelled:
                 await binding.bind(self._post, self._place, study=chunk.study, plan=study.plan, root=study.root)
+                await specroot.lay_down(self._post, study=chunk.study, plan=study.plan, root=study.root)
                 study.bound = True
             return study
 
     async def _plan(self, chunk: Chunk) -> Plan:
         subject = self._post.space.plan(chunk.study, chunk.plan)
-        data = await until_answered(lambda: self._post.broker.last(self._post.space.control_stream, subject))
-        if data is None:
-            raise NotYetError(f"{subject}: expected the plan, found none")
         try:
-            sealed = self._post.open(subject, data, scope=chunk.study, signer=Signer.OPERATOR)
-            plan = Plan.from_json(_inflated(sealed))
-        except (SealError, ValidationError, zlib.error) as error:
+            stored = await self._post.read(subject, scope=chunk.study)
+            if stored is None:
+                raise NotYetError(f"{subject}: expected the plan, found none")
+            plan = Plan.from_json(await asyncio.to_thread(_inflated, stored))
+        except (SealError, BlobError, ValidationError, zlib.error) as error:
             raise NotYetError(f"{subject}: {str(error).splitlines()[0]}") from error
         if plan.hash != chunk.plan or plan.version != PLAN_VERSION:
             raise NotYetError(

@@ -109,6 +109,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--pargs", action="append", default=[], metavar="KEY:VALUE", help="an argument of that function (repeatable)"
     )
     run.add_argument("--dry", action="store_true", help="write directories and scripts on this machine, run nothing")
+    run.add_argument(
+        "--no-bundle",
+        action="store_true",
+        help="bring no files: the site sees the specification's folder under its path",
+    )
     upstream.add_flags(run, upstream.RUN_FLAGS)
 
 

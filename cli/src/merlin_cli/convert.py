@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from merlin_cli import names, run, source
+from merlin_cli import freight, names, run, source
 from merlin_cli.exits import Exit
 from merlin_study import loader
 from merlin_study.parse import to_document
@@ -21,15 +21,18 @@ def convert(file: str) -> Exit:
         CliError: the file cannot be read.
         SpecError: the study was refused.
     """
-    found = source.read(file)
-    spec = source.parse(found, {}, elsewhere=True)
-    plan = run.compiled(spec, found)
-    name = found.metadata.get("name") or names.object_name(plan.name)
-    sys.stdout.write(loader.dump_quoted(manifest(spec, {**found.metadata, "name": name})))
-    if "SPECROOT)" in found.text:
+    load = freight.load(run.Request(spec=file), elsewhere=True)
+    found = load.found
+    name = found.metadata.get("name") or names.object_name(load.plan.name)
+    body = manifest(load.spec, {**found.metadata, "name": name})
+    body["spec"] |= load.keys(body["spec"])
+    parts = [part for content in load.contents for part in content.config_maps()]
+    sys.stdout.write("---\n".join(map(loader.dump_quoted, [*parts, body])))
+    if parts:
+        are = "ConfigMap holds" if len(parts) == 1 else "ConfigMaps hold"
         print(
-            "warning: $(SPECROOT) means the directory of this file, which a cluster does not know; "
-            "replace it by a path on the site, or submit with `merlin run`",
+            f"warning: {len(parts)} {are} the files that steps refer to as $(SPECROOT); "
+            "delete what nobody needs any more yourself, or submit with `merlin run`",
             file=sys.stderr,
         )
     return Exit.OK

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from merlin_cli import inputs, local, summary, text
+from merlin_cli import local, summary, text
 from merlin_cli.exits import CliError, Exit
 from merlin_study import provenance, workspace
 from merlin_study.errors import Fault
@@ -49,9 +49,9 @@ def write(job: local.Job, console: Console, *, missing: Sequence[Fault]) -> Exit
     local.check_writable(directory)
     try:
         _provenance(plan, directory, runnable=not missing)
-        for file in job.inputs:
-            inputs.place(file, directory / workspace.INFO)
-        layout = Layout(str(directory), Geometry(plan, _samples(plan, directory)))
+        if job.furnish is not None:
+            job.furnish(directory / workspace.INFO)
+        layout = Layout(str(directory), Geometry(plan, _samples(plan, directory)), plan.spec_root)
         written = _scripts(layout, console)
     except OSError as error:
         raise CliError(Exit.CANNOT_RUN, f"{error.filename or directory}: can't be written: {error.strerror}") from error
@@ -80,7 +80,7 @@ def _samples(plan: Plan, directory: Path) -> int:
 
     if plan.samples is None:
         return 0
-    layout = Layout(str(directory), Geometry(plan, 0))
+    layout = Layout(str(directory), Geometry(plan, 0), plan.spec_root)
     step = StepWork(layout, 0, rows=None, restart=False)
     file = sampling.sample_file(layout, step)
     script, command = step.script(0)

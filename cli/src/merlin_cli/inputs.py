@@ -1,13 +1,17 @@
-"""``--samplesfile``: a table of samples in place of the one that the specification makes."""
+"""What comes into a workspace from outside: the table of ``--samplesfile``, and a copy of the files that steps refer to."""
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from merlin_cli import source
+from merlin_cli import bundling, source
 from merlin_cli.exits import CliError, Exit
+from merlin_study import workspace
+from merlin_study.parse import to_document
+from merlin_study.spec import StudySpec
 
 ENDINGS: Final = (".csv", ".tab", ".npy")
 LINKED: Final = 64 << 20
@@ -42,6 +46,27 @@ def with_samples(found: source.Source, file: str) -> source.Source:
         raise CliError(Exit.USAGE, message)
     kept = {key: value for key, value in samples.items() if key not in ("generate", "count")}
     return source.replaced(found, "merlin", {**merlin, "samples": {**kept, "file": file}})
+
+
+def furnish(info: Path, *, samples: Path | None, spec: StudySpec, folder: Path) -> None:
+    """Put into ``merlin_info`` what a run on this machine brings: its samples, and the files of its folder for later restarts.
+
+    Raises:
+        CliError: it can't be written.
+    """
+    if samples is not None:
+        place(samples, info)
+    try:
+        entries, _ = bundling.collect(to_document(spec), folder)
+    except CliError as error:
+        print(f"warning: no copy is kept of the specification's files: {error}", file=sys.stderr)
+        return
+    try:
+        bundling.write(entries, info / workspace.SPECROOT)
+    except OSError as error:
+        raise CliError(
+            Exit.CANNOT_RUN, f"{info}: can't be written: {error.strerror}; see to the file system"
+        ) from error
 
 
 def place(file: Path, directory: Path) -> None:

@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from merlin_cli import family, inputs, lock, summary, tally
+from merlin_cli import family, lock, summary, tally
 from merlin_cli.bars import Display, display
 from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
@@ -68,7 +69,7 @@ class Job:
         root: The workspace root, absolute; `directory` follows from it and from the plan.
         slots: How many tasks may run at a time.
         resume: Whether the workspace holds earlier outcomes that stand.
-        inputs: Files that ``merlin_info`` gets before anything runs.
+        furnish: Puts into ``merlin_info`` what it has to hold before anything runs; given that directory.
     """
 
     plan: Plan
@@ -76,7 +77,7 @@ class Job:
     root: Path
     slots: int
     resume: bool = False
-    inputs: tuple[Path, ...] = ()
+    furnish: Callable[[Path], None] | None = None
 
     @property
     def directory(self) -> Path:
@@ -127,8 +128,8 @@ def run(job: Job, console: Console) -> Exit:
         lock.held(job.directory, resume=job.resume),
         tempfile.TemporaryDirectory(prefix="merlin-", ignore_cleanup_errors=True) as private,
     ):
-        for file in job.inputs:
-            inputs.place(file, job.directory / workspace.INFO)
+        if job.furnish is not None:
+            job.furnish(job.directory / workspace.INFO)
         return asyncio.run(_Session(job, console, Path(private)).run())
 
 

@@ -1,5 +1,6 @@
 """``merlin run``: from a file and the command line to a plan, and from there to this machine or to a cluster."""
 
+import functools
 import os
 import time
 import uuid
@@ -37,6 +38,7 @@ class Request:
     pgen: str | None = None
     pargs: tuple[str, ...] = ()
     dry: bool = False
+    bundle: bool = True
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Request":
@@ -52,6 +54,7 @@ class Request:
             pgen=arguments.pgen,
             pargs=tuple(arguments.pargs),
             dry=arguments.dry,
+            bundle=not arguments.no_bundle,
         )
 
 
@@ -78,7 +81,7 @@ def run_locally(request: Request, console: Console) -> Exit:
         study=str(uuid.uuid4()),
         root=root,
         slots=request.slots or local.default_slots(),
-        inputs=() if samples is None else (samples,),
+        furnish=functools.partial(inputs.furnish, samples=samples, spec=spec, folder=found.path.parent),
     )
     if missing is not None:
         return dry.write(job, console, missing=[fault for fault in missing if fault.path != "spec.batch.dry_run"])
@@ -92,7 +95,12 @@ def wished_path(request: Request) -> str | None:
 
 
 def parsed(
-    request: Request, found: source.Source, overrides: Mapping[str, str | int], *, output_path: str | None = None
+    request: Request,
+    found: source.Source,
+    overrides: Mapping[str, str | int],
+    *,
+    output_path: str | None = None,
+    elsewhere: bool = False,
 ) -> tuple[StudySpec, Table | None]:
     """Parse a file, with the parameters that its generator makes; None where they stand in the specification itself.
 
@@ -103,15 +111,16 @@ def parsed(
     if request.pgen is None:
         if request.pargs:
             raise CliError(Exit.USAGE, "--pargs are the arguments of --pgen; name its file too")
-        return source.parse(found, overrides, output_path=output_path), None
-    spec = source.parse(source.replaced(found, "global.parameters", {}), overrides, output_path=output_path)
+        return source.parse(found, overrides, output_path=output_path, elsewhere=elsewhere), None
+    plain = source.replaced(found, "global.parameters", {})
+    spec = source.parse(plain, overrides, output_path=output_path, elsewhere=elsewhere)
     table = pgen.generate(request.pgen, request.pargs, _environment(spec, found))
     if faults := tables.faults(table, "global.parameters"):
         raise SpecError(faults)
     if not tables.fits_manifest(table):
         return spec, table
     whole = source.replaced(found, "global.parameters", tables.block(table))
-    return source.parse(whole, overrides, output_path=output_path, quiet=True), None
+    return source.parse(whole, overrides, output_path=output_path, quiet=True, elsewhere=elsewhere), None
 
 
 def _environment(spec: StudySpec, found: source.Source) -> dict[str, Any]:

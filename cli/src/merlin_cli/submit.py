@@ -4,14 +4,15 @@ The study is compiled here first, so that most mistakes are told without a clust
 told in its own words. ``fieldValidation=Strict`` because the client drops unknown fields silently otherwise.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from rich.console import Console
 
-from merlin_cli import names, run, source
+from merlin_cli import freight, names, run
 from merlin_cli.convert import manifest
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.summary import say
@@ -19,7 +20,8 @@ from merlin_cli.summary import say
 GROUP: Final = "merlin.dev"
 VERSION: Final = "v1alpha1"
 PLURAL: Final = "studies"
-SPECROOT: Final = "SPECROOT"
+MISSING: Final = 404
+CONFLICT: Final = 409
 _IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -29,12 +31,29 @@ class Cluster(Protocol):
     namespace: str
     """The one that is meant where the user names none."""
 
-    def create(self, namespace: str, body: Mapping[str, Any]) -> None:
-        """Create a Study.
+    def create(self, namespace: str, body: Mapping[str, Any]) -> str:
+        """Create a Study and return its uid.
 
         Raises:
             CliError: it was refused, or the cluster cannot be reached.
         """
+
+    def create_part(self, namespace: str, body: Mapping[str, Any]) -> bool:
+        """Create a ConfigMap; False where there is one of its name already.
+
+        Raises:
+            CliError: as `create`.
+        """
+
+    def own_part(self, namespace: str, name: str, owner: Mapping[str, Any]) -> bool:
+        """Add an owner to a ConfigMap, so that it goes with the last of them; False where there is none.
+
+        Raises:
+            CliError: as `create`.
+        """
+
+    def drop_part(self, namespace: str, name: str) -> None:
+        """Remove a ConfigMap that nobody owns; what stands in the way is no matter."""
 
 
 def submit(request: run.Request, console: Console, cluster: Cluster | None = None) -> Exit:
@@ -52,25 +71,17 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
             f"--name {request.name}: expected at most {names.MAX_NAME} lower-case letters, digits and '-', "
             f"for instance {names.object_name(request.name)}",
         )
-    if request.samples_file:
-        raise CliError(Exit.USAGE, "--samplesfile is for --local yet; name a path on the site in merlin.samples.file")
-    found = source.read(request.spec)
-    spec, table = run.parsed(request, found, source.variables(request.vars))
-    if table is not None:
-        raise CliError(
-            Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet"
-        )
-    plan = run.compiled(spec, found)
+    load = freight.load(request)
+    found, plan = load.found, load.plan
     stamp = run.stamp()
     name = request.name or found.metadata.get("name") or names.object_name(plan.name, stamp)
     kept = {key: value for key, value in found.metadata.items() if key in ("labels", "annotations")}
-    body = manifest(spec, {**kept, "name": name})
+    body = manifest(load.spec, {**kept, "name": name})
+    body["spec"] |= load.keys(body["spec"])
     body["spec"].setdefault("runId", stamp)  # the workspace carries the stamp that the Study's name does
-    if f"$({SPECROOT})" in found.text:
-        body["spec"].setdefault("vars", {})[SPECROOT] = found.directory
     cluster = cluster or KubeConfig()
     namespace = request.namespace or found.metadata.get("namespace") or cluster.namespace
-    cluster.create(namespace, body)
+    freight.deliver(cluster, namespace, body, load.contents)
     place = f"study/{name} -n {namespace}"
     say(console, f"Created study {name} in namespace {namespace}.")
     say(console, f"  watch it:    kubectl get {place} -w")
@@ -103,21 +114,77 @@ class KubeConfig:
             config.load_incluster_config()
             self.namespace = _IN_CLUSTER.read_text().strip()
 
-    def create(self, namespace: str, body: Mapping[str, Any]) -> None:
-        """Create a Study; see `Cluster`."""
+    def create(self, namespace: str, body: Mapping[str, Any]) -> str:
+        """See `Cluster`."""
         from kubernetes import client
-        from urllib3.exceptions import HTTPError
 
-        api = client.CustomObjectsApi()
+        create = client.CustomObjectsApi().create_namespaced_custom_object
         try:
-            api.create_namespaced_custom_object(
-                GROUP, VERSION, namespace, PLURAL, dict(body), field_validation="Strict", _request_timeout=30
-            )
+            made = _ask(create, GROUP, VERSION, namespace, PLURAL, dict(body), field_validation="Strict")
         except client.ApiException as refused:
             raise _translated(refused.status, refused.body, namespace, body) from refused
-        except (HTTPError, OSError) as error:
-            host = api.api_client.configuration.host
-            raise CliError(Exit.CANNOT_RUN, f"can't reach the cluster at {host}: {error}") from error
+        return str(made["metadata"]["uid"])
+
+    def create_part(self, namespace: str, body: Mapping[str, Any]) -> bool:
+        """See `Cluster`."""
+        from kubernetes import client
+
+        try:
+            _ask(client.CoreV1Api().create_namespaced_config_map, namespace, dict(body))
+        except client.ApiException as refused:
+            if refused.status == CONFLICT:
+                return False
+            raise _untaken(refused, namespace) from refused
+        return True
+
+    def own_part(self, namespace: str, name: str, owner: Mapping[str, Any]) -> bool:
+        """See `Cluster`."""
+        from kubernetes import client
+
+        patch = {"metadata": {"ownerReferences": [dict(owner)]}}  # merged by uid: earlier owners stay
+        try:
+            _ask(
+                client.CoreV1Api().patch_namespaced_config_map,
+                *(name, namespace, patch),
+                _content_type="application/strategic-merge-patch+json",
+            )
+        except client.ApiException as refused:
+            if refused.status == MISSING:
+                return False
+            raise _untaken(refused, namespace) from refused
+        return True
+
+    def drop_part(self, namespace: str, name: str) -> None:
+        """See `Cluster`."""
+        from kubernetes import client
+
+        with contextlib.suppress(client.ApiException, CliError):
+            _ask(client.CoreV1Api().delete_namespaced_config_map, name, namespace)
+
+
+def _ask(call: Callable[..., Any], *arguments: object, **options: object) -> Any:
+    """Make a request; what the API server refuses is the client's own exception.
+
+    Raises:
+        CliError: it cannot be reached.
+    """
+    from kubernetes import client
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return call(*arguments, _request_timeout=30, **options)
+    except (HTTPError, OSError) as error:
+        host = client.Configuration.get_default_copy().host
+        raise CliError(Exit.CANNOT_RUN, f"can't reach the cluster at {host}: {error}") from error
+
+
+def _untaken(refused: Any, namespace: str) -> CliError:
+    said = _message(refused.body)
+    return CliError(
+        Exit.CANNOT_RUN,
+        f"the cluster did not take the study's files as ConfigMaps in namespace {namespace} (HTTP {refused.status}): {said}; "
+        "ask for the right to create, patch and delete ConfigMaps there",
+    )
 
 
 def _translated(status: int | None, answer: str | bytes | None, namespace: str, body: Mapping[str, Any]) -> CliError:

@@ -62,6 +62,7 @@ def assemble(settings: config.Settings) -> handlers.Operator:
         ),
         board,
         nursery.ClusterNursery(api),
+        reader=api,
     )
     silent_after = settings.timing.lost_after
     collector = metrics.MerlinCollector(engine, board, settings.namespace, silent_after=silent_after)

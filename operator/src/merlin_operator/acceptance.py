@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from merlin_operator.board import Submission
 from merlin_operator.control import Switches, faults, switches_of
+from merlin_study import table as tables
 from merlin_study import workers
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
@@ -48,18 +49,24 @@ def accepted(status: Mapping[str, Any]) -> bool:
     return any(each.get("type") == "Accepted" and each.get("status") == "True" for each in conditions)
 
 
-def judge(submission: Submission) -> Verdict:
-    """Return what becomes of a Study as it was handed in."""
+def judge(submission: Submission, table: bytes | None = None) -> Verdict:
+    """Return what becomes of a Study as it was handed in; ``table`` is the file that it names as ``parametersFrom``."""
+    missing: tuple[Fault, ...] = ()
+    switches = Switches()
     try:
         whole, _ = parse_spec(submission.spec)
         missing = tuple(not_yet(whole))
         if missing and not accepted(submission.status):
             return Verdict(faults=missing)
+        switches = switches_of(submission.spec)
         science, _ = parse_spec({key: value for key, value in submission.spec.items() if key not in SWITCHES})
         stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
         notes = workers.of_spec(science).warnings if science.merlin.resources.workers else ()
-        plan, switches = compile_study(science, stamp=stamp), switches_of(submission.spec)
+        parameters = None if table is None else tables.decode(table)
+        plan = compile_study(science, stamp=stamp, table=parameters)
         warnings = (*missing, *faults(switches, plan))
         return Verdict(plan, warnings=warnings, notes=notes, site=science.site or "", switches=switches)
     except SpecError as error:
-        return Verdict(faults=error.faults)
+        return Verdict(faults=error.faults, warnings=missing, switches=switches)
+    except tables.TableError as error:
+        return Verdict(faults=(Fault("spec.parametersFrom", str(error)),), warnings=missing, switches=switches)

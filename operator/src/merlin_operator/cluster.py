@@ -12,6 +12,7 @@ the time of compiling would not do: kopf's own annotation, written meanwhile, ra
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -28,6 +29,7 @@ from kubernetes import client, config
 
 from merlin_operator import allocations, conditions, family
 from merlin_operator.board import AgentView, Submission
+from merlin_operator.contents import ContentError
 from merlin_operator.view import StudyRef, StudyView
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,28 @@ class Api:
         """Apply a JSON patch to a Study's status; 422 where one of its tests fails."""
         await self._patch_status(STUDIES, name, patch, "application/json-patch+json")
         self.traffic.status_writes += 1
+
+    async def content(self, name: str, key: str) -> bytes:
+        """Return one key of a ConfigMap; see `contents.Reader`."""
+        core = client.CoreV1Api(self._client)
+        try:
+            found = await asyncio.to_thread(
+                core.read_namespaced_config_map, name, self.namespace, _request_timeout=TIMEOUT
+            )
+        except client.ApiException as error:
+            cure = "create it" if error.status == 404 else _message(error)
+            raise ContentError(
+                f"ConfigMap {name}: expected it in namespace {self.namespace}, found none; {cure}"
+            ) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self.traffic.errors += 1
+            raise ContentError(f"ConfigMap {name}: can't be read now: {error}") from error
+        binary, text = found.binary_data or {}, found.data or {}
+        if key in binary:
+            return base64.b64decode(binary[key])
+        if key in text:
+            return str(text[key]).encode()
+        raise ContentError(f"ConfigMap {name}: expected a key {key!r}, found {', '.join((*binary, *text)) or 'none'}")
 
     async def allocations(self) -> list[dict[str, Any]]:
         """Read all Allocations."""

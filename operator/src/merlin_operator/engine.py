@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from merlin_operator import acceptance, measures, showing
+from merlin_operator import acceptance, contents, measures, showing
 from merlin_operator.births import Births, Nursery
 from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.brokerwatch import BrokerWatch
@@ -52,15 +52,22 @@ _SHOW_EVERY = 0.25
 class Engine:
     """Runs the studies of one namespace; see the module."""
 
-    def __init__(self, config: EngineConfig, board: Board, nursery: Nursery | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        board: Board,
+        nursery: Nursery | None = None,
+        *,
+        reader: contents.Reader | None = None,
+    ) -> None:
         self.config, self.core, self.board = config, Core(config), board
         self.tally = self.core.tally
         self.rounds = measures.Spread(measures.ROUND_BUCKETS)
         """How long it took to go round all studies."""
         self._turn = asyncio.Lock()
         """Held for a round and for a removal: a round in flight would publish again what a removal has purged."""
-        self._births = Births(self.core, nursery)
-        self._reader, self._judge = LogReader(self.core, self._births), Judge(self.core)
+        self._births, self._contents = Births(self.core, nursery), contents.Contents(self.core, reader)
+        self._reader, self._judge = LogReader(self.core, self._births, self._contents), Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core)
         self._remover = Remover(self.core, self._turn)
         self._watch = BrokerWatch(self.core)
@@ -81,13 +88,17 @@ class Engine:
             verdict = acceptance.judge(submission)
             known.warnings, known.switches = verdict.warnings, verdict.switches
         else:
-            self.studies[submission.ref.uid] = self._compiled(submission)
+            self.studies[submission.ref.uid] = await self._compiled(submission)
         self._last_show = 0.0
         self.core.wake.set()
 
-    def _compiled(self, submission: Submission) -> Study:
-        verdict = acceptance.judge(submission)
+    async def _compiled(self, submission: Submission) -> Study:
         study = Study(submission.ref, submission.generation, created=submission.created, lineage=submission.lineage)
+        try:
+            verdict = acceptance.judge(submission, await self._contents.table(submission))
+        except contents.ContentError as error:
+            study.lacking, study.unread = str(error), submission
+            return study
         study.faults, study.warnings, study.spec_site = verdict.faults, verdict.warnings, verdict.site
         study.notes, study.switches = verdict.notes, verdict.switches
         study.accepted_hash = str(submission.status.get("planHash") or "")
@@ -95,6 +106,14 @@ class Engine:
             study.adopt(verdict.plan)
         log.info("study compiled study=%s faults=%d", submission.ref.name, len(verdict.faults))
         return study
+
+    async def _compile_again(self) -> None:
+        """Look again for tables of parameters that were not there."""
+        for study in self.core.all():
+            if study.unread is not None and self._contents.due(study.ref.uid):
+                again = await self._compiled(study.unread)
+                if self.studies.get(study.ref.uid) is study:
+                    self.studies[study.ref.uid] = again
 
     def add(self, ref: StudyRef, plan: Plan) -> None:
         """Take a compiled study, as the local engine does."""
@@ -197,6 +216,7 @@ class Engine:
 
     async def _round(self) -> None:
         now = time.monotonic()
+        await self._compile_again()
         for study in self.core.all():
             study.doubt(now, patience=_PATIENCE)
             if study.ledger is not None and not study.synced and not study.cancelled:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import zlib
 from contextlib import aclosing
 
 from pydantic import ValidationError
 
 from merlin_operator.births import Births
+from merlin_operator.contents import Contents
 from merlin_operator.core import Core
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
 from merlin_study import subjects, wire
-from merlin_study.plan import Plan
 from merlin_study.seal import SealError, Signer
 
 log = logging.getLogger(__name__)
@@ -28,8 +27,8 @@ log = logging.getLogger(__name__)
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
 
-    def __init__(self, core: Core, births: Births) -> None:
-        self.core, self._births = core, births
+    def __init__(self, core: Core, births: Births, contents: Contents) -> None:
+        self.core, self._births, self._contents = core, births, contents
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
         self._read_from = 0
@@ -126,7 +125,8 @@ class LogReader:
         """Bring a study's ledger to what the broker holds; the order of the reads is what makes it exact."""
         assert study.plan is not None
         assert study.ledger is not None
-        await self._settle_plan(study)
+        if not await self._contents.settle(study):
+            return
         uid, ledger, space, broker = study.ref.uid, study.ledger, self.core.space, self.core.broker
         cursor = await broker.last(space.task_stream, space.cursor(uid))
         waiting = await broker.chunks(uid)
@@ -180,19 +180,3 @@ class LogReader:
                 self._fold(study, stored)
                 if stored.sequence >= min(last.sequence, end):
                     return
-
-    async def _settle_plan(self, study: Study) -> None:
-        """Store the plan; where the study was accepted with another one (by an older version), go on with that."""
-        assert study.plan is not None
-        core, uid, stream = self.core, study.ref.uid, self.core.space.control_stream
-        if study.accepted_hash not in ("", study.plan.hash):
-            stored = await core.broker.last(stream, core.space.plan(uid, study.accepted_hash))
-            try:
-                if stored is not None:
-                    study.adopt(Plan.from_json(zlib.decompress(core.open_own(uid, stored))))
-            except (SealError, ValidationError, zlib.error) as error:
-                log.warning("accepted plan refused study=%s error=%s", study.ref.name, error)
-        subject = core.space.plan(uid, study.plan.hash)
-        if await core.broker.last(stream, subject) is None:
-            payload = zlib.compress(study.plan.to_json(), 6)
-            await core.broker.put(subject, core.seal(uid, subject, payload))

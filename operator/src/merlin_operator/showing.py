@@ -33,7 +33,9 @@ def serving(study: Study, live: Sequence[wire.Heartbeat]) -> int:
 
 
 def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
-    """Say in one sentence which queue has work and no agent; empty where every queue is served."""
+    """Say in one sentence what is missing: a file of the study, or agents for a queue that has work; empty where nothing is."""
+    if study.lacking:
+        return study.lacking
     if not study.active or study.plan is None or study.ledger is None or study.switches.suspend:
         return ""
     site = None if study.site == subjects.ANY_SITE else study.site

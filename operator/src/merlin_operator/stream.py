@@ -269,11 +269,15 @@ class Broker:
             return None
         return _stored(message)
 
+    async def subjects(self, stream: str, filter_subject: str) -> set[str]:
+        """Return the subjects of a stream's messages that match."""
+        info = await self._ask(lambda js: js.stream_info(stream, subjects_filter=filter_subject))
+        return set(info.state.subjects or {})
+
     async def chunks(self, study: str) -> list[Stored]:
         """Return the chunks of a study that wait in the task stream."""
         space, found = self.space, []
-        info = await self._ask(lambda js: js.stream_info(space.task_stream, subjects_filter=space.chunks_of(study)))
-        for subject in info.state.subjects or {}:
+        for subject in await self.subjects(space.task_stream, space.chunks_of(study)):
             message = await self.last(space.task_stream, subject)
             if message is not None:
                 found.append(message)

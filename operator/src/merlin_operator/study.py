@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_operator.board import Submission
 from merlin_operator.control import Switches
 from merlin_operator.family import Child, Lineage, Ordered
 from merlin_operator.stream import Stored
@@ -26,7 +27,8 @@ class Study:
     """A study that the engine looks after.
 
     ``synced``: the ledger holds everything that the broker has, and ``cursor`` is the sequence to publish after. Only
-    then may chunks be issued. ``pending``: log entries that arrived while the past was still being read.
+    then may chunks be issued. ``lacking``: which file of the study is not there, so that it can't be synced;
+    ``unread``: what is to be compiled once its table of parameters is there. ``pending``: log entries that arrived while the past was still being read.
     """
 
     ref: StudyRef
@@ -61,6 +63,8 @@ class Study:
     word: wire.Control | None = None
     withdrawn: set[int] = field(default_factory=set)
     stale: bool = False
+    lacking: str = ""
+    unread: Submission | None = None
 
     @property
     def active(self) -> bool:
@@ -137,7 +141,12 @@ class Study:
         ledger = self.ledger
         if ledger is None or self.plan is None:
             return StudyView(
-                self.ref, self.generation, faults=self.faults, finished=bool(self.faults), broker_problem=broker_problem
+                self.ref,
+                self.generation,
+                faults=self.faults,
+                finished=bool(self.faults),
+                waiting_for=self.lacking,
+                broker_problem=broker_problem,
             )
         steps = tuple(_step_view(ledger, at) for at in range(len(ledger.steps)))
         rate = self.rate(time.monotonic() if clock is None else clock)

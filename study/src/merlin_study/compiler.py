@@ -21,7 +21,8 @@ from merlin_study.outcome import EXIT_CODES
 from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.queues import NO_QUEUE, queue_name
 from merlin_study.shape import Shape, walltime_class
-from merlin_study.spec import SUBMIT_PATH, Step, StudySpec
+from merlin_study.sources import planned_files
+from merlin_study.spec import SPECROOT, SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.variables import Variables
@@ -33,9 +34,6 @@ _SAMPLE_TOKENS: Final = frozenset({"MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", *_C
 _STUDY_TOKENS: Final = frozenset({"MERLIN_WORKSPACE", "MERLIN_INFO", "OUTPUT_PATH"})
 _TASK_TOKENS: Final = frozenset({"WORKSPACE", *_STUDY_TOKENS, *_SAMPLE_TOKENS})
 """What an agent fills in for each task."""
-_LATER: Final = {
-    "SPECROOT": "only `merlin run` knows the specification's directory; use a path on the site",
-}
 _LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
 
@@ -57,7 +55,7 @@ def compile_study(
         spec: what `merlin_study.parse.parse_spec` returned.
         stamp: YYYYMMDD-HHMMSS of the submission; ends the workspace's name unless ``spec.runId`` does.
         base: what the provenance files' names begin with; None takes the study's name.
-        spec_root: what ``$(SPECROOT)`` stands for; None where no file is at hand.
+        spec_root: the folder that ``$(SPECROOT)`` stands for; None where only the study's own files travel.
         samples_directory: where ``merlin.samples.generate`` runs; empty for the study's workspace.
         original: the specification's text as the user wrote it; None writes it anew.
         table: the parameters where they come from elsewhere (a generator, a file); they replace ``global.parameters``.
@@ -105,8 +103,17 @@ class _Draft:
 class _Compiler:
     def __init__(self, spec: StudySpec, *, stamp: str, base: str, spec_root: str | None, table: Table | None) -> None:
         self.spec, self.stamp, self.base = spec, stamp, base
-        self.variables = Variables(spec, stamp=stamp, base=base, spec_root=spec_root)
+        self.variables = Variables(spec, stamp=stamp, base=base, spec_root=None)
+        """For what agents fill in the rest of: there ``$(SPECROOT)`` stays."""
+        self.names = Variables(spec, stamp=stamp, base=base, spec_root=spec_root)
+        """For what is decided here."""
+        self.spec_root = spec_root or ""
         self.faults: list[Fault] = self.variables.faults
+        self.files, faults = planned_files(spec.files)
+        self.faults += faults
+        if spec.parameters_from is not None and table is None:
+            message = "the table has not been read; whoever compiles the study has to bring it"
+            self._fault("spec.parametersFrom", message)
         self.table = tables.of_spec(spec) if table is None else table
         self.keys = tuple(sorted(self.table))
         samples = spec.merlin.samples
@@ -116,16 +123,16 @@ class _Compiler:
         self.faults += checks.column_faults(self.columns, self.table)
 
     def plan(self, *, samples_directory: str, original: str | None) -> Plan:
-        name = self.variables.expand(self.spec.description.name)
+        name = self.names.expand(self.spec.description.name)
         self._add(checks.check_study_name(name, "spec.description.name"))
         self._known_here(name, "spec.description.name")
         drafts = self._drafts()
         order = self._order(drafts)
         samples = self._samples(samples_directory)
-        self.faults += dependencies.faults(self.spec, self.variables)
-        needs = dependencies.script(self.spec, self.variables)
+        self.faults += dependencies.faults(self.spec, self.names)
+        needs = dependencies.script(self.spec, self.names)
         steps = self._steps(order, samples, needs)
-        output_path = self.variables.output_path
+        output_path = self.names.output_path
         parameters = self._parameters()
         for step in steps:
             self._directories(step, parameters)
@@ -142,7 +149,9 @@ class _Compiler:
             steps=steps,
             fail_fast=fail_fast(self.spec),
             variables=self.variables.late(scripts),
-            provenance=provenance.files(self.spec, self.variables, base=self.base, original=original),
+            provenance=provenance.files(self.spec, self.names, base=self.base, original=original),
+            files=self.files,
+            spec_root=self.spec_root,
         )
 
     def _add(self, fault: Fault | None) -> None:
@@ -281,8 +290,10 @@ class _Compiler:
     def _judge(self, token: str, path: str, earlier: Mapping[str, _Draft]) -> None:
         """Refuse a token that looks like one of ours; any other is the shell's."""
         known = [*self.variables.names, *self.keys, *self.columns, *_TASK_TOKENS, *EXIT_CODES]
-        if token in _LATER:
-            self._refuse(path, f"$({token}) is not supported yet; {_LATER[token]}")
+        if token == SPECROOT:
+            if not self.files and not self.spec_root:
+                cure = "name the files in spec.files, or submit the study with `merlin run`, which brings them"
+                self._fault(path, f"$({token}): no file came with the study; {cure}", UNDEFINED_TOKEN)
         elif token.endswith(".workspace"):
             hint = did_you_mean(token, [f"{name}.workspace" for name in earlier])
             self._fault(path, f"$({token}): no such step comes before this one{hint}", UNDEFINED_TOKEN)
@@ -390,12 +401,17 @@ class _Compiler:
         result = []
         for key in self.keys:
             column = self.table[key]
-            values = tuple(map(self.variables.expand, column.values))
+            values = tuple(map(self.names.expand, column.values))
             if isinstance(column.label, str):
-                label = self.variables.expand(column.label)
+                label = self.names.expand(column.label)
                 labels = tuple(label.replace("%%", value) for value in values)
             else:
-                labels = tuple(map(self.variables.expand, column.label))
+                labels = tuple(map(self.names.expand, column.label))
+            if any(f"$({SPECROOT})" in value for value in values):
+                message = (
+                    f"a value can't hold $({SPECROOT}), which is another folder on each site; write it in the script"
+                )
+                self._fault(f"spec.global.parameters.{key}", message)
             result.append(Parameter(key=key, values=values, labels=labels))
         return tuple(result)
 

@@ -62,7 +62,6 @@ TABLE: Final = (
     Missing((*_RUN, "warm"), _is(False)),
     Missing((*_RUN, "preload"), _EMPTY),
     Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
-    Missing(("files",), _EMPTY, "use a path that the site's machines see"),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),
     Missing(("ttlSecondsAfterFinished",), _is(), "delete the Study when it is done"),

@@ -71,6 +71,22 @@ class SampleTable(_Model):
     directory: str = ""
 
 
+class PlannedFile(_Model):
+    """A file, or an archive of files, that an agent lays down below ``$(SPECROOT)`` before it runs anything of the study.
+
+    ``name`` is the path there (of an archive the directory, empty for ``$(SPECROOT)`` itself) and ``sha256`` the content's digest.
+    The content comes from the broker, where the operator put it from ``parts`` (name and key of ConfigMaps); or it lies on the
+    site already, at ``path``.
+    """
+
+    name: str
+    sha256: str
+    parts: tuple[tuple[str, str], ...] = ()
+    path: str = ""
+    archive: bool = False
+    executable: bool = False
+
+
 class PlannedStep(_Model):
     """One step with everything expanded but what differs between its tasks.
 
@@ -114,6 +130,8 @@ class Plan(_Model):
     fail_fast: bool = False
     variables: dict[str, str] = Field(default_factory=dict)
     provenance: dict[str, str] = Field(default_factory=dict)
+    files: tuple[PlannedFile, ...] = ()
+    spec_root: str = ""
 
     @cached_property
     def hash(self) -> str:

@@ -40,6 +40,8 @@ from merlin_study.scalars import (
 
 MAX_STEPS: Final = 200
 """Steps of one study: what the CRD's rule on unique names can afford."""
+MAX_PARTS: Final = 32
+"""ConfigMaps of one file: more than a bundle of 16 MiB needs."""
 MAX_SCRIPT_CHARACTERS: Final = 400_000
 """All scripts of one study together: an object of the API server stays well under etcd's 1.5 MiB."""
 
@@ -50,7 +52,7 @@ RUN_ID_PATTERN: Final = r"^[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?$"
 SHA256_PATTERN: Final = r"^[0-9a-f]{64}$"
 
 SPECROOT: Final = "SPECROOT"
-"""The directory of the specification's file; in a cluster only ``vars`` can tell it."""
+"""The directory of the specification's file: the folder itself, or what came of it with the study."""
 SUBMIT_PATH: Final = "MERLIN_SUBMIT_PATH"
 """In ``vars`` of a study that a step submitted: the directory which a relative OUTPUT_PATH lies below."""
 
@@ -420,23 +422,40 @@ class ConfigMapFile(Block):
     key: Word = Field(description="Key whose content is the file.")
 
 
-class ObjectFile(Block):
-    """An object of the broker's object store."""
-
-    bucket: SiteName = Field(description="Bucket that holds the object.")
-    name: Word = Field(description="Name of the object.")
-
-
 class FileSource(Block):
-    """A file that steps find in merlin_info, from one of three places."""
+    """A file that steps find below $(SPECROOT), from one of three places."""
 
-    name: Line = Field(description="Path of the file below $(SPECROOT).")
+    name: Line = Field(
+        description="Path of the file below $(SPECROOT); of an archive, the directory, . for $(SPECROOT) itself."
+    )
     config_map: ConfigMapFile | None = Field(default=None, alias="configMap", description="Take it from a ConfigMap.")
-    object: ObjectFile | None = Field(default=None, description="Take it from the broker's object store.")
-    path: Line | None = Field(default=None, description="Take it from this path on the site.")
+    config_maps: tuple[SiteName, ...] = Field(
+        default=(),
+        alias="configMaps",
+        max_length=MAX_PARTS,
+        description="Take it from several ConfigMaps: their keys part, one after the other, are the content.",
+    )
+    path: Line | None = Field(default=None, description="Use this absolute path of the site in place, by a link to it.")
     sha256: Digest | None = Field(
         default=None, description="Digest of the content, in hexadecimal; checked before use."
     )
+    archive: Flag = Field(
+        default=False, description="Whether the content is a gzipped tar archive to unpack. Default false."
+    )
+    executable: Flag = Field(default=False, description="Whether the file may be executed. Default false.")
+
+
+class TableSource(Block):
+    """The parameter table as a file of JSON, {"KEY": {"values": [], "label": "KEY.%%"}}, plain or gzipped."""
+
+    config_map: ConfigMapFile | None = Field(default=None, alias="configMap", description="Take it from a ConfigMap.")
+    config_maps: tuple[SiteName, ...] = Field(
+        default=(),
+        alias="configMaps",
+        max_length=MAX_PARTS,
+        description="Take it from several ConfigMaps: their keys part, one after the other, are the content.",
+    )
+    sha256: Digest = Field(description="Digest of the content, in hexadecimal; checked before use.")
 
 
 class RestartRequest(Block):
@@ -477,6 +496,11 @@ class StudySpec(Block):
         max_length=100,
         description="The parameter table by column: a step runs once for each combination of the parameters that it uses.",
     )
+    parameters_from: TableSource | None = Field(
+        default=None,
+        alias="parametersFrom",
+        description="The parameter table by reference, in place of global.parameters: for tables beyond a manifest's size.",
+    )
     study: tuple[Step, ...] = Field(
         min_length=1, max_length=MAX_STEPS, description="The steps; their order means nothing, depends does."
     )
@@ -492,7 +516,7 @@ class StudySpec(Block):
     files: tuple[FileSource, ...] = Field(
         default=(),
         max_length=100,
-        description="Files that travel with the study, from ConfigMaps, objects or the site.",
+        description="Files that travel with the study, from ConfigMaps or the site; steps find them below $(SPECROOT).",
     )
     failure_policy: Literal["ContinueOnSoftFail", "FailFast"] = Field(
         default="ContinueOnSoftFail",

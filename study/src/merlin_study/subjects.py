@@ -6,7 +6,8 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
     merlin.v1.<namespace>.cursor.<study uid>                                               task stream
     merlin.v1.<namespace>.report.<study uid>.<fence>|bound|child-<key>|order-<key>         report stream (Limits)
     merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
-    merlin.v1.<namespace>.control.plan.<study uid>.<hash>, .study.<study uid>, .offer.<site>   control stream (last value)
+    merlin.v1.<namespace>.control.plan.<study uid>.<hash>[.<part>], .file.<study uid>.<hash>[.<part>]   control stream (last value)
+    merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>                         control stream
     merlin.v1.<namespace>.control.family.<study uid>, .born.<study uid>.<key>                   control stream
     merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
 
@@ -154,8 +155,16 @@ class Space:
         return f"{ROOT}.{self._token}.control.plan.{study}.{plan_hash}"
 
     def plans_of(self, study: str) -> str:
-        """Return the filter for a study's plans."""
-        return f"{ROOT}.{self._token}.control.plan.{study}.*"
+        """Return the filter for a study's plans, with all their parts."""
+        return f"{ROOT}.{self._token}.control.plan.{study}.>"
+
+    def file(self, study: str, digest: str) -> str:
+        """Return the subject under which a file of a study is stored, by its SHA-256."""
+        return f"{ROOT}.{self._token}.control.file.{study}.{digest}"
+
+    def files_of(self, study: str) -> str:
+        """Return the filter for a study's files, with all their parts."""
+        return f"{ROOT}.{self._token}.control.file.{study}.>"
 
     def control(self, study: str) -> str:
         """Return the subject of the word on a study."""

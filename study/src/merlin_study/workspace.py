@@ -27,6 +27,10 @@ FINISHED: Final = "MERLIN_FINISHED"
 MARK: Final = "workspace.json"
 """In ``merlin_info``: which study the workspace belongs to. An agent that does not see it takes nothing of the study."""
 PLAN_FILE: Final = "plan.json"
+KEPT: Final = 1024
+"""Combinations whose names and values are kept: a step may have a hundred thousand."""
+SPECROOT: Final = "specroot"
+"""In ``merlin_info``: the files that came with the study, where ``$(SPECROOT)`` is not the specification's own folder."""
 OUTCOMES: Final = "outcomes"
 """In ``merlin_info``: one append-only log an agent, ``<agent>.jsonl``."""
 PRESENCE: Final = "agents"
@@ -77,10 +81,14 @@ class Scripts:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of a study whose directory is ``root`` (absolute) and whose tasks ``geometry`` numbers."""
+    """Paths of a study whose directory is ``root`` (absolute) and whose tasks ``geometry`` numbers.
+
+    ``spec_root`` is what ``$(SPECROOT)`` stands for; empty for the files in ``merlin_info``.
+    """
 
     root: str
     geometry: Geometry
+    spec_root: str = ""
     _labels: dict[tuple[int, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -98,8 +106,11 @@ class Layout:
         key = (step, combination)
         if key not in self._labels:
             row = self.geometry.row(step, combination)
-            by_key = {parameter.key: parameter.labels for parameter in self.plan.parameters}
-            self._labels[key] = ".".join(by_key[name][row] for name in self.plan.steps[step].parameters)
+            if len(self._labels) >= KEPT:
+                self._labels.clear()
+            used = self.plan.steps[step].parameters
+            by_key = {parameter.key: parameter.labels for parameter in self.plan.parameters if parameter.key in used}
+            self._labels[key] = ".".join(by_key[name][row] for name in used)
         return self._labels[key]
 
     def step_dir(self, step: int, combination: int | None = None) -> str:
@@ -171,6 +182,8 @@ class TaskTokens:
         """
         shared = self._shared.get(combination)
         if shared is None:
+            if len(self._shared) >= KEPT:
+                self._shared.clear()
             shared = self._shared[combination] = self._of_combination(combination)
 
         def lookup(name: str) -> str | None:
@@ -211,6 +224,7 @@ class TaskTokens:
             "MERLIN_WORKSPACE": layout.root,
             "MERLIN_INFO": layout.info,
             "OUTPUT_PATH": posixpath.dirname(layout.root),
+            "SPECROOT": layout.spec_root or f"{layout.info}/{SPECROOT}",
         }
         table = layout.plan.samples
         if table is not None:
