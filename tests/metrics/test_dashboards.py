@@ -214,6 +214,9 @@ def test_the_panels_answer_what_happened(run: Watched) -> None:
     assert run.highest("How many messages does each stream hold?", "stream")["reports"] > SAMPLES / 10
     assert run.highest("How many chunks wait for an agent to fetch them?", "queue").keys() >= {"short", "other"}
     assert max(run.highest("How near is each queue to the most that may be unclaimed?", "queue").values()) < 0.01
+    assert run.most('merlin_refused_messages_total{reason="signature"}') == 1, "the forger"
+    assert run.most('merlin_refused_messages_total{reason="schema"}') == 0
+    assert run.most('merlin_lost_chunks_total{site="hpc"}') >= 1
     versions = run.highest("Which version runs?", "version")
     assert list(versions.values()) == [1]
 

@@ -119,6 +119,16 @@ def test_heartbeats_may_be_lost_and_the_sums_only_grow(runs: list[tuple[int, str
     assert sum(sum(figures.waited.counts) for figures in tally.figures.values()) == len(runs)
 
 
+def test_losses_are_told_by_site_from_zero_on_and_beyond_the_bound_together() -> None:
+    tally = measures.Tally()
+    tally.hear(beat("a", measure.Measures()))
+    assert tally.lost == {"hpc": 0}, "a rate needs a series before the first loss"
+    for number in range(2 * measures.MAX_SITES):
+        tally.lose(f"s{number}")
+    assert len(tally.lost) == measures.MAX_SITES + 1
+    assert (tally.lost["s0"], tally.lost[measures.OTHER]) == (1, measures.MAX_SITES + 1)
+
+
 def test_sites_and_queues_beyond_the_bound_count_together() -> None:
     tally = measures.Tally()
     for number in range(2 * measures.MAX_PAIRS):
