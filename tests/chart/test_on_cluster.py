@@ -123,9 +123,14 @@ class Cluster:
             active = [each for each in allocations.values() if each["STATE"] == "Running" and each["SITE"] == SITE]
             return study["STATUS"] == state and len(active) == agents
 
-        eventually(
-            stands, timeout=60, interval=0.5, message=f"{stage}: the study is {state}, {agents} allocations running"
-        )
+        message = f"{stage}: the study is {state}, {agents} allocations running"
+        try:
+            eventually(stands, timeout=60, interval=0.5, message=message)
+        except AssertionError:
+            print(
+                self.table("studies"), self.table("allocations"), *(each.describe() for each in self.agents), sep="\n"
+            )
+            raise
         print(f"== {stage}\n{self.kubectl('get', 'studies')}{self.kubectl('get', 'allocations')}")
 
     def pod(self, component: str) -> dict[str, Any]:
