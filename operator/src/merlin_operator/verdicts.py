@@ -100,7 +100,7 @@ class Judge:
             if stored is not None:
                 return wire.Control.model_validate_json(self.core.open_own(uid, stored))
         except (SealError, ValidationError) as error:
-            self.core.count(refused=1)
+            self.core.refuse(error)
             log.warning("word refused subject=%s error=%s", subject, error)
         return wire.Control(study=uid)
 
