@@ -107,3 +107,42 @@ def finished(whole: family.Family) -> bool:
 def succeeded(whole: family.Family) -> bool:
     shown = whole.progress()
     return shown is not None and shown.succeeded
+
+
+def test_a_restart_goes_on_with_what_the_steps_had_started(rounds: Path) -> None:
+    """From the workspaces alone: nothing is started a second time, and what succeeded does not run again."""
+    write(rounds, last=2, then="echo run >> ../runs; [ -e ../go ] || sleep 600")
+    run = Merlin(rounds, "run", "rounds.yaml", "--local")
+    eventually((rounds.parent / "runs").exists, timeout=60, message="the second round runs")
+    run.process.send_signal(signal.SIGINT)
+    assert run.ended()[0] == 130
+    first, second = sorted(rounds.glob("rounds_*"))
+    (rounds.parent / "go").touch()
+    code, out, err = Merlin(rounds, "restart", str(first), "--local").ended()
+    assert code == 0, err
+    assert sorted(rounds.glob("rounds_*")) == [first, second]
+    assert (rounds.parent / "runs").read_text() == "run\nrun\n"
+    assert any("all 2 tasks succeeded" in line for line in out), out
+    assert len(list((second / "iterate").glob("MERLIN_FINISHED"))) == 1
+
+
+def test_a_step_cancels_what_another_started(place: Path) -> None:
+    """And with it what that one had started; the run ends, and its exit code says that not all succeeded."""
+    (place / "deep.yaml").write_text(
+        "description: {name: deep, description: starts itself once and waits}\n"
+        "env: {variables: {DEPTH: 1}}\n"
+        "study:\n- name: wait\n  description: d\n  run:\n    cmd: |\n"
+        '      cd "$(SPECROOT)"; [ $(DEPTH) -eq 2 ] || merlin run deep.yaml --vars DEPTH=2; touch up-$(DEPTH); sleep 600\n'
+    )
+    (place / "boss.yaml").write_text(
+        "description: {name: boss, description: starts and cancels}\n"
+        "study:\n- name: boss\n  description: d\n  run:\n    cmd: |\n"
+        '      cd "$(SPECROOT)"; merlin run deep.yaml\n'
+        "      until [ -e up-2 ]; do sleep 0.1; done; merlin cancel $(ls -d deep_* | head -1)\n"
+    )
+    code, out, err = Merlin(place, "run", "boss.yaml", "--local", "--slots", "3").ended()
+    assert code == 3, err
+    rows = {line.split()[0]: line.split() for line in out if line.startswith(("boss ", "deep_")) and ":" not in line}
+    assert len(rows) == 3
+    assert rows["boss"][1:3] == ["1", "1"]
+    assert "cancelled" in next(line for line in out if line.startswith("step "))

@@ -248,3 +248,25 @@ def test_orders_are_carried_out_once_and_within_the_family_or_for_its_creator(br
         assert len(nursery.changed) == 2
 
     asyncio.run(scenario())
+
+
+def test_what_a_cancelled_study_started_is_cancelled_with_it(broker: Broker) -> None:
+    """All generations, each told once; and what it asks for from then on is refused."""
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting()
+        async with engine(broker, keyring, nursery) as (made, shown):
+            parent = REF.uid
+            for depth, uid in enumerate(("child", "grandchild"), start=1):
+                made.add(StudyRef("ns", uid, uid), PLAN, family.Lineage(REF.uid, "t", parent, depth))
+                parent = uid
+            await synced(made)
+            made.switch(REF.uid, {"cancel": True})
+            await until(lambda: len(nursery.changed) == 2)
+            assert nursery.changed == [("child", {"cancel": True}), ("grandchild", {"cancel": True})]
+            await ask(broker, keyring, ASKED)
+            await until(lambda: children(shown) == (0, 1))
+        assert not nursery.made
+        assert len(nursery.changed) == 2
+
+    asyncio.run(scenario())

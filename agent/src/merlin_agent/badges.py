@@ -20,6 +20,8 @@ class Speaker:
     step: str
     task: int
     turn: int
+    info: str
+    """The study's ``merlin_info``."""
     asked: int = field(default=0)
     """How many studies this execution has asked for."""
 

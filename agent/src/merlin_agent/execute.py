@@ -59,7 +59,9 @@ class StepWork:
 
     def speaker(self, run: ChunkRun, task: int) -> Speaker:
         """Return who speaks where a task of this step does."""
-        return Speaker(run.chunk.study, self._planned.name, task, run.chunk.attempt if self._restart else 0)
+        return Speaker(
+            run.chunk.study, self._planned.name, task, run.chunk.attempt if self._restart else 0, self._layout.info
+        )
 
     @cached_property
     def cores(self) -> int:

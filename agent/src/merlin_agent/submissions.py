@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from merlin_agent import files
 from merlin_agent.badges import Badges, Speaker
 from merlin_agent.broker import ConflictError
 from merlin_agent.post import Post, until_answered
-from merlin_study import nested
+from merlin_study import nested, workspace
 from merlin_study.seal import SealError, Signer
 
 _log: Final = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class Submissions:
                 return nested.Answer(refused=refused)
             try:
                 await until_answered(lambda: self._post.store(speaker.study, subject, entry, first=True))
+                await asyncio.get_running_loop().run_in_executor(None, _keep, speaker.info, key, entry)
                 _log.info("study %s: step %s starts %s", speaker.study, entry.step, entry.workspace)
                 return nested.Answer(study=nested.child_name(entry.name, key), workspace=entry.workspace)
             except ConflictError:
@@ -167,6 +170,16 @@ class Submissions:
         if family.depth >= nested.MAX_DEPTH:
             return f"this study is {family.depth} generations below the first one, and no deeper than that is allowed"
         return family.full
+
+
+def _keep(info: str, key: str, entry: nested.Submission) -> None:
+    """Write a submission into its parent's workspace, for who restarts that without a broker that remembers."""
+    directory = f"{info}/{workspace.SUBMISSIONS}"
+    try:
+        os.makedirs(directory, exist_ok=True)
+        files.write_once(f"{directory}/{key}.json", entry.encode())
+    except OSError as error:
+        _log.warning("%s: can't be written: %s", directory, error.strerror)
 
 
 def _meaning(entry: nested.Submission) -> tuple[str, str]:

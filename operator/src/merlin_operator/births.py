@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from pydantic import ValidationError
@@ -125,6 +126,7 @@ class Births:
             for ordered in list(study.orders.values()):
                 if ordered.born is None and study.synced:
                     await self._carry_out(study, ordered)
+            await self._inherit(study)
             await self._tell(study, members)
 
     def _members(self) -> Counter[str]:
@@ -141,7 +143,7 @@ class Births:
         if child.born is not None:
             return
         root = study.lineage.root or uid
-        refused = family.refusal(child, study.lineage, members=members[root], ended=study.cancelled)
+        refused = family.refusal(child, study.lineage, members=members[root], ended=study.ended)
         if not refused and self._nursery is None:
             refused = "this operator starts no studies for steps"
         if refused:
@@ -158,6 +160,15 @@ class Births:
             log.warning("submission refused study=%s step=%s: %s", study.ref.name, child.asked.step, born.refused)
         else:
             log.info("study started study=%s by=%s step=%s", born.name, study.ref.name, child.asked.step)
+
+    async def _inherit(self, study: Study) -> None:
+        """Cancel what a cancelled study had started."""
+        parent = self.core.studies.get(study.lineage.parent)
+        if parent is None or not parent.ended or not study.active or study.switches.cancel or self._nursery is None:
+            return
+        refused = await self._nursery.change(study.ref, {"cancel": True})
+        study.switches = replace(study.switches, cancel=True)  # the object says so soon; until then we do not ask again
+        log.info("study cancelled study=%s with=%s %s", study.ref.name, parent.ref.name, refused)
 
     async def _settled(self, uid: str, key: str) -> nested.Born | None:
         """What was decided before, by us or by an operator that is gone."""

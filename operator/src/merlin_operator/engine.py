@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,7 +25,9 @@ from merlin_operator import acceptance, contents, measures, showing
 from merlin_operator.births import Births, Nursery
 from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.brokerwatch import BrokerWatch
+from merlin_operator.control import switches_of
 from merlin_operator.core import AGENTS_SCOPE, Core, Counters, EngineConfig
+from merlin_operator.family import Lineage
 from merlin_operator.load import BrokerLoad
 from merlin_operator.logreader import LogReader
 from merlin_operator.publication import Publisher
@@ -115,9 +119,17 @@ class Engine:
                 if self.studies.get(study.ref.uid) is study:
                     self.studies[study.ref.uid] = again
 
-    def add(self, ref: StudyRef, plan: Plan) -> None:
+    def switch(self, uid: str, changes: Mapping[str, Any]) -> None:
+        """Change switches of a study that no object of a cluster holds; ``changes`` are named as in ``spec``."""
+        study = self.studies.get(uid)
+        if study is not None:
+            asked = switches_of(changes)
+            study.switches = replace(study.switches, **{name: getattr(asked, name) for name in changes})
+            self.core.wake.set()
+
+    def add(self, ref: StudyRef, plan: Plan, lineage: Lineage | None = None) -> None:
         """Take a compiled study, as the local engine does."""
-        study = Study(ref, 1, created=time.time())
+        study = Study(ref, 1, created=time.time(), lineage=lineage or Lineage())
         study.adopt(plan)
         self.studies[ref.uid] = study
         self.core.wake.set()

@@ -15,20 +15,19 @@ import json
 import logging
 import signal
 import sys
-import time
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from merlin_operator import family, resume
-from merlin_operator.board import AgentView, Submission
+from merlin_operator import localnursery
+from merlin_operator.board import AgentView
 from merlin_operator.config import broker_options
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
-from merlin_operator.stream import Conflict, Outage
+from merlin_operator.localnursery import LocalNursery
+from merlin_operator.stream import Outage
 from merlin_operator.view import StudyRef, StudyView
-from merlin_study import nested, subjects, wire
+from merlin_study import subjects, wire
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 
@@ -65,42 +64,6 @@ def as_json(view: StudyView) -> dict[str, Any]:
     return {"type": "view", "succeeded": view.succeeded, **data}
 
 
-class LocalNursery:
-    """A `births.Nursery` that has this engine run what steps ask for, beside the study that it was started for."""
-
-    remembers = False
-
-    def __init__(self) -> None:
-        self.observe: Callable[[Submission], Awaitable[None]] | None = None
-        """To be set once there is an engine."""
-
-    async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
-        """See `births.Nursery`; the uid follows from who asks, so that an engine that starts again finds its log."""
-        assert self.observe is not None
-        uid = str(uuid.uuid5(uuid.UUID(parent.uid), child.key))
-        ref = StudyRef(parent.namespace, nested.child_name(child.asked.name, child.key), uid)
-        origin = family.below(parent, own)
-        await self.observe(Submission(ref, 1, "", time.time(), family.spec_of(child.asked), {}, origin))
-        return nested.Born(name=ref.name, uid=uid)
-
-    async def change(self, ref: StudyRef, changes: Mapping[str, Any]) -> str:
-        """See `births.Nursery`."""
-        return f"study {ref.name} runs on this machine alone, where {', '.join(changes)} is not supported yet"
-
-
-async def tell_past(engine: Engine, study: str, plan: Plan, info: Path) -> None:
-    """Append the successes that a workspace records to the log, once: claims that stand already are left alone."""
-    done, facts = resume.successes(study, plan, resume.read_outcomes(info))
-    for entry in resume.entries(study, plan, done, facts):
-        fence = entry.chunk.fence if isinstance(entry, wire.Start) else entry.fence
-        subject = engine.space.reports(study, fence)
-        envelope = engine.config.keyring.seal(entry.encode(), scope=study, context=subject)
-        last = await engine.broker.last(engine.space.report_stream, subject)
-        expected = 0 if isinstance(entry, wire.Start) else (last.sequence if last is not None else 0)
-        with contextlib.suppress(Conflict):
-            await engine.broker.append(subject, envelope, expected=expected)
-
-
 async def run(arguments: argparse.Namespace) -> None:
     """Run the engine until it is told to end."""
     plan = Plan.from_json(arguments.plan.read_bytes())
@@ -113,8 +76,7 @@ async def run(arguments: argparse.Namespace) -> None:
         window_seconds=10.0,
     )
     nursery = LocalNursery()
-    engine = Engine(config, Terminal(), nursery)
-    nursery.observe = engine.observe
+    engine = nursery.engine = Engine(config, Terminal(), nursery)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,7 +99,7 @@ async def _begin(engine: Engine, arguments: argparse.Namespace, plan: Plan) -> N
         try:
             await engine.broker.wait_connected()
             await engine.broker.ensure_streams()
-            await tell_past(engine, arguments.study, plan, arguments.resume)
+            await localnursery.tell_past(engine, arguments.study, plan, arguments.resume)
             break
         except Outage as error:
             logging.getLogger(__name__).info("telling the past again error=%s", error)

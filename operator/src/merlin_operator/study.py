@@ -72,6 +72,11 @@ class Study:
         return self.ledger is not None and not self.cancelled and not self.ledger.finished
 
     @property
+    def ended(self) -> bool:
+        """Whether it was cancelled or deleted, so that nothing more may come of it."""
+        return self.cancelled or self.switches.cancel
+
+    @property
     def site(self) -> str:
         """The site that the study runs on; `subjects.ANY_SITE` until one is known."""
         if self.ledger is not None and self.ledger.bound is not None:
