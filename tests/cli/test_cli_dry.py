@@ -83,6 +83,13 @@ def test_samples_that_can_not_be_made_are_told_with_what_their_command_said(tmp_
     assert f"merlin.samples.generate.cmd ended with exit code 3 in {tmp_path}; it said:\nno licence" in said
 
 
+def test_provenance_needs_no_variables(tmp_path: Path) -> None:
+    text = SPEC.replace('env: {variables: {WORD: "010", OUTPUT_PATH: out}}\n', "").replace("$(WORD)", "word")
+    code, said = dry(tmp_path, text)
+    assert code == 0, said
+    assert "$(MERLIN_INFO)" in (outputs(said) / "merlin_info/spec.partial.yaml").read_text()
+
+
 def test_provenance_says_what_ran(tmp_path: Path) -> None:
     _, said = dry(tmp_path, SPEC, "--vars", "WORD=yes")
     info = outputs(said) / "merlin_info"

@@ -74,10 +74,13 @@ def placed(name: str, text: str, *, root: str, info: str) -> str:
         document = loader.load_yaml(text, source=name)
     except SpecError:  # not written by `files`
         return text
-    names = _names(document) if name.endswith(PARTIAL) else document
-    done = _replaced(names, places)
-    if name.endswith(PARTIAL):
-        done = {**document, "env": {**document["env"], **done}}
+    if name.endswith(EXPANDED):
+        done = _replaced(document, places)
+    elif "env" in document:
+        tables = _named(document["env"], "variables", "labels")
+        done = {**document, "env": {**document["env"], **_replaced(tables, places)}}
+    else:
+        return text
     return loader.dump_quoted(done)
 
 
@@ -155,7 +158,3 @@ def _typed(before: str, after: str) -> Any:
 
 def _named(block: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: block[key] for key in keys if key in block}
-
-
-def _names(document: Mapping[str, Any]) -> dict[str, Any]:
-    return _named(document.get("env", {}), "variables", "labels")
