@@ -16,7 +16,7 @@ import time
 from importlib.metadata import version
 from typing import Final
 
-from merlin_agent import allocation, launch
+from merlin_agent import allocation, launch, warm
 from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
@@ -70,10 +70,12 @@ class Agent:
         self._desk = Desk(has_command=importlib.util.find_spec("merlin_cli") is not None)
         for path in self._desk.leftovers():
             self._reaper.remove_at_end(path)
-        environment = launch.environment(os.environb)
+        environ = launch.environment(os.environb, coerced=launch.coerced_locale(os.environb))
+        environ |= self._desk.variables(environ.get(b"PATH", b""))
         self._slots = Slots(
             settings.slots,
-            launcher=launch.DirectLauncher(environment | self._desk.variables(environment.get(b"PATH", b""))),
+            launcher=launch.DirectLauncher(environ),
+            warm=warm.makers(environ, self._complain_from_slot),
             watch=self._reaper.watch,
             deliver=self._on_ended,
             grace=TERM_GRACE,
@@ -266,6 +268,10 @@ class Agent:
     def _on_refused(self, problem: str) -> None:
         self._refused += 1
         self._complain(problem)
+
+    def _complain_from_slot(self, problem: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we have left
+            self._slots.loop.call_soon_threadsafe(self._complain, problem)
 
     def _complain(self, problem: str) -> None:
         if self._problems.note(problem):

@@ -19,6 +19,7 @@ from merlin_agent.npy import NpyError
 from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot
 from merlin_agent.surroundings import complete
+from merlin_agent.warmth import Interpreter, interpreter
 from merlin_study import outcome, shape, wire
 from merlin_study.outcome import Outcome
 from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
@@ -41,6 +42,7 @@ class StepWork:
         self._restart = restart and bool(self._planned.restart)
         self._template = self._tokens.restart if self._restart else self._tokens.cmd
         self._texts: dict[int, str] = {}
+        self._interpreters: dict[str, Interpreter | None] = {}
         self._shells: dict[int, str] = {}
         self._scripts: dict[int, tuple[str, Scripts]] = {}
 
@@ -52,6 +54,16 @@ class StepWork:
             return False
         own = {name.lower() for name in table.columns} | {"merlin_sample_id", "merlin_sample_path"}
         return any(name.lower() in own for name in self._template.names())
+
+    def _interpreter(self, shell: str) -> Interpreter | None:
+        """Return what may run scripts of a ``#!`` line without being started for each."""
+        if not self._planned.warm:
+            return None
+        if shell not in self._interpreters:
+            if len(self._interpreters) >= KEPT:
+                self._interpreters.clear()
+            self._interpreters[shell] = interpreter(shell, self._planned.preload)
+        return self._interpreters[shell]
 
     def bound_to(self, tells: Callable[[], bool]) -> ChunkWork:
         """Return the work of one chunk."""
@@ -89,10 +101,17 @@ class StepWork:
             directory = f"{directory}/{below}"
         name = names.restart if self._restart else names.cmd
         out, err = names.outputs(name)
+        text, shell = self._text(combination, sample), self._shell(combination)
         script = Script(
-            directory, f"{directory}/{name}", f"{directory}/{out}", f"{directory}/{err}", self._shell(combination)
+            directory,
+            f"{directory}/{name}",
+            f"{directory}/{out}",
+            f"{directory}/{err}",
+            shell,
+            text=text,
+            warm=self._interpreter(shell),
         )
-        return script, self._text(combination, sample)
+        return script, text
 
     def _shell(self, combination: int) -> str:
         """Return what follows ``#!``; it may differ between combinations, not between samples."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from merlin_agent.warmth import Interpreter
 from merlin_study import nested
 
 NOT_FOUND: Final = 127
@@ -31,6 +33,12 @@ _BUSY_TRIES: Final = 200
 _BUSY_WAIT: Final = 0.002
 # Python ignores these, and what is ignored stays so across exec: a step's `yes | head -1` would print an error.
 _DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ]
+_AGENTS_OWN: Final = re.compile(
+    rb"MERLIN_AGENT_.*|PMI_.*|PMI2_.*|PMIX_.*|PALS_.*|HYDI?_.*|OMPI_COMM_WORLD_.*|OMPI_MCA_(?:ess|orte_ess|pmix|prte_ess).*"
+    rb"|MPI_LOCALN?RANK\w*|MV2_COMM_WORLD_.*|JSM_(?:NAMESPACE|SMPI)_.*|FLUX_TASK_.*|FLUX_KVS_NAMESPACE"
+    rb"|SLURM_(?:PROCID|LOCALID|NODEID|STEPID|STEP_.*|TASK_PID|GTIDS|LAUNCH_NODE_IPADDR|SRUN_COMM_.*|CPU_BIND.*|MEM_BIND.*"
+    rb"|PMIX.*|PMI_.*|MPI_TYPE)"
+)
 _EXIT_CODES: Final = {
     errno.ENOENT: NOT_FOUND,
     errno.ENOTDIR: NOT_FOUND,
@@ -51,7 +59,10 @@ class NotStartedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What to run: absolute paths; ``shell`` is what stands behind ``#!``, for messages."""
+    """What to run: absolute paths; ``shell`` is what stands behind ``#!``, for messages.
+
+    ``warm`` is the interpreter that may run it without being started for it, ``text`` what it does.
+    """
 
     directory: str
     path: str
@@ -60,6 +71,8 @@ class Script:
     shell: str
     own: Mapping[bytes, bytes] = field(default_factory=dict)
     """Variables that this task's environment has of its own."""
+    text: str = ""
+    warm: Interpreter | None = None
 
 
 class Launcher(Protocol):
@@ -74,15 +87,27 @@ class Launcher(Protocol):
         """
 
 
-def environment(environ: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return what tasks inherit: all that the agent did, without what is meant for the agent itself.
+def environment(environ: Mapping[bytes, bytes], *, coerced: frozenset[bytes] = frozenset()) -> dict[bytes, bytes]:
+    """Return what serial tasks inherit: all that the agent did, without what is meant for the agent itself.
 
-    An agent may itself have been started by a task of another one: what that one told its task is not for these.
+    Started by ``srun`` and the like, the agent is a task of its own: a program linked with MPI that found its rank and its
+    connection would wait for peers, or for the launcher's answer. What describes the job stays. Nor is what another agent told
+    it where a task of that one started it. ``coerced`` are variables that Python set for itself.
     """
-    told = {name.encode() for name in nested.VARIABLES}
+    not_theirs = coerced | {name.encode() for name in nested.VARIABLES}
     return {
-        name: value for name, value in environ.items() if not name.startswith(b"MERLIN_AGENT_") and name not in told
+        name: value for name, value in environ.items() if name not in not_theirs and not _AGENTS_OWN.fullmatch(name)
     }
+
+
+def coerced_locale(environ: Mapping[bytes, bytes]) -> frozenset[bytes]:
+    """Return the variables that this Python has set for itself (PEP 538), as the kernel's copy of the first ones tells."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            given = {entry.partition(b"=")[0] for entry in file.read().split(b"\0")}
+    except OSError:
+        return frozenset()
+    return frozenset({b"LC_CTYPE"} & environ.keys() - given)
 
 
 class DirectLauncher:

@@ -3,7 +3,8 @@
 Tasks run in sessions of their own, so nothing ends them with the agent; and as long as they run, no other agent may run them
 again. The reaper holds the reading end of a pipe whose writing end only the agent has: it ends with the agent, however that dies.
 
-Which process groups run stands in a memory that both share: one number a slot, zero for none. Telling each start and end through
+Which process groups run stands in a memory that both share: one number a slot, zero for none, a negative one for a warm shell whose
+children are meant (it is stopped, so that none of their numbers is given away while they are killed, and then killed itself). Telling each start and end through
 the pipe would wake the reaper twice a task. What is told through the pipe are the agent's presence files: they
 are removed last, so that the next holder knows at once that nothing runs any more.
 """
@@ -33,10 +34,19 @@ while True:
 cells.seek(0)
 data = cells.read()
 for at in range(0, len(data), 8):
-    group = int.from_bytes(data[at:at+8], sys.byteorder)
-    if group > 1:
-        try: os.killpg(group, 9)
-        except OSError: pass
+    group = int.from_bytes(data[at:at+8], sys.byteorder, signed=True)
+    groups = [group]
+    if group < -1:
+        shell = -group
+        try:
+            if os.getsid(shell) != shell: continue
+            os.kill(shell, 19)
+            with open(f"/proc/{shell}/task/{shell}/children") as file: groups = [int(pid) for pid in file.read().split()] + [shell]
+        except OSError: continue
+    for each in groups:
+        if each > 1:
+            try: os.killpg(each, 9)
+            except OSError: pass
 for path in text.split(b"\\0"):
     if path:
         try: os.unlink(path)
@@ -81,7 +91,7 @@ class Reaper:
         return self._child.pid
 
     def watch(self, slot: int, group: int) -> None:
-        """Note which process group runs in a slot; 0 for none."""
+        """Note which process group runs in a slot; 0 for none; negated, the warm shell whose child runs."""
         _CELL.pack_into(self._cells, slot * _CELL.size, group)
 
     def remove_at_end(self, path: str) -> None:

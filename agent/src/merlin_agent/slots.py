@@ -25,13 +25,12 @@ from typing import Final, Protocol
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher, Script
+from merlin_agent.warm import LONGEST_POLL, ColdError, Warm, WarmShell
 
 _log: Final = logging.getLogger(__name__)
 
 GATHER: Final = 0.05
 """How long ended tasks are gathered before the loop hears of them."""
-LONGEST_POLL: Final = 3600.0
-"""Seconds waited at once: the kernel counts milliseconds in 31 bits, and a walltime may be a month."""
 _STACK: Final = 512 * 1024
 
 
@@ -103,14 +102,21 @@ class Slot:
         *,
         grace: float,
         badges: Badges,
+        warm: Warm | None = None,
     ) -> None:
         self.number, self.badges = number, badges
-        self._launcher, self._watch, self._grace = launcher, watch, grace
+        self._launcher, self._watch, self._grace, self._warm = launcher, watch, grace, warm
         self._guard = threading.Lock()
         self._group = 0
+        self._shell: WarmShell | None = None
         self.run: ChunkRun | None = None
         self.struck: Stop | None = None
         """Why the running task was signalled from outside, if it was."""
+
+    def close(self) -> None:
+        """End what was kept warm."""
+        if self._warm is not None:
+            self._warm.close()
 
     def launch(self, script: Script, walltime: float | None) -> tuple[int, bool]:
         """Run a script to its end; return its exit code (a signal negated) and whether its time was up.
@@ -119,6 +125,11 @@ class Slot:
             NotStartedError, OSError: as `Launcher.start`.
         """
         self.struck = None
+        if script.warm is not None and self._warm is not None:
+            shell = self._warm.shell(script.warm, script.text)
+            if shell is not None:
+                with contextlib.suppress(ColdError):  # nothing of it ran
+                    return self._launch_warm(shell, script, walltime)
         pid = self._launcher.start(script)
         with self._guard:
             self._group = pid
@@ -127,6 +138,37 @@ class Slot:
         except BaseException:
             self._abandon(pid)  # its task is handed back: it must not run on beside its next run
             raise
+
+    def _launch_warm(self, shell: WarmShell, script: Script, walltime: float | None) -> tuple[int, bool]:
+        """Run a script in a warm interpreter, which is kept for the next one unless anything was unusual.
+
+        Raises:
+            ColdError: it did not begin, and has to be started.
+            OSError: the interpreter ended by itself.
+        """
+        assert self._warm is not None, "a warm shell came from nowhere; this is a bug"
+        kept = False
+        with self._guard:
+            self._shell = shell
+        try:
+            self._watch(self.number, -shell.pid)
+            shell.begin(script)
+            if self.run is not None and self.run.stopped is Stop.CANCELLED:
+                self.strike(Stop.CANCELLED, signal.SIGTERM)
+            late = walltime is not None and not shell.ended_within(walltime)
+            if late:
+                self._signal(signal.SIGTERM)
+                shell.ended_within(self._grace)
+                self._signal(signal.SIGKILL)
+            code = shell.end()
+            kept = not late and self.struck is None and shell.lives
+            return code, late
+        finally:
+            with self._guard:
+                self._shell = None
+            if not kept:
+                self._warm.drop(shell)
+            self._watch(self.number, 0)
 
     def _wait(self, pid: int, walltime: float | None) -> tuple[int, bool]:
         self._watch(self.number, pid)
@@ -159,14 +201,20 @@ class Slot:
     def strike(self, why: Stop, number: signal.Signals) -> bool:
         """Signal the running task's group, from any thread; return whether there was one."""
         with self._guard:
-            if not self._group:
+            if not self._group and self._shell is None:
                 return False
             self.struck = why
-            _kill_group(self._group, number)
+            self._send(number)
             return True
 
     def _signal(self, number: signal.Signals) -> None:
         with self._guard:
+            self._send(number)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._shell is not None:
+            self._shell.strike(number)
+        elif self._group:
             _kill_group(self._group, number)
 
     def _ended_within(self, pid: int, seconds: float) -> bool:
@@ -196,12 +244,23 @@ class Slots:
         watch: Callable[[int, int], None],
         deliver: Callable[[list[tuple[ChunkRun, Ended]]], None],
         grace: float,
+        warm: Callable[[], Warm] | None = None,
     ) -> None:
         self.feed = Feed()
         self._grace = grace
         self.badges = Badges()
         """Which task speaks, of those that run."""
-        self._slots = [Slot(number, launcher, watch, grace=grace, badges=self.badges) for number in range(count)]
+        self._slots = [
+            Slot(
+                number,
+                launcher,
+                watch,
+                grace=grace,
+                badges=self.badges,
+                warm=None if warm is None else warm(),
+            )
+            for number in range(count)
+        ]
         self._deliver = deliver
         self._ended: deque[tuple[ChunkRun, Ended]] = deque()
         self._armed = False
@@ -221,6 +280,12 @@ class Slots:
             threading.stack_size(before)
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that ended tasks are handed to."""
+        assert self._loop is not None, "slots that were not started; this is a bug"
+        return self._loop
+
+    @property
     def count(self) -> int:
         """How many tasks run at once at most."""
         return len(self._slots)
@@ -234,8 +299,7 @@ class Slots:
         """Start nothing more of a chunk; ``strike`` ends what runs of it too: TERM, and KILL after the grace."""
         self.feed.stop(run, why)
         if strike and self._strike(run, why, signal.SIGTERM):
-            assert self._loop is not None
-            self._loop.call_later(self._grace, self._strike, run, why, signal.SIGKILL)
+            self.loop.call_later(self._grace, self._strike, run, why, signal.SIGKILL)
 
     def kill(self, run: ChunkRun, why: Stop) -> None:
         """End what runs of a chunk without any grace."""
@@ -261,16 +325,16 @@ class Slots:
                 ended = Ended(task, None, problem=f"task {task}: {type(error).__name__}: {error}; this is a bug")
             slot.run = None
             self._hand_over(run, ended)
+        slot.close()
 
     def _hand_over(self, run: ChunkRun, ended: Ended) -> None:
-        assert self._loop is not None
         self._ended.append((run, ended))
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
             if run.left == 0:
-                self._loop.call_soon_threadsafe(self._drain)
+                self.loop.call_soon_threadsafe(self._drain)
             elif not self._armed:
                 self._armed = True
-                self._loop.call_soon_threadsafe(self._loop.call_later, GATHER, self._drain)
+                self.loop.call_soon_threadsafe(self.loop.call_later, GATHER, self._drain)
 
     def _drain(self) -> None:
         self._armed = False

@@ -321,6 +321,8 @@ class _Compiler:
             parameters=tuple(sorted(draft.uses)),
             edges=(),
             suffix=self._suffix(draft),
+            warm=run.warm is not False,
+            preload=tuple(expand(module) for module in run.preload),
         )
         edges = [
             Edge(parent=by_name[name], kind=edge_kind(step, planned[by_name[name]], funnel=funnel))

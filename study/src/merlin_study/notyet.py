@@ -59,8 +59,6 @@ TABLE: Final = (
             *("tasks per rs", "rs per node", "cpus per rs"),
         )
     ),
-    Missing((*_RUN, "warm"), _is(False)),
-    Missing((*_RUN, "preload"), _EMPTY),
     Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),

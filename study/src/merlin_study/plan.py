@@ -92,6 +92,7 @@ class PlannedStep(_Model):
 
     ``parameters`` are the keys that the step uses, sorted; they decide its combinations. ``retry_delay`` and
     ``walltime`` are in seconds. ``suffix`` goes between name and ending of the script (``.slurm`` for instance).
+    ``warm``: tasks may share an interpreter that is started once; ``preload``: the modules that a shared Python has imported.
     """
 
     name: str
@@ -107,6 +108,8 @@ class PlannedStep(_Model):
     parameters: tuple[str, ...]
     edges: tuple[Edge, ...]
     suffix: str
+    warm: bool = True
+    preload: tuple[str, ...] = ()
 
 
 class Plan(_Model):
