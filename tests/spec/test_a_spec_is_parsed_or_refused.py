@@ -97,6 +97,45 @@ def test_a_study_survives_the_way_through_a_manifest() -> None:
     assert to_document(again) == document
 
 
+def test_a_token_where_no_text_fits_means_what_its_value_means_to_yaml() -> None:
+    """Upstream replaces variables in the text and reads it again; so a number, a list or a truth value may be one."""
+    env = {
+        "WIDTH": 7,
+        "W": "$(WIDTH)",
+        "FLAG": "yes",
+        "LIST": ["x", 2],
+        "Text": "[C, D]",
+        "OCTAL": "010",
+        "BAD": "a: b: c",
+    }
+    spec, _ = parse_spec(
+        hello(
+            {
+                "env/variables": env,
+                "vars": {"OCTAL": "011"},
+                "merlin/samples/level_max_dirs": "$(W)",
+                "merlin/samples/column_labels": "$(TEXT)",
+                "merlin/resources/overlap": "$(FLAG)",
+                "global.parameters": {"A": {"values": "$(LIST)", "label": "A.%%"}},
+                "priority": "$(OCTAL)",
+                "study/0/run/nodes": "$(WIDTH)",
+            }
+        )
+    )
+    assert spec.merlin.samples is not None
+    assert (spec.merlin.samples.level_max_dirs, spec.merlin.samples.column_labels) == (7, ("C", "D"))
+    assert spec.merlin.resources.overlap is True
+    assert spec.global_parameters["A"].values == ("x", 2)
+    assert spec.priority == 9
+    assert spec.study[0].run.nodes == "$(WIDTH)", "the compiler replaces what may stay a token"
+    assert faults(hello({"merlin/samples/level_max_dirs": "$(NONE)"})) == [
+        "spec.merlin.samples.level_max_dirs: expected a whole number, found '$(NONE)' (string)"
+    ]
+    assert faults(hello({"env/variables": env, "suspend": "$(BAD)"}))[0].startswith(
+        "spec.suspend: expected true or false"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

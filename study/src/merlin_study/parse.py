@@ -4,7 +4,8 @@ Raw data is what kubectl's JSON or `merlin_study.loader` gives. It goes through 
 and hands on what it could keep, so that one submission shows a user all mistakes:
 
 1. *clean*: keys are text, text has no NUL, numbers are finite, nothing is nested without end;
-2. *prune*: keys that the language does not have go (a fault, or a warning where upstream only warns), nulls too;
+2. *prune*: keys that the language does not have go (a fault, or a warning where upstream only warns), nulls too; a token in
+   the place of a list or number becomes one;
 3. *validate*: pydantic checks types and bounds, and `merlin_study.translate` says its errors in our words;
 4. *judge*: names, graph, parameters and samples, by `merlin_study.checks`.
 
@@ -18,7 +19,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from merlin_study import checks
+from merlin_study import checks, retype
 from merlin_study.errors import UNKNOWN_FIELD, Fault, SpecError, did_you_mean
 from merlin_study.scalars import describe, spell
 from merlin_study.spec import MAX_SCRIPT_CHARACTERS, SPECROOT, SUBMIT_PATH, Block, StudySpec
@@ -50,6 +51,7 @@ def parse_spec(
     cleaned = notes.clean(raw, root, 0)
     if not isinstance(cleaned, dict):
         raise SpecError([Fault(root, f"expected a mapping, found {describe(raw)}")])
+    notes.variables = retype.table(cleaned)
     pruned = notes.prune(StudySpec, cleaned, root)
     spec: StudySpec | None = None
     try:
@@ -105,6 +107,7 @@ class _Notes:
 
     def __init__(self, unknown: Literal["refuse", "warn"]) -> None:
         self.unknown = unknown
+        self.variables: Mapping[str, Any] = {}
         self.faults: list[Fault] = []
         self.warnings: list[str] = []
 
@@ -164,7 +167,9 @@ class _Notes:
                     )
                     self.faults.append(Fault(place, f"unknown key{hint or known}", UNKNOWN_FIELD))
             elif value is not None:
-                kept[key] = self._prune_value(fields[key], value, place)
+                kept[key] = self._prune_value(
+                    fields[key], retype.retype(fields[key].annotation, value, self.variables), place
+                )
         return kept
 
     def _prune_value(self, field: FieldInfo, value: Any, path: str) -> Any:
