@@ -149,7 +149,10 @@ class _Compiler:
             steps=steps,
             fail_fast=fail_fast(self.spec),
             variables=self.variables.late(scripts),
-            provenance=provenance.files(self.spec, self.names, base=self.base, original=original),
+            # Nothing of a study with faults is kept, and what grows beyond all bounds would only be told twice.
+            provenance={}
+            if self.faults
+            else provenance.files(self.spec, self.names, base=self.base, original=original),
             files=self.files,
             spec_root=self.spec_root,
         )
