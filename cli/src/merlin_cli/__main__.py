@@ -97,6 +97,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="replace variables of the specification (after SPEC)",
     )
+    run.add_argument(
+        "--maestro",
+        action="store_true",
+        help="give the keys Maestro's meaning, as dialect: Maestro in the specification does",
+    )
     run.add_argument("-n", "--namespace", metavar="NAME", help="the cluster's namespace (default: the kubeconfig's)")
     run.add_argument("--name", help="the Study's name in the cluster (default: the study's name and the time)")
     run.add_argument("--slots", type=_slots, metavar="N", help="with --local: tasks at a time (default: one a CPU)")

@@ -39,6 +39,7 @@ class Request:
     pargs: tuple[str, ...] = ()
     dry: bool = False
     bundle: bool = True
+    maestro: bool = False
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Request":
@@ -55,6 +56,7 @@ class Request:
             pargs=tuple(arguments.pargs),
             dry=arguments.dry,
             bundle=not arguments.no_bundle,
+            maestro=arguments.maestro,
         )
 
 
@@ -108,6 +110,8 @@ def parsed(
         SpecError: the study was refused.
         CliError: wrong usage, or the generator failed.
     """
+    if request.maestro:
+        found = source.replaced(found, "dialect", "Maestro")
     if request.pgen is None:
         if request.pargs:
             raise CliError(Exit.USAGE, "--pargs are the arguments of --pgen; name its file too")

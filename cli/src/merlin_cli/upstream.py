@@ -20,7 +20,6 @@ COMMANDS: Final = {
 
 RUN_FLAGS: Final = {
     "--no-errors": "leave it out",
-    "--maestro": "leave it out for Merlin's meaning of the keys",
 }
 """Flags of ``merlin run``, each with what to do instead."""
 
