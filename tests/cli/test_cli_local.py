@@ -364,3 +364,54 @@ def test_a_samples_file_that_cannot_be_one_is_wrong_usage(place: Path, file: str
     (place / "walk.yaml").write_text(SPEC)
     code, _, err = Merlin(place, "run", "walk.yaml", "--local", "--samplesfile", file).ended()
     assert (code, says in err) == (2, True)
+
+
+STOPS = """\
+description: {name: stops, description: a task that stops the agents once}
+global.parameters: {N: {values: [1, 2, 3, 4, 5, 6], label: N.%%}}
+study:
+  - name: a
+    description: stops the agents until a file is there
+    run:
+      cmd: |
+        echo run >> runs.txt
+        [ "$(N)" != 1 ] || [ -e "$(SPECROOT)/go" ] || exit $(MERLIN_STOP_WORKERS)
+        sleep 0.3
+"""
+HARD = """\
+description: {name: hard, description: one task gives its whole queue up}
+global.parameters: {N: {values: [1, 2, 3, 4, 5, 6, 7, 8, 9], label: N.%%}}
+study:
+  - name: bad
+    description: fails hard at once
+    run: {cmd: 'touch ran; [ $(N) != 1 ] || exit $(MERLIN_HARD_FAIL); sleep 1', task_queue: one}
+  - name: after
+    description: waits for it
+    run: {cmd: touch ran, depends: [bad_*], task_queue: two}
+  - name: other
+    description: has nothing to do with it
+    run: {cmd: touch ran, task_queue: two}
+"""
+
+
+def test_a_task_that_stops_the_agents_ends_the_run_and_a_restart_goes_on(place: Path) -> None:
+    """Nothing new starts after exit code 105; what it left, the task itself included, runs after a restart."""
+    code, lines, _ = Merlin(place, "run", spec(place, STOPS), "--local", "--slots", "1").ended()
+    assert code == 3
+    assert any(line.startswith("Stopped with ") for line in lines)
+    directory = outputs(lines)
+    assert len(list(directory.glob("a/*/runs.txt"))) < 6
+    (place / "go").touch()
+    code, lines, _ = Merlin(place, "restart", str(directory), "--local", "--slots", "2").ended()
+    assert code == 0
+    ran = {path.parent.name: len(path.read_text().split()) for path in directory.glob("a/*/runs.txt")}
+    assert ran == {"N.1": 2, **{f"N.{n}": 1 for n in range(2, 7)}}
+
+
+def test_a_hard_failure_gives_up_its_queue_and_other_queues_go_on(place: Path) -> None:
+    code, lines, _ = Merlin(place, "run", spec(place, HARD), "--local", "--slots", "1").ended()
+    assert code == 3
+    directory = outputs(lines)
+    assert len(list(directory.glob("bad/*/ran"))) < 9
+    assert not (directory / "after" / "ran").exists()
+    assert (directory / "other" / "ran").exists()

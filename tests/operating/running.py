@@ -80,12 +80,16 @@ class RecordingEngine:
         if not self.deaf:
             self.observed.append(submission)
 
-    async def forget(self, ref: StudyRef, *, timeout: float) -> bool:  # noqa: ASYNC109 the interface
+    async def forget(self, ref: StudyRef, *, timeout: float, retain: bool) -> bool:  # noqa: ASYNC109 the interface
         """Record, and answer as told."""
+        del retain
         self.forgotten.append(ref)
         if self.forgets is None:
             await asyncio.sleep(timeout * 1000)
         return bool(self.forgets)
+
+    async def sweep(self, live: frozenset[str]) -> None:
+        """Nothing is left behind."""
 
     def known(self) -> frozenset[tuple[str, int]]:
         """Return all that was observed."""

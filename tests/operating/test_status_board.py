@@ -282,3 +282,23 @@ def test_an_allocation_that_the_server_refuses_does_not_hold_up_the_others(
         assert api.traffic.conflicts == 1
 
     asyncio.run(story())
+
+
+def test_a_study_is_deleted_when_its_time_is_over(
+    control_plane: ControlPlane, namespace: str, api: cluster.Api
+) -> None:
+    """And no other of its name, nor one whose own studies still run."""
+
+    async def story() -> None:
+        due, parent, other = await submit(control_plane, namespace, "due", "parent", "other")
+        child = of(StudyRef(namespace, "child", "5555"), RUNNING, parent=parent.uid)
+        stale = of(replace(other, uid="6666"), SUCCEEDED, ttl=0)
+        async with writing(api) as board:
+            await board.show([of(due, SUCCEEDED, ttl=60), of(parent, SUCCEEDED, ttl=60), child, stale], [])
+
+            async def gone() -> bool:
+                return {each["metadata"]["name"] for each in await api.studies()} == {"parent", "other"}
+
+            await eventually_async(gone)
+
+    asyncio.run(story())

@@ -90,6 +90,24 @@ def test_all_conditions_are_there_from_the_first_visit() -> None:
         assert list(told(view)) == everything
 
 
+@pytest.mark.parametrize(
+    ("view", "suspended", "progressing"),
+    [
+        (replace(RUNNING, suspended=True), "True Suspended", "False Suspended"),
+        (replace(RUNNING, stopped=True), "True StopWorkers", "False StopWorkers"),
+        (replace(RUNNING, cancelled=True), "False NotSuspended", "True Cancelling"),
+        (replace(SUCCEEDED, suspended=True), "False NotSuspended", "False Completed"),
+    ],
+)
+def test_a_study_that_is_held_says_by_whom(view: StudyView, suspended: str, progressing: str) -> None:
+    found = told(view)
+    assert [" ".join(found[name]) for name in ("Suspended", "Progressing")] == [suspended, progressing]
+
+
+def test_tasks_that_took_agents_with_them_degrade_a_study() -> None:
+    assert told(replace(FAILED, exhausted=2))["Degraded"] == ("True", "AgentsLost")
+
+
 def test_each_reason_is_a_constant_with_a_sentence() -> None:
     lines = Path(conditions.__file__).read_text().splitlines()
     names = [at for at, line in enumerate(lines) if ": Final = " in line and line[:1].isupper() and '"' in line]

@@ -50,8 +50,6 @@ def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], me
         ({"merlin": {"samples": {"count": 3}}}, "merlin.samples.count: 3 is not supported yet; write a file with as many rows"),
         ({"outputs": "lean"}, "outputs: 'lean' is not supported yet; remove it, or use full"),
         ({"restart": {"id": "1", "scan": True}}, "restart.scan: true is not supported yet; name steps, tasks or exitCodes instead"),
-        ({"ttlSecondsAfterFinished": 0}, "ttlSecondsAfterFinished: 0 is not supported yet; delete the Study when it is done"),
-        ({"deletionPolicy": "Retain"}, "deletionPolicy: 'Retain' is not supported yet; remove it, or use Delete"),
         ({"rehearse": 0}, "rehearse: 0.0 is not supported yet; remove it"),
     ],
 )  # fmt: skip
@@ -107,7 +105,8 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
         "files": [],
         "dialect": "Merlin",
         "outputs": "full",
-        "deletionPolicy": "Delete",
+        "deletionPolicy": "Retain",
+        "ttlSecondsAfterFinished": 0,
         "site": "here",
         "runId": "1",
         "batch": {**batch, "dry_run": False, "worker_launch": "w"},

@@ -156,3 +156,42 @@ def test_a_restart_runs_the_named_tasks_once_more_and_an_older_one_nothing(broke
                 assert shown.view.doubled == 0
 
     asyncio.run(scenario())
+
+
+async def left_of(engine: Engine) -> set[str]:
+    """The subjects under which the broker holds something of the study."""
+    space = engine.space
+    filters = {
+        space.task_stream: (space.chunks_of(REF.uid), space.cursor(REF.uid)),
+        space.report_stream: (space.reports_of(REF.uid),),
+        space.control_stream: (space.plans_of(REF.uid),),
+    }
+    return {
+        subject
+        for stream, matching in filters.items()
+        for each in matching
+        for subject in await engine.broker.subjects(stream, each)
+    }
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_what_comes_after_a_study_is_gone_is_swept(broker: Broker, plan: Plan, retain: bool) -> None:  # noqa: FBT001
+    """A report that arrives after the purge goes at the second look; what was to be kept stays."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with running(broker, keyring, plan) as (engine, shown):
+            async with reporter.working():
+                await until(lambda: shown.done > 100)
+                assert await engine.forget(REF, timeout=10, retain=retain)
+                late = wire.Report(agent="reporter", fence=10**6, serial=1, step=0, attempt=1, final=True)
+                await reporter.append(REF.uid, engine.space.reports(REF.uid, 10**6), late, expected=None)
+            await until(lambda: REF.uid in engine.core.strays)
+            await engine.sweep(frozenset({REF.uid}))  # its object is still there
+            await engine.sweep(frozenset())
+            assert await left_of(engine)
+            await engine.sweep(frozenset())
+            assert bool(await left_of(engine)) is retain
+
+    asyncio.run(scenario())

@@ -240,6 +240,8 @@ class _Session:
         if self._progress.finished:
             self._engine.let_go()
             self._over.set()
+        elif self._progress.stopped and not any(step.running for step in self._progress.steps):
+            self._over.set()  # a task asked to stop the agents; a restart goes on
 
     def _say_refusals(self, view: Progress) -> None:
         """Say why a study that a step started was refused, once."""
@@ -266,6 +268,8 @@ class _Session:
         # The workspace has heard of what ended while the parts were stopping; the engine's last view may not have.
         done = tally.of_workspace(self._job.plan, self._job.directory).progress("").done
         summary.show_stopped(self._console, done=done, then=self._how_to_go_on(), directory=self._job.directory)
+        if self._signal is None and progress is not None and progress.stopped:
+            return Exit.FAILURES
         assert self._signal is not None, "stopped without a reason: this is a bug, please report it"
         return _SIGNALS[self._signal]
 

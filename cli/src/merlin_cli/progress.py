@@ -81,6 +81,7 @@ class Progress(_Model):
     finished: bool = False
     succeeded: bool = False
     cancelled: bool = False
+    stopped: bool = False
     steps: tuple[StepCount, ...] = ()
     workspace: str = ""
     rate: float | None = None

@@ -27,7 +27,7 @@ import kopf
 import urllib3.exceptions
 from kubernetes import client, config
 
-from merlin_operator import allocations, conditions, family
+from merlin_operator import allocations, conditions, expiry, family
 from merlin_operator.board import AgentView, Submission
 from merlin_operator.contents import ContentError
 from merlin_operator.view import StudyRef, StudyView
@@ -42,6 +42,8 @@ STUDY_INTERVAL: Final = 1.0
 """Seconds between two writes of one study's status."""
 GONE_INTERVAL: Final = 60.0
 """Seconds until a study that the server does not have is looked for again: the engine forgets a deleted one before."""
+EXPIRY_INTERVAL: Final = 5.0
+"""Seconds between two looks for Studies that have outlived their end."""
 STUDIES_PACE: Final = 1 / 20
 """Seconds between any two writes of statuses: an even pace, so that no second ever holds more than its share."""
 ALLOCATIONS_PACE: Final = 1 / 5
@@ -156,6 +158,11 @@ class Api:
         patch += [{"op": "add", "path": f"/spec/{key}", "value": value} for key, value in changes.items()]
         change = self._objects.patch_namespaced_custom_object
         await self._call(change, STUDIES, name, patch, _content_type="application/json-patch+json")
+
+    async def delete_study(self, ref: StudyRef) -> None:
+        """Delete a Study; 409 where another one has its name by now."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": ref.uid}}
+        await self._call(self._objects.delete_namespaced_custom_object, STUDIES, ref.name, body=body)
 
     async def studies(self) -> list[dict[str, Any]]:
         """Return the metadata of all Studies, and nothing else of them."""
@@ -278,6 +285,7 @@ class ClusterBoard:
         async with asyncio.TaskGroup() as lanes:
             lanes.create_task(self._write_studies())
             lanes.create_task(self._write_allocations())
+            lanes.create_task(self._delete_expired())
 
     async def flush(self) -> None:
         """Write what is left of the studies, without regard to each study's own interval: the operator ends."""
@@ -355,6 +363,16 @@ class ClusterBoard:
             await self.api.patch_study_status(view.ref.name, guard + patch)
         shown.view, shown.status, shown.version = view, status, None
         return bool(patch)
+
+    async def _delete_expired(self) -> None:
+        while True:
+            for ref in expiry.expired(self.views, time.time()):
+                try:
+                    await self.api.delete_study(ref)
+                except ApiError as error:
+                    if error.status not in (404, *CHANGED):
+                        logger.warning("study not deleted, trying again: study=%s error=%s", ref.name, error)
+            await asyncio.sleep(EXPIRY_INTERVAL)
 
     async def _write_allocations(self) -> None:
         while True:

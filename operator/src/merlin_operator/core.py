@@ -70,6 +70,8 @@ class Core:
         self.wake = asyncio.Event()
         """Set it and the next round comes at once."""
         self.counters = Counters()
+        self.strays: set[str] = set()
+        """Studies that nobody knows and that something was reported of."""
         self.tally = Tally()
         """What agents told of their work, and what was lost with them."""
         self.broker_clock_ahead = 0.0

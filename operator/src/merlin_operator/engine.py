@@ -134,16 +134,27 @@ class Engine:
         self.studies[ref.uid] = study
         self.core.wake.set()
 
-    async def forget(self, ref: StudyRef, *, timeout: float) -> bool:  # noqa: ASYNC109 the bound covers several requests
-        """Cancel a study and remove what the broker holds of it; False where that took longer than ``timeout`` seconds."""
+    async def forget(self, ref: StudyRef, *, timeout: float, retain: bool = False) -> bool:  # noqa: ASYNC109 several requests
+        """End a study and remove what the broker holds of it; False where that took longer than ``timeout`` seconds.
+
+        With ``retain`` its log and its plan stay there.
+        """
         study = self.studies.get(ref.uid)
         if study is not None:
             study.cancelled = True
         try:
-            return await self._remover.remove(ref.uid, timeout=timeout)
+            return await self._remover.remove(ref.uid, timeout=timeout, retain=retain)
         finally:
             self.studies.pop(ref.uid, None)
             self.core.wake.set()
+
+    async def sweep(self, live: frozenset[str]) -> None:
+        """Clean what the broker holds of studies whose objects are gone; ``live`` has the uids of those that are there."""
+        if self.broker.connected:
+            try:
+                await self._remover.sweep(live)
+            except Outage as error:
+                log.info("sweep interrupted, trying again error=%s", error)
 
     def known(self) -> frozenset[tuple[str, int]]:
         """Return (uid, generation) of every study that was observed."""

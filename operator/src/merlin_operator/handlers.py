@@ -20,7 +20,7 @@ import kopf
 import prometheus_client
 from aiohttp import web
 
-from merlin_operator import cluster, health, storages
+from merlin_operator import cluster, control, health, storages
 from merlin_operator.view import StudyRef
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Engine(health.Watched, Protocol):
     async def run(self) -> None:
         """Work until cancelled."""
 
-    async def forget(self, ref: StudyRef, *, timeout: float) -> bool:  # noqa: ASYNC109 the engine knows what to skip
+    async def forget(self, ref: StudyRef, *, timeout: float, retain: bool) -> bool:  # noqa: ASYNC109 it knows what to skip
         """Cancel a study and clean what it has in the broker; False where that took too long."""
 
 
@@ -148,8 +148,10 @@ async def observe(memo: Operator, body: kopf.Body, **_: object) -> None:
 
 async def forget(memo: Operator, body: kopf.Body, **_: object) -> None:
     """Let the engine clean up; once this returns, kopf takes the finalizer off and the object is gone."""
-    ref = cluster.submission_of(body).ref
-    cleaned = await _within(memo.forget_seconds + 5, memo.engine.forget(ref, timeout=memo.forget_seconds))
+    submission = cluster.submission_of(body)
+    ref, retain = submission.ref, control.switches_of(submission.spec).retain
+    work = memo.engine.forget(ref, timeout=memo.forget_seconds, retain=retain)
+    cleaned = await _within(memo.forget_seconds + 5, work)
     if not cleaned:
         logger.warning("study deleted without cleaning the broker: study=%s uid=%s", ref.name, ref.uid)
         kopf.warn(body, reason="CleanupTimedOut", message="what the study has in the broker is left there")

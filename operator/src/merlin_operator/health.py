@@ -40,6 +40,9 @@ class Watched(Protocol):
     async def observe(self, submission: Submission) -> None:
         """Take note of a Study as it is now."""
 
+    async def sweep(self, live: frozenset[str]) -> None:
+        """Clean what the broker holds of Studies that are not there any more."""
+
     def known(self) -> frozenset[Generation]:
         """Return what it was told of."""
 
@@ -121,10 +124,12 @@ class Health:
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
-        listed = {_generation(each): _name(each) for each in await self._api.studies() if not _leaving(each)}
+        found = await self._api.studies()
+        listed = {_generation(each): _name(each) for each in found if not _leaving(each)}
         for name in self.guard.compare(listed, self._engine.known(), time.monotonic()):
             logger.warning("the watch missed a study, handing it over: study=%s", name)
             await self._hand_over(name)
+        await self._engine.sweep(frozenset(each["metadata"]["uid"] for each in found))
 
     async def _hand_over(self, name: str) -> None:
         found = await self._api.study(name)

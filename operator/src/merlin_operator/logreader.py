@@ -71,6 +71,8 @@ class LogReader:
     def _take(self, stored: Stored) -> None:
         uid, _ = subjects.parse_report(stored.subject)
         study = self.core.studies.get(uid)
+        if study is None:
+            self.core.strays.add(uid)
         if study is None or study.ledger is None:
             return
         if study.synced:

@@ -16,7 +16,13 @@ def views(core: Core, now: float) -> list[StudyView]:
     problem = "" if core.broker.connected else core.broker.problem
     live = list(core.fleet.live(now))
     return [
-        study.view(agents=serving(study, live), waiting_for=waiting_for(study, live), broker_problem=problem, clock=now)
+        study.view(
+            agents=serving(study, live),
+            waiting_for=waiting_for(study, live),
+            broker_problem=problem,
+            clock=now,
+            stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
+        )
         for study in core.all()
     ]
 

@@ -152,6 +152,8 @@ class Study:
                 finished=bool(self.faults),
                 waiting_for=self.lacking,
                 broker_problem=broker_problem,
+                ttl=self.switches.ttl,
+                progressed_at=self.created or None,
             )
         steps = tuple(_step_view(ledger, at) for at in range(len(ledger.steps)))
         rate = self.rate(time.monotonic() if clock is None else clock)
@@ -170,6 +172,7 @@ class Study:
             suspended=self.switches.suspend,
             stopped=stopped,
             exhausted=ledger.exhausted,
+            ttl=self.switches.ttl,
             rate=rate,
             remaining_seconds=left / rate if rate and known else None,
             started_at=ledger.first_at,

@@ -301,6 +301,7 @@ class Ledger:
 
     def _drop(self, entry: wire.Dropped) -> None:
         """Cancel what waits, on one queue or on all: what is in no chunk that somebody has started."""
+        self.last_at = self._fold_now
         if entry.token:
             self.honoured.add(entry.token)
         if entry.cause == "cancel":

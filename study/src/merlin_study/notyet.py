@@ -62,8 +62,6 @@ TABLE: Final = (
     Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),
-    Missing(("ttlSecondsAfterFinished",), _is(), "delete the Study when it is done"),
-    Missing(("deletionPolicy",), _is("Delete"), "remove it, or use Delete"),
     Missing(("rehearse",), _is()),
 )
 """Every key that is not built yet."""

@@ -146,6 +146,11 @@ class Space:
         return f"{ROOT}.{self._token}.report.{study}.>"
 
     @property
+    def all_verdicts(self) -> str:
+        """The filter for the verdicts of every study of the namespace."""
+        return f"{ROOT}.{self._token}.report.*.{VERDICT}"
+
+    @property
     def all_reports(self) -> str:
         """The filter for the log of every study of the namespace."""
         return f"{ROOT}.{self._token}.report.>"

@@ -301,7 +301,7 @@ class Control(Message):
 
     ``cancelled``: it was deleted; nothing of it runs any more. Of chunks whose fence is below ``drop_below`` nothing more
     starts, and of those below ``kill_below`` what runs ends, too. Agents that were started for this study leave where
-    ``retired`` is set, or names all queues that they serve.
+    ``retired`` is set, or names all queues that they serve. ``retained``: deleted, and the broker keeps what it holds of it.
     """
 
     study: str
@@ -310,3 +310,4 @@ class Control(Message):
     kill_below: int = 0
     retired: bool = False
     retired_queues: tuple[str, ...] = ()
+    retained: bool = False
