@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,12 @@ class Watched:
         return max(points(self.over(expression)))
 
     def highest(self, title: str, label: str) -> dict[str, float]:
-        """Return the highest value of each series of a panel's first query, by a label."""
-        found = self.over(answer(title))
-        return {each["metric"][label]: max(points([each])) for each in found if points([each])}
+        """Return the highest value of a panel's first query for each value of a label."""
+        highest: dict[str, float] = {}
+        for each in self.over(answer(title)):
+            name = each["metric"][label]
+            highest[name] = max([highest.get(name, -math.inf), *points([each])])
+        return {name: value for name, value in highest.items() if value > -math.inf}
 
     def chosen(self, expression: str) -> str:
         """Put in what Grafana puts in."""
