@@ -51,7 +51,20 @@ def test_a_worker_has_what_its_block_says_with_variables_expanded() -> None:
 def test_steps_that_no_worker_names_get_one_more_and_a_warning() -> None:
     found = _workers("{workers: {w: {steps: [b]}}}")
     assert {worker.name: worker.steps for worker in found.workers} == {"w": ("b",), "default_worker": ("a", "c")}
-    assert found.warnings == ("spec.merlin.resources.workers: no worker names 'a', 'c'; 'default_worker' serves them",)
+    assert found.warnings == (
+        "spec.merlin.resources.workers: no worker serves 'a', 'c'; 'default_worker' does where all are started",
+    )
+
+
+def test_a_step_that_no_worker_names_is_served_where_its_queue_is() -> None:
+    """Most of upstream's examples name one of several steps that share a queue; that is no reason to warn."""
+    shared = STUDY.replace("qb", "qa").replace("none", "qa")
+    for overlap, names in ((False, ["w"]), (True, ["w", "default_worker"])):
+        text = shared.format(resources=f"{{overlap: {overlap}, workers: {{w: {{steps: [b]}}}}}}")
+        spec, _ = parse_spec(load_yaml(text, source="test.yaml"))
+        found = workers.of_spec(spec)
+        assert [worker.name for worker in found.workers] == names
+        assert found.warnings == ()
 
 
 def test_a_default_worker_of_the_user_s_own_keeps_its_settings_and_gets_the_rest() -> None:

@@ -1,6 +1,6 @@
 """``merlin.resources.workers``: which agents a study wants, read as upstream reads it when it starts Celery workers.
 
-A worker serves the queues of its steps. Steps that none names get a ``default_worker``. Where ``overlap`` is false, a worker is not
+A worker serves the queues of its steps. Steps that none serves get a ``default_worker``. Where ``overlap`` is false, a worker is not
 started for a queue that another serves already, and with it none of its queues; that, too, is upstream's. Nothing here keeps
 a study from running, since any agent that serves a queue does; so what looks wrong is a warning, never a fault.
 """
@@ -110,10 +110,14 @@ class _Reader:
         rest = tuple(step for step in self.queues if step not in served)
         if not found:
             return [self._with_steps(self._worker(DEFAULT, Block()), rest)]
+        queues = {queue for worker in found.values() for queue in worker.queues}
+        alone = [step for step in rest if self.queues[step] not in queues]
+        if alone:
+            self.warnings.append(f"{PATH}: no worker serves {_listed(alone)}; '{DEFAULT}' does where all are started")
+        if not self.spec.merlin.resources.overlap:
+            # Upstream makes it for steps, too, whose queue has a worker, and then does not start it.
+            rest = tuple(alone)
         if rest:
-            self.warnings.append(
-                f"{PATH}: no worker names {_listed(rest)}; '{DEFAULT}' serves {'it' if len(rest) == 1 else 'them'}"
-            )
             own = found.get(DEFAULT) or self._worker(DEFAULT, Block())
             found[DEFAULT] = self._with_steps(own, (*own.steps, *rest) if DEFAULT in found else rest)
         self._judge_overlap(found.values())
