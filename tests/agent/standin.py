@@ -270,6 +270,11 @@ class Standin:
 
     # --- what it sees
 
+    def word(self, **says: Any) -> None:
+        """Tell agents how the study stands."""
+        word = wire.Control(study=self.study, **says)
+        self.put(self.space.control(self.study), word.encode(), scope=self.study)
+
     def log(self, token: int | str) -> LogEntries:
         """Everything in the log under a fence, or under ``bound``."""
         subject = self.space.reports(self.study, 0)[:-1] + str(token)

@@ -108,6 +108,13 @@ def test_tasks_that_took_agents_with_them_degrade_a_study() -> None:
     assert told(replace(FAILED, exhausted=2))["Degraded"] == ("True", "AgentsLost")
 
 
+def test_a_full_workspace_is_told_with_the_hosts_that_find_it_so() -> None:
+    view = replace(FAILED, full_on=tuple(f"n{at}" for at in range(7)))
+    (degraded,) = (each for each in status(view)["conditions"] if each["type"] == "Degraded")
+    assert degraded["reason"] == "WorkspaceFull"
+    assert "n0, n1, n2, n3, n4 and others" in degraded["message"]
+
+
 def test_each_reason_is_a_constant_with_a_sentence() -> None:
     lines = Path(conditions.__file__).read_text().splitlines()
     names = [at for at, line in enumerate(lines) if ": Final = " in line and line[:1].isupper() and '"' in line]

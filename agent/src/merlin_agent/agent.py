@@ -62,6 +62,8 @@ class Agent:
         self._mean = Mean()
         self._measures = Measures()
         self._done = self._refused = 0
+        self._full: set[str] = set()
+        """Studies whose workspace has no room, as far as we know."""
         self._leaving = self._left = False
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
         self._link = Link(server=settings.server, credentials=credentials, name=self.id)
@@ -222,6 +224,7 @@ class Agent:
             refused=self._refused,
             figures=self._measures.told(),
             problems=self._problems.current(),
+            full=tuple(sorted(self._full)[: wire.MAX_FULL]),
             leaving=self._leaving,
             left=self._left,
         )
@@ -236,6 +239,10 @@ class Agent:
             if life is None:  # its life broke, and was logged as the bug that it is
                 continue
             life.pending.add(ended)
+            if ended.full:
+                self._full.add(life.study.uid)
+            elif ended.outcome is Outcome.SUCCEEDED:
+                self._full.discard(life.study.uid)
             if ended.outcome is None:
                 if ended.problem:
                     self._intake.pause()

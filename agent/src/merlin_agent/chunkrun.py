@@ -27,7 +27,10 @@ class Stop(StrEnum):
 
 
 class Ended(NamedTuple):
-    """What became of a task. ``outcome`` None: it has none and is handed back; ``problem`` says why, once for all."""
+    """What became of a task. ``outcome`` None: it has none and is handed back; ``problem`` says why, once for all.
+
+    ``full``: its disk or its quota is.
+    """
 
     task: int
     outcome: Outcome | None
@@ -36,6 +39,7 @@ class Ended(NamedTuple):
     failure: Failure | None = None
     samples: SampleFacts | None = None
     problem: str = ""
+    full: bool = False
 
 
 class ChunkRun:

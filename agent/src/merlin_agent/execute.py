@@ -187,22 +187,30 @@ def run_script(
         return Ended(task, None, problem=f"{script.path}: can't be started: {error.strerror}")
     seconds = time.monotonic() - began
     if code == 0 and not late:
-        try:
-            if marker:
-                files.mark(f"{script.directory}/{marker}")
-        except OSError as error:
-            # It did succeed, and its outcome is recorded; only a later restart from the files alone would run it again.
-            return Ended(
-                task, Outcome.SUCCEEDED, 0, seconds, problem=f"{script.directory}: no {marker}: {error.strerror}"
-            )
-        return Ended(task, Outcome.SUCCEEDED, 0, seconds)
+        return _succeeded(task, script, seconds, marker)
     if slot.struck is Stop.HANDED_BACK:
         return Ended(task, None, seconds=seconds)
+    if not slot.struck and (full := files.room(script.directory)) is not None:
+        return unwritable(task, script.directory, full)  # whatever it says, it could not write
     ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if slot.struck else outcome.of_exit(code)
     failure = None
     if tells():
         failure = told(task, ends, code, script.directory, files.read_tail(script.err, wire.MAX_TAIL))
     return Ended(task, ends, code, seconds, failure)
+
+
+def _succeeded(task: int, script: Script, seconds: float, marker: str) -> Ended:
+    """Leave the mark of a success."""
+    problem = ""
+    try:
+        if marker:
+            files.mark(f"{script.directory}/{marker}")
+    except OSError as error:
+        if error.errno in files.FULL:
+            return unwritable(task, script.directory, error)  # what it wrote may be cut short: nothing may build on it
+        # It did succeed, and its outcome is recorded; only a later restart from the files alone would run it again.
+        problem = f"{script.directory}: no {marker}: {error.strerror}"
+    return Ended(task, Outcome.SUCCEEDED, 0, seconds, problem=problem)
 
 
 def told(task: int, ends: Outcome, code: int, directory: str, tail: str) -> wire.Failure:
@@ -217,4 +225,5 @@ def unwritable(task: int, directory: str, error: OSError) -> Ended:
         errno.ENOSPC: "free some space",
         errno.EACCES: "give this user the right to write there",
     }.get(error.errno or 0, "see to the file system")
-    return Ended(task, None, problem=f"{directory}: can't be written: {error.strerror}; {cure}")
+    problem = f"{directory}: can't be written: {error.strerror}; {cure}"
+    return Ended(task, None, problem=problem, full=error.errno in files.FULL)

@@ -71,6 +71,11 @@ def write_script(path: str, shell: str, text: str, *, replace: bool) -> None:
         os.close(handle)
 
 
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk or a quota that is full."""
+_ROOM: Final = 4096
+
+
 def touch(path: str) -> None:
     """Make an empty file, or set its time to now by the file system's own clock."""
     handle = os.open(path, _TOUCH, 0o666)
@@ -83,6 +88,21 @@ def touch(path: str) -> None:
 def mark(path: str) -> None:
     """Make an empty file."""
     os.close(os.open(path, _TOUCH, 0o666))
+
+
+def room(directory: str) -> OSError | None:
+    """Return why nothing more can be written to a directory: its disk or its quota is full. None where there is room."""
+    path = f"{directory}/.merlin_room"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(handle, bytes(_ROOM))
+        finally:
+            os.close(handle)
+            os.unlink(path)
+    except OSError as error:
+        return error if error.errno in FULL else None
+    return None
 
 
 def remove(path: str) -> None:

@@ -52,6 +52,8 @@ STOP_WORKERS: Final = "StopWorkers"
 """A task ended with exit code 105: agents of the study stopped, others take nothing more of it; a restart goes on."""
 NOT_SUSPENDED: Final = "NotSuspended"
 """The study is not suspended."""
+WORKSPACE_FULL: Final = "WorkspaceFull"
+"""Agents find the disk or the quota of the workspace full; they hand tasks back and wait. No task fails by it."""
 AGENTS_LOST: Final = "AgentsLost"
 """Tasks were failed because one agent after the other was lost with them."""
 AS_EXPECTED: Final = "AsExpected"
@@ -213,6 +215,10 @@ def _suspended(view: StudyView) -> Condition:
 def _degraded(view: StudyView) -> Condition:
     if view.doubled:
         return Condition("Degraded", "True", DOUBLED, f"{view.doubled} executions ran again without a reason")
+    if view.full_on:
+        hosts = ", ".join(view.full_on[:5]) + (" and others" if len(view.full_on) > 5 else "")
+        message = f"no room to write in the workspace, say agents on {hosts}; free some, and all goes on"
+        return Condition("Degraded", "True", WORKSPACE_FULL, _clean(message, MAX_MESSAGE))
     if view.exhausted:
         message = f"{view.exhausted} tasks took one agent after the other with them; failures tells which"
         return Condition("Degraded", "True", AGENTS_LOST, message)

@@ -21,6 +21,7 @@ def views(core: Core, now: float) -> list[StudyView]:
             waiting_for=waiting_for(study, live),
             broker_problem=problem,
             clock=now,
+            full_on=tuple(sorted({agent.host for agent in live if study.active and study.ref.uid in agent.full})),
             stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
         )
         for study in core.all()

@@ -140,7 +140,14 @@ class Study:
         return (done - first_done) / (now - first_at)
 
     def view(
-        self, *, agents: int, waiting_for: str, broker_problem: str, clock: float | None = None, stopped: bool = False
+        self,
+        *,
+        agents: int,
+        waiting_for: str,
+        broker_problem: str,
+        clock: float | None = None,
+        stopped: bool = False,
+        full_on: tuple[str, ...] = (),
     ) -> StudyView:
         """Return the study as its user should see it."""
         ledger = self.ledger
@@ -171,6 +178,7 @@ class Study:
             cancelled=self.cancelled or ledger.cancelled,
             suspended=self.switches.suspend,
             stopped=stopped,
+            full_on=full_on,
             exhausted=ledger.exhausted,
             ttl=self.switches.ttl,
             rate=rate,

@@ -74,7 +74,7 @@ class StudyView:
     operator counted it.
     ``warnings`` tells what was asked of the study after it was accepted and is not built yet, and which studies its
     steps asked for in vain. ``notes`` are what its author should know of the specification, one line each.
-    ``ttl``: seconds after its end until it is to be deleted (None: never).
+    ``full_on``: hosts that find no room in its workspace. ``ttl``: seconds after its end until it is to be deleted (None: never).
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
     for and that were or will be made, ``refused_children`` those that were refused.
     ``suspended``: its user holds it; ``stopped``: a task asked to stop the agents, and a restart goes on. ``exhausted``
@@ -95,6 +95,7 @@ class StudyView:
     stopped: bool = False
     exhausted: int = 0
     ttl: int | None = None
+    full_on: tuple[str, ...] = ()
     rate: float | None = None
     remaining_seconds: float | None = None
     started_at: float | None = None

@@ -30,6 +30,10 @@ MAX_QUEUES_TOLD: Final = 32
 """Queues of which a heartbeat tells figures; further ones are told together."""
 
 
+MAX_FULL: Final = 100
+"""Studies of which a heartbeat tells that their workspace is full."""
+
+
 class Message(BaseModel):
     """The base of all messages: immutable, closed, strict."""
 
@@ -250,7 +254,7 @@ class QueueFigures(Message):
 class Heartbeat(Message):
     """An agent's sign of life and what it can take. ``queues`` empty: any. ``holds``: fences started and not finished.
 
-    ``leaving``: the agent drains and takes nothing more; ``left``: this is its last word. ``figures`` only ever grow.
+    ``full``: studies whose workspace has no room. ``leaving``: the agent drains and takes nothing more; ``left``: this is its last word. ``figures`` only ever grow.
     """
 
     agent: str
@@ -267,6 +271,7 @@ class Heartbeat(Message):
     refused: int = 0
     figures: tuple[QueueFigures, ...] = Field(default=(), max_length=MAX_QUEUES_TOLD + 1)
     problems: tuple[str, ...] = ()
+    full: tuple[str, ...] = Field(default=(), max_length=MAX_FULL)
     leaving: bool = False
     left: bool = False
 
