@@ -209,9 +209,9 @@ OPERATOR: Final = Dashboard(
     (
         number("Which version runs?", "sum by (version) (merlin_build_info)", legend="{{version}}"),
         number("Is the operator connected to NATS?", "min(merlin_broker_connected)", unit="bool_yes_no"),
-        number("How long ago did the engine's loop go round?", "max(merlin_engine_loop_age_seconds)", unit="s"),
+        number("How long ago did the loop go round?", "max(merlin_engine_loop_age_seconds)", unit="s"),
         number("How long ago did the operator begin?", since("merlin_operator_start_timestamp_seconds"), unit="s"),
-        number("How often was the connection to NATS made again?", "sum(merlin_broker_reconnects_total)"),
+        number("How often was NATS connected to again?", "sum(merlin_broker_reconnects_total)"),
         number(
             "How many series does a scrape bring?",
             "sum(scrape_samples_scraped * on (instance, job) group_left () (merlin_build_info > 0))",
@@ -267,9 +267,9 @@ OPERATOR: Final = Dashboard(
         lines("How many log entries are folded each second?", ("entries", rate("merlin_reports_total")), unit="ops"),
         lines(
             "What was refused or came too late?",
-            ("refused by the operator: {{reason}}", increase("merlin_refused_messages_total", by="reason")),
-            ("refused by agents", increase("merlin_agent_refused_messages_total")),
-            ("results after a final one", increase("merlin_redundant_results_total")),
+            ("operator: {{reason}}", increase("merlin_refused_messages_total", by="reason")),
+            ("agents", increase("merlin_agent_refused_messages_total")),
+            ("too late", increase("merlin_redundant_results_total")),
         ),
         lines(
             "How much is written to the API server each second?",

@@ -124,7 +124,7 @@ def _chart(panel: Panel, box: tuple[int, int, int, int], lines: Sequence[Line]) 
 def _number(value: float, unit: str) -> str:
     match unit:
         case "percentunit":
-            return f"{value:.0%}"
+            return f"{100 * value:.2g} %" if 0 < value < 0.01 else f"{value:.0%}"
         case "bytes":
             return f"{value / 1024:.3g} KiB" if value < 1 << 20 else f"{value / (1 << 20):.3g} MiB"
         case "bool_yes_no":
