@@ -415,3 +415,33 @@ def test_a_hard_failure_gives_up_its_queue_and_other_queues_go_on(place: Path) -
     assert len(list(directory.glob("bad/*/ran"))) < 9
     assert not (directory / "after" / "ran").exists()
     assert (directory / "other" / "ran").exists()
+
+
+def test_years_later_the_directory_alone_tells_how_it_went_and_goes_on(place: Path) -> None:
+    """Specification, scripts and samples are gone, and the directory lies elsewhere: status tells, restart goes on."""
+    source = place / "source"
+    (source / "tools").mkdir(parents=True)
+    (source / "tools" / "check.sh").write_text('[ -e "$1/go" ] || exit 3\necho went > "$2"\n')
+    (source / "spec.yaml").write_text(
+        "description: {name: late, description: d}\nenv: {variables: {TOOLS: $(SPECROOT)/tools, OUTPUT_PATH: out}}\n"
+        "study:\n- {name: early, description: d, run: {cmd: echo $(N) > n}}\n"
+        "- {name: check, description: d, run: {cmd: sh $(TOOLS)/check.sh $(MERLIN_INFO) $(N)}}\n"
+        "merlin: {samples: {file: $(SPECROOT)/s.csv, column_labels: [N]}}\n"
+    )
+    (source / "samples.csv").write_text("1\n2\n")
+    flags = ("--local", "--samplesfile", str(source / "samples.csv"))
+    code, out, err = Merlin(place, "run", str(source / "spec.yaml"), *flags).ended()
+    assert code == 3, err
+    outputs = Path(out[-1].removeprefix("Outputs: "))
+    there = place / "archive" / "renamed"
+    there.parent.mkdir()
+    outputs.rename(there)
+    shutil.rmtree(source)
+    code, out, err = Merlin(place, "status", str(there)).ended()
+    assert (code, out[0]) == (0, "renamed: finished; 2 of 5 tasks did not succeed"), err
+    (there / "merlin_info" / "go").touch()
+    code, out, err = Merlin(place, "restart", str(there), "--local").ended()
+    assert code == 0, err
+    assert (there / "check" / "00" / "1").read_text() == "went\n"
+    code, out, err = Merlin(place, "status", str(there)).ended()
+    assert out[0] == "renamed: finished; all 5 tasks succeeded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from merlin_agent import binding, specroot
+from merlin_agent import binding, files, specroot
 from merlin_agent.binding import Place, RefusedError
 from merlin_agent.broker import Message
 from merlin_agent.chunkrun import Stop
@@ -23,6 +24,7 @@ from merlin_agent.sampling import sample_file
 from merlin_agent.surroundings import complete
 from merlin_study import environment, workspace
 from merlin_study.blob import BlobError
+from merlin_study.finale import FILE, Finale
 from merlin_study.geometry import Geometry
 from merlin_study.plan import INFO_STEP, PLAN_VERSION, Plan
 from merlin_study.seal import SealError, Signer
@@ -123,6 +125,7 @@ class Studies:
         """Studies that were deleted."""
         self._words: dict[str, Control] = {}
         post.broker.listen(post.space.control("*"), self._on_control)
+        post.broker.listen(post.space.finale("*"), self._on_finale)
         self._listening: set[asyncio.Task[None]] = set()
         post.broker.on_connect(self._hear_again)
 
@@ -202,6 +205,22 @@ class Studies:
             self.cancelled.add(study)
         self._on_word(word)
 
+    def _on_finale(self, message: Message) -> None:
+        """Write down what came of a study that ran here, whoever else does it too."""
+        uid = message.subject.rpartition(".")[2]
+        roots = {study.root for (each, _), study in self._studies.items() if each == uid and study.bound}
+        if not roots:
+            return
+        try:
+            payload = self._post.open(message.subject, message.data, scope=uid, signer=Signer.OPERATOR)
+            finale = Finale.model_validate_json(payload)
+        except (SealError, ValidationError):
+            return  # nobody whom we trust said anything
+        for root in roots:
+            task = asyncio.create_task(asyncio.to_thread(_write_down, f"{root}/{workspace.INFO}", finale))
+            self._listening.add(task)
+            task.add_done_callback(self._listening.discard)
+
     def stopped(self, chunk: Chunk) -> Stop | None:
         """Return why nothing of a chunk may start, None where it may."""
         word = self._words.get(chunk.study)
@@ -215,6 +234,12 @@ class Studies:
 def is_sampling(study: Study, step: int) -> bool:
     """Whether a step is the implicit one that makes and measures the samples."""
     return study.plan.steps[step].name == INFO_STEP
+
+
+def _write_down(info: str, finale: Finale) -> None:
+    """Write the end of a study into its workspace; where that can't be done, the outcome logs say the same."""
+    with contextlib.suppress(OSError):
+        files.write_whole(f"{info}/{FILE}", finale.to_file())
 
 
 def _inflated(data: bytes) -> bytes:

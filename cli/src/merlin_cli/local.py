@@ -28,7 +28,7 @@ from typing import Final
 from pydantic import ValidationError
 from rich.console import Console
 
-from merlin_cli import family, lock, summary, tally
+from merlin_cli import family, finale, lock, summary, tally
 from merlin_cli.bars import Display, display
 from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
@@ -263,6 +263,7 @@ class _Session:
         """Say how it went and where the outputs are."""
         progress, elapsed = self._progress, time.monotonic() - self._began
         if progress is not None and progress.finished:
+            finale.write(self._job.directory, self._job.plan, self._job.study, progress)
             summary.show(self._console, progress, elapsed=elapsed, directory=self._job.directory)
             return Exit.OK if progress.succeeded else Exit.FAILURES
         # The workspace has heard of what ended while the parts were stopping; the engine's last view may not have.

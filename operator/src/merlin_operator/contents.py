@@ -12,6 +12,7 @@ import logging
 import time
 import zlib
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from merlin_operator.core import Core
 from merlin_operator.study import Study
 from merlin_study import blob
 from merlin_study.bundle import MAX_BUNDLE
+from merlin_study.finale import MAX_FAILURES, Finale, StepFailure, StepFinale
 from merlin_study.plan import Plan, PlannedFile
 from merlin_study.seal import SealError
 from merlin_study.sources import parts_of
@@ -118,6 +120,21 @@ class Contents:
         self._not_before.pop(uid, None)
         return True
 
+    async def settle_end(self, study: Study) -> None:
+        """Tell agents what came of a study that is over, so that one writes it into the workspace.
+
+        Raises:
+            merlin_operator.stream.Outage: the broker did not answer.
+        """
+        if study.ledger is None or not study.synced or not study.ledger.finished:
+            study.end_told = False
+            return
+        if study.end_told:
+            return
+        uid, subject = study.ref.uid, self.core.space.finale(study.ref.uid)
+        await self.core.broker.put(subject, self.core.seal(uid, subject, _finale(study).encode()))
+        study.end_told = True
+
     async def _settle_plan(self, study: Study) -> None:
         """Store the plan; where the study was accepted with another one (by an older version), go on with that."""
         assert study.plan is not None
@@ -170,3 +187,31 @@ class Contents:
                 return None
             content += core.open_own(uid, part)
         return content
+
+
+def _finale(study: Study) -> Finale:
+    ledger, view = study.ledger, study.view(agents=0, waiting_for="", broker_problem="")
+    assert ledger is not None
+    assert study.plan is not None
+    return Finale(
+        study=study.ref.uid,
+        plan=study.plan.hash,
+        succeeded=view.succeeded,
+        finished_at=datetime.fromtimestamp(view.finished_at or time.time(), UTC).isoformat(timespec="seconds"),
+        steps=tuple(
+            StepFinale(
+                name=step.name,
+                total=step.total or 0,
+                succeeded=step.succeeded,
+                soft_failed=step.soft_failed,
+                failed=step.failed,
+                timed_out=step.timed_out,
+                cancelled=step.cancelled,
+            )
+            for step in view.steps
+        ),
+        first_failures=tuple(
+            StepFailure(step=each.step, failure=each.failure) for each in view.first_failures[:MAX_FAILURES]
+        ),
+        samples=ledger.facts,
+    )

@@ -249,6 +249,7 @@ class Engine:
         await self._router.route(now)
         await self._publisher.issue(now)
         for study in self.core.all():
+            await self._contents.settle_end(study)
             study.note_progress(now)
         self.fleet.forget_long_gone(now)
         self.rounds.add(time.monotonic() - now)

@@ -95,3 +95,4 @@ class Remover:
         await broker.purge(space.control_stream, space.born_of(uid))
         await broker.purge(space.control_stream, space.family(uid))
         await broker.purge(space.control_stream, space.files_of(uid))
+        await broker.purge(space.control_stream, space.finale(uid))

@@ -65,6 +65,7 @@ class Study:
     stale: bool = False
     lacking: str = ""
     unread: Submission | None = None
+    end_told: bool = False
 
     @property
     def active(self) -> bool:

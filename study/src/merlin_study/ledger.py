@@ -63,6 +63,7 @@ class Ledger:
         self.plan = plan
         self.dag = Dag(plan)
         self.bound: wire.Bound | None = None
+        self.facts: wire.SampleFacts | None = None
         self.fences: dict[int, Fence] = {}
         self.next_fence = 1
         self.redundant = 0
@@ -328,6 +329,7 @@ class Ledger:
 
     def _measure(self, chunk: wire.Chunk, facts: wire.SampleFacts) -> None:
         known = [step.total is not None for step in self.steps]
+        self.facts = self.facts or facts
         self.dag.measure(facts.count)
         for step, had in enumerate(known):
             if not had and chunk.fence < self.drop_below[chunk.step]:  # dropped before anybody knew of these tasks

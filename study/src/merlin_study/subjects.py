@@ -175,6 +175,10 @@ class Space:
         """Return the subject of the word on a study."""
         return f"{ROOT}.{self._token}.control.study.{study}"
 
+    def finale(self, study: str) -> str:
+        """Return the subject of what came of a study that is over."""
+        return f"{ROOT}.{self._token}.control.finale.{study}"
+
     def offer(self, site: str) -> str:
         """Return the subject of what a site's agents may pull."""
         return f"{ROOT}.{self._token}.control.offer.{escape(site)}"
