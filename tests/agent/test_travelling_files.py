@@ -30,6 +30,7 @@ def test_files_of_all_kinds_lie_there_before_the_first_task(broker: Broker, tmp_
     """An archive with modes, a file in several parts, and a path of the site in place; the end is written down, too."""
     (tmp_path / "there.txt").write_text("on the site")
     with Standin(broker, tmp_path) as operator:
+        operator.open_streams()
         packed = pack(
             [
                 Entry("bin/x.sh", executable=True, data=b"#!/bin/sh\necho ran\n"),
@@ -62,6 +63,7 @@ def test_files_of_all_kinds_lie_there_before_the_first_task(broker: Broker, tmp_
 def refused(broker: Broker, directory: Path, file: PlannedFile, content: bytes | None) -> str:
     """What an agent says of a study with such a file; none of its tasks runs."""
     with Standin(broker, directory) as operator:
+        operator.open_streams()
         if content is not None:
             subject = operator.space.file(STUDY, file.sha256)
             operator.put(subject, blob.split(content)[0])

@@ -425,7 +425,7 @@ def test_years_later_the_directory_alone_tells_how_it_went_and_goes_on(place: Pa
     (source / "spec.yaml").write_text(
         "description: {name: late, description: d}\nenv: {variables: {TOOLS: $(SPECROOT)/tools, OUTPUT_PATH: out}}\n"
         "study:\n- {name: early, description: d, run: {cmd: echo $(N) > n}}\n"
-        "- {name: check, description: d, run: {cmd: sh $(TOOLS)/check.sh $(MERLIN_INFO) $(N)}}\n"
+        '- {name: check, description: d, run: {cmd: \'sh "$(TOOLS)/check.sh" "$(MERLIN_INFO)" $(N)\'}}\n'
         "merlin: {samples: {file: $(SPECROOT)/s.csv, column_labels: [N]}}\n"
     )
     (source / "samples.csv").write_text("1\n2\n")

@@ -21,7 +21,8 @@ def test_what_a_user_submits_the_operator_reads_and_the_study_owns(
     control_plane: ControlPlane, namespace: str, restricted: client.Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = bundling.Content.of(b"0123456789" * 100_000)
-    monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
+    location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+    monkeypatch.setattr(location, str(control_plane.kubeconfig))
     user = KubeConfig()
     for name in ("first", "second"):
         freight.deliver(user, namespace, {**STUDY, "metadata": {"name": name}}, [content])
@@ -29,7 +30,7 @@ def test_what_a_user_submits_the_operator_reads_and_the_study_owns(
         found = control_plane.get("configmap", name, "--namespace", namespace)
         assert found["immutable"] is True
         metadata: Any = found["metadata"]
-        assert [owner["name"] for owner in metadata["ownerReferences"]] == ["first", "second"]
+        assert {owner["name"] for owner in metadata["ownerReferences"]} == {"first", "second"}
     with pytest.raises(CliError):
         freight.deliver(user, namespace, {**STUDY, "metadata": {"name": "first"}}, [bundling.Content.of(b"other")])
     listed = json.loads(control_plane.kubectl("get", "configmaps", "-n", namespace, "-o", "json").stdout)
