@@ -8,7 +8,12 @@ from typing import Final
 from tests.compat.running import Case
 from tests.compat.trees import Difference, matches
 
-EXAMPLES: Final = "workflows"
+CORNERS: Final = (
+    *("names", "variables", "environment", "parameters", "funnels", "samples_and_parameters", "one_sample", "deep"),
+    *("numbers", "in_a_comment", "anchors", "exits", "restarts", "shells", "tokens", "text", "diamond", "queues"),
+    *("maestro", "hard"),
+)
+"""Specifications of our own, each for one corner of the language."""
 
 RUN: Final = (
     Case("workflows/restart_delay/restart_delay.yaml"),  # first: ours waits for the delays, upstream's --local does not
@@ -18,11 +23,12 @@ RUN: Final = (
     Case("workflows/feature_demo/feature_demo.yaml"),
     Case("workflows/restart/restart.yaml"),
     Case("workflows/null_spec/null_spec.yaml", options=("--vars", "TIME=0")),
+    *(Case(f"specs/{name}.yaml") for name in CORNERS),
     Case("dev_workflows/multiple_workers.yaml"),
     Case("dev_workflows/restart_shell.yaml"),
     Case("dev_workflows/minimum_format.yaml"),
 )
-"""Examples that need nothing but bash, python3 and numpy (and a stand-in for spellbook)."""
+"""Examples that need nothing but bash, python3 and numpy (and a stand-in for spellbook), and our own."""
 
 DRY: Final = (
     *(Case(f"workflows/{name}.yaml", dry=True) for name in (
@@ -120,6 +126,8 @@ ALLOWED: Final = (
             "merlin_info/workspace.json",
             "merlin_info/agents/*",
             "merlin_info/outcomes/*",
+            "merlin_info/sample_paths.txt",
+            "merlin_info/specroot/*",
         )
     ),
     Allowed(
@@ -154,6 +162,27 @@ ALLOWED: Final = (
         theirs=r"\[.*\]",
         ours=r'"\[.*\]"',
         cases=("optimization_basic-dry",),
+    ),
+    Allowed("a restart script is written when it runs", "*.restart.sh", ours=None, cases=("restarts",)),
+    Allowed(
+        "the environment is replaced where the file is read, so that this file means the same elsewhere",
+        "merlin_info/environment.partial.yaml:study*",
+        theirs=r'"\$COMPAT_WORD"',
+        ours='"from outside"',
+        cases=("environment",),
+    ),
+    Allowed(
+        "a quoted text stays a text; upstream's file loses the quotes",
+        "merlin_info/variables.*.yaml:env:variables:QUOTED",
+        theirs="8",
+        ours='"010"',
+        cases=("variables",),
+    ),
+    Allowed(
+        "a variable is found by its name as written too; upstream's file has only those in upper case, its scripts have all",
+        "merlin_info/variables.*.yaml:*",
+        theirs=r".*\$\((lower|Mixed)\).*",
+        cases=("variables",),
     ),
     Allowed(
         "steps get no launcher yet",

@@ -150,3 +150,9 @@ def test_variables_that_unfold_without_end_are_refused_before_they_fill_the_memo
         plan_of(_study("{cmd: 'echo $(V0)'}", rest=f"env: {{variables: {{{chain}, V900: a}}}}"))
     with pytest.raises(SpecError, match=r"study\[0\]\.run\.cmd: expected at most"):
         plan_of(_study("{cmd: '" + "$(V)" * 200 + "'}", rest="env: {variables: {V: " + "a" * 10_000 + "}}"))
+
+
+def test_a_step_whose_name_holds_a_blank_has_a_workspace_and_a_command_of_the_shells_stays() -> None:
+    text = "{cmd: 'ls $(s0 x.workspace) $(cat my.workspace)'}"
+    plan = plan_of(_study("{cmd: 'true'}", text).replace("name: s0", "name: s0 x"))
+    assert _script(plan, 1) == "ls /w/n_1/s0_x $(cat my.workspace)"

@@ -297,6 +297,8 @@ class _Compiler:
             if not self.files and not self.spec_root:
                 cure = "name the files in spec.files, or submit the study with `merlin run`, which brings them"
                 self._fault(path, f"$({token}): no file came with the study; {cure}", UNDEFINED_TOKEN)
+        elif " " in token or "\t" in token:  # a command of the shell's that ends like one of ours
+            return
         elif token.endswith(".workspace"):
             hint = did_you_mean(token, [f"{name}.workspace" for name in earlier])
             self._fault(path, f"$({token}): no such step comes before this one{hint}", UNDEFINED_TOKEN)

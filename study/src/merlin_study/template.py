@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-TOKEN: Final = re.compile(r"\$\(([^()$`\s]+)\)")
-"""A token as both Merlin and Maestro write it; what holds a space or a nested ``$`` is the shell's."""
+TOKEN: Final = re.compile(r"\$\(([^()$`\s]+|[^()$`\n]+\.workspace)\)")
+"""A token as both Merlin and Maestro write it; what holds a nested ``$``, or a blank that is not a step's, is the shell's."""
 
 
 Lookup = Callable[[str], str | None]
