@@ -75,6 +75,7 @@ def test_what_is_not_built_stays_in_the_script_and_is_told(tmp_path: Path) -> No
     assert "Would be refused: spec.study[0].run.cmd: $(LAUNCHER) is not supported yet" in said
     assert (outputs(said) / "one/P.1/00/one_P.1.sh").read_text() == "#!/bin/bash\n\n$(LAUNCHER) touch ran a 1\n"
     assert not (outputs(said) / "merlin_info/plan.json").exists()
+    assert (outputs(said) / "merlin_info/spec.orig.yaml").read_text() == text
 
 
 def test_samples_that_can_not_be_made_are_told_with_what_their_command_said(tmp_path: Path) -> None:

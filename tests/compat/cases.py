@@ -11,7 +11,7 @@ from tests.compat.trees import Difference, matches
 CORNERS: Final = (
     *("names", "variables", "environment", "parameters", "funnels", "samples_and_parameters", "one_sample", "deep"),
     *("numbers", "in_a_comment", "anchors", "exits", "restarts", "shells", "tokens", "text", "diamond", "queues"),
-    *("maestro", "hard"),
+    "maestro",  # a hard failure is not here: upstream waits for a broker then, also under --local
 )
 """Specifications of our own, each for one corner of the language."""
 

@@ -151,7 +151,7 @@ class _Compiler:
             variables=self.variables.late(scripts),
             # Nothing of a study with faults is kept, and what grows beyond all bounds would only be told twice.
             provenance={}
-            if self.faults
+            if any(fault.reason != NOT_YET_SUPPORTED for fault in self.faults)
             else provenance.files(self.spec, self.names, base=self.base, original=original),
             files=self.files,
             spec_root=self.spec_root,
