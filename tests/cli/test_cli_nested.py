@@ -146,3 +146,24 @@ def test_a_step_cancels_what_another_started(place: Path) -> None:
     assert len(rows) == 3
     assert rows["boss"][1:3] == ["1", "1"]
     assert "cancelled" in next(line for line in out if line.startswith("step "))
+
+
+def test_an_optimiser_feeds_itself_from_its_own_provenance(place: Path) -> None:
+    """As upstream's example does: each round runs the archived specification with samples of its own making."""
+    (place / "start.csv").write_text("8\n")
+    (place / "opt.yaml").write_text(
+        "description: {name: opt, description: halves a number until it is small}\n"
+        "env: {variables: {OUTPUT_PATH: rounds, FACTOR: 2}}\n"
+        "study:\n"
+        '- {name: halve, description: d, run: {cmd: "echo $(( $(X) / $(FACTOR) )) > half"}}\n'
+        "- name: iterate\n  description: d\n  run:\n    depends: [halve_*]\n    cmd: |\n"
+        '      x=$(cat "$(halve.workspace)"/$(MERLIN_GLOB_PATH)half); echo $x > next.csv; [ $x -gt 1 ] || exit 0\n'
+        '      next=$PWD/next.csv; cd "$(MERLIN_WORKSPACE)/../.."\n'
+        '      merlin run "$(MERLIN_SPEC_EXECUTED_RUN)" --samplesfile "$next" --vars FACTOR=2\n'
+        "merlin: {samples: {file: start.csv, column_labels: [X]}}\n"
+    )
+    code, out, err = Merlin(place, "run", "opt.yaml", "--local").ended()
+    errors = [path.read_text() for path in place.glob("rounds/*/iterate/*.err")]
+    assert code == 0, (out, err, errors)
+    halves = [path.read_text().strip() for path in sorted(place.glob("rounds/*/halve/half"))]
+    assert halves == ["4", "2", "1"], (out, errors)
