@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from merlin_operator.board import Submission
 from merlin_operator.control import Switches
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
@@ -193,5 +194,32 @@ def test_what_comes_after_a_study_is_gone_is_swept(broker: Broker, plan: Plan, r
             assert await left_of(engine)
             await engine.sweep(frozenset())
             assert bool(await left_of(engine)) is retain
+
+    asyncio.run(scenario())
+
+
+def test_a_change_of_the_object_is_a_change_of_the_switches(broker: Broker) -> None:
+    """Through `Engine.observe`, as kopf hands it over; one that cannot be read changes nothing, and is told."""
+    spec = {
+        "description": {"name": "n", "description": "d"},
+        "study": [{"name": "a", "description": "d", "run": {"cmd": "true"}}],
+    }
+    accepted = {"conditions": [{"type": "Accepted", "status": "True"}]}
+
+    async def scenario() -> None:
+        engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), Keyring.generate()), Shown())
+
+        async def change(generation: int, **switches: object) -> Switches:
+            await engine.observe(Submission(REF, generation, "1", 1.0, {**spec, **switches}, accepted))
+            return engine.studies[REF.uid].switches
+
+        assert await change(1) == Switches()
+        assert await change(2, suspend=True, priority=7) == Switches(suspend=True, priority=7)
+        assert (await change(3, suspend=True, maxInFlight=0)).priority == 7
+        assert [fault.path for fault in engine.studies[REF.uid].warnings] == ["spec.maxInFlight"]
+        assert await change(4, maxInFlight=5, restart={"id": "1", "steps": ["no"]}) == Switches(
+            max_in_flight=5, restart=RestartRequest(id="1", steps=("no",))
+        )
+        assert [fault.path for fault in engine.studies[REF.uid].warnings] == ["spec.restart.steps[0]"]
 
     asyncio.run(scenario())

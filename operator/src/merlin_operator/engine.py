@@ -90,7 +90,9 @@ class Engine:
         if known is not None and known.settled(acceptance.accepted(submission.status)):
             known.generation = submission.generation
             verdict = acceptance.judge(submission)
-            known.warnings, known.switches = verdict.warnings, verdict.switches
+            known.warnings = verdict.warnings or verdict.faults
+            if not verdict.faults:  # what can't be read changes nothing
+                known.switches = verdict.switches
         else:
             self.studies[submission.ref.uid] = await self._compiled(submission)
         self._last_show = 0.0
