@@ -125,6 +125,7 @@ ALLOWED: Final = (
             "merlin_info/plan.json",
             "merlin_info/workspace.json",
             "merlin_info/agents/*",
+            "merlin_info/outcome.json",
             "merlin_info/outcomes/*",
             "merlin_info/sample_paths.txt",
             "merlin_info/specroot/*",
