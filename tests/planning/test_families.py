@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from merlin_operator import family
+from merlin_operator import expiry, family
 from merlin_operator.family import Child, Lineage
-from merlin_operator.view import StudyRef
+from merlin_operator.view import StudyRef, StudyView
 from merlin_study import nested
 
 REF = StudyRef("ns", "sweep", "11111111-2222-3333-4444-555555555555")
@@ -102,3 +102,21 @@ def test_the_socket_speaks_strict_json() -> None:
     for change in ({"more": 1}, {"workspace": "w"}, {"name": "n" * 201}, {"kind": "other"}, {"token": "t" * 201}):
         with pytest.raises(ValueError, match="validation error"):
             nested.Request.model_validate_json(json.dumps(good | change))
+
+
+def test_a_root_outlives_its_time_while_anything_below_it_runs_or_is_to_be_made() -> None:
+    """A grandchild at work, or one that was asked for, keeps its ancestors; nobody else."""
+
+    def view(uid: str, parent: str = "", *, finished: bool = True, unborn: int = 0) -> StudyView:
+        over = 1.0 if finished else None
+        ref = StudyRef("ns", uid, uid)
+        return StudyView(ref, 1, finished=finished, finished_at=over, ttl=0, parent=parent, unborn=unborn)
+
+    def kept(*last: StudyView) -> set[str]:
+        views = [view("root"), view("child", "root"), view("other"), *last]
+        return {each.ref.uid for each in views} - {ref.uid for ref in expiry.expired(views, 10.0)}
+
+    assert kept() == set()
+    assert kept(view("grandchild", "child")) == set()
+    assert kept(view("grandchild", "child", finished=False)) == {"root", "child", "grandchild"}
+    assert kept(view("grandchild", "child", unborn=1)) == {"root", "child", "grandchild"}

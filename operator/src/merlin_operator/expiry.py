@@ -13,6 +13,7 @@ from merlin_operator.view import StudyRef, StudyView
 def expired(views: Sequence[StudyView], now: float) -> list[StudyRef]:
     """Return the studies to delete at ``now`` (Unix seconds by the broker's clock)."""
     busy = {view.parent for view in views if view.parent and not _over(view)}
+    busy |= {view.ref.uid for view in views if view.unborn}  # asked for and not made yet
     parents = {view.ref.uid: view.parent for view in views}
     pending = list(busy)
     while pending:  # an ancestor waits for all of its descendants

@@ -202,6 +202,7 @@ class Study:
             notes=self.notes,
             parent=self.lineage.parent,
             children=sum(child.born is None or bool(child.born.uid) for child in self.children.values()),
+            unborn=sum(child.born is None for child in self.children.values()),
             refused_children=len(self._refused()),
         )
 

@@ -76,7 +76,7 @@ class StudyView:
     steps asked for in vain. ``notes`` are what its author should know of the specification, one line each.
     ``full_on``: hosts that find no room in its workspace. ``ttl``: seconds after its end until it is to be deleted (None: never).
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
-    for and that were or will be made, ``refused_children`` those that were refused.
+    for and that were or will be made, ``refused_children`` those that were refused, ``unborn`` those of which nothing has become yet.
     ``suspended``: its user holds it; ``stopped``: a task asked to stop the agents, and a restart goes on. ``exhausted``
     counts tasks that were failed because too many agents in turn were lost with them.
     """
@@ -115,6 +115,7 @@ class StudyView:
     parent: str = ""
     children: int = 0
     refused_children: int = 0
+    unborn: int = 0
 
     @property
     def total(self) -> int:
