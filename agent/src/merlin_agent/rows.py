@@ -9,6 +9,7 @@ length are refused with the number of the line.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -82,9 +83,31 @@ class TextRows:
             self._index_rows(file, start)
             self._marks.append(file.tell())
 
-    def _index_rows(self, file: Iterable[bytes], start: int) -> None:
-        first = 0
-        for line, offset, content in _rows(file, start, 1):
+    def _index_rows(self, file: Iterator[bytes], offset: int) -> None:
+        """Walk the file once, a block of rows at a time; line by line only where a block holds more than plain rows."""
+        first, line = 0, 1
+        while lines := list(itertools.islice(file, STRIDE - self.count % STRIDE)):
+            if self.count == 0 or not self._plain(lines):
+                first = self._index_lines(lines, offset, line, first)
+            else:
+                if self.count % STRIDE == 0:
+                    self._marks.append(offset)
+                    self._lines.append(line)
+                self.count += len(lines)
+            offset, line = offset + sum(map(len, lines)), line + len(lines)
+
+    def _plain(self, lines: list[bytes]) -> bool:
+        """Whether every line is a row of the expected width, without comment, carriage return or emptiness to look at."""
+        block = b"".join(lines)
+        if b"#" in block or b"\r" in block:
+            return False
+        if self._separator is None:
+            return set(map(len, map(bytes.split, lines))) == {self.columns}
+        commas = set(map(bytes.count, lines, itertools.repeat(self._separator)))
+        return commas == {self.columns - 1} and all(map(bytes.strip, lines))
+
+    def _index_lines(self, lines: Iterable[bytes], start: int, number: int, first: int) -> int:
+        for line, offset, content in _rows(lines, start, number):
             width = len(content.split()) if self._separator is None else content.count(self._separator) + 1
             if self.count == 0:
                 self.columns, first = width, line
@@ -101,6 +124,7 @@ class TextRows:
                 self._marks.append(offset)
                 self._lines.append(line)
             self.count += 1
+        return first
 
 
 def _rows(lines: Iterable[bytes], offset: int, number: int) -> Iterator[tuple[int, int, bytes]]:
