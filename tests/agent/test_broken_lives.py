@@ -41,6 +41,9 @@ class Stub:
         step = a_step("sim", script, parameters=("X",))
         self.study = Study(STUDY, a_plan(step, parameters=(a_parameter("X", "quick", "slow"),)), str(root))
 
+    def stopped(self, chunk: wire.Chunk) -> None:
+        """Nothing is cancelled."""
+
     async def store(self, study: str, subject: str, message: wire.Message, **how: Any) -> None:
         """Keep what was sent."""
         del study, subject, how
@@ -109,7 +112,7 @@ def live(stub: Stub, break_it: Callable[[Lives, Recorder], Awaitable[None]], **c
         slots.start()
         fields: dict[str, Any] = {"study": STUDY, "plan": "p", "epoch": 1, "fence": 1, "step": 0, "attempt": 1}
         chunk = wire.Chunk(tasks=TaskSet(first=0, width=2), **fields, **changes)
-        lives.accept(Held([Message("s", b"", "")], chunk, "c", urgent=False))
+        lives.accept(Held([Message("s", b"", "")], chunk, "c", urgent=False, width=len(chunk.tasks)))
         await break_it(lives, recorder)
         await eventually_async(lambda: asyncio.sleep(0, lives.empty), timeout=30)
         slots.close()

@@ -3,7 +3,7 @@
 import pytest
 
 from merlin_agent import demand
-from merlin_agent.demand import Backoff, Load, Mean
+from merlin_agent.demand import Backoff, Host, Load, Mean
 from merlin_study.wire import Consumer
 
 
@@ -55,8 +55,9 @@ def a_consumer(name: str = "c", *, queue: str = "q", shape: str = "n1-c1-g0-m0-w
         (a_consumer(), ("q", "r"), 1.0, True),
         (a_consumer(), ("r",), 1.0, False),
         (a_consumer(shape="n2-c1-g0-m0-w0"), (), 1.0, False),
-        (a_consumer(shape="n1-c2-g0-m0-w0"), (), 1.0, False),
-        (a_consumer(shape="n1-c1-g1-m0-w0"), (), 1.0, False),
+        (a_consumer(shape="n1-c4-g1-m0-w0"), (), 1.0, True),
+        (a_consumer(shape="n1-c5-g0-m0-w0"), (), 1.0, False),
+        (a_consumer(shape="n1-c1-g2-m0-w0"), (), 1.0, False),
         (a_consumer(shape="n1-c1-g0-m3-w1"), (), 900.0, True),
         (a_consumer(shape="n1-c1-g0-m0-w1"), (), 899.0, False),
         (a_consumer(shape="n1-c1-g0-m0-w6"), (), 1.0, True),
@@ -69,8 +70,8 @@ def test_a_consumer_is_served_if_its_shape_queue_and_time_fit(
     left: float,
     fits: bool,  # noqa: FBT001 - a column of the table
 ) -> None:
-    """One node, one core, no accelerator; a declared walltime must fit what is left."""
-    assert demand.serves(consumer, queues=queues, seconds_left=left) is fits
+    """Cores and GPUs must be there on this one node; a declared walltime must fit what is left."""
+    assert demand.serves(consumer, host=Host(4, 1), queues=queues, seconds_left=left) is fits
 
 
 def test_urgent_consumers_come_first_and_each_has_its_turn() -> None:

@@ -17,9 +17,11 @@ from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import DirectLauncher, NotStartedError, Script
 from merlin_agent.reaper import Reaper
+from merlin_agent.resources import Pool
 from merlin_agent.slots import Feed, Slot, Slots
 from merlin_study import wire
 from merlin_study.outcome import Outcome
+from merlin_study.shape import Shape
 from merlin_study.taskset import TaskSet
 from tests.ground import eventually
 
@@ -120,6 +122,7 @@ def gone(pid: int) -> bool:
 AGENT = """
 import subprocess, sys, time
 from merlin_agent.reaper import Reaper
+from merlin_agent.resources import Pool
 reaper = Reaper(3)
 children = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(2)]
 reaper.watch(0, children[0].pid)
@@ -196,7 +199,7 @@ def serve(feed: list[tuple[ChunkRun, Quick]], count: int) -> dict[int, list[Ende
 
         made = Slots(count, launcher=DirectLauncher({}), watch=lambda _slot, _group: None, deliver=deliver, grace=0.1)
         for run, quick in feed:
-            made.feed.add(run, quick)
+            made.feed.add(run, quick, Shape())
         made.start()
         await asyncio.wait_for(done.wait(), 20)
         made.close()
@@ -231,8 +234,8 @@ def test_a_bug_in_one_task_is_handed_back_and_the_slot_lives_on(caplog: pytest.L
 
 def test_a_stopped_chunk_gives_nothing_more() -> None:
     """Also where it was the only one."""
-    feed, run = Feed(), a_run(5)
-    feed.add(run, Quick())
+    feed, run = Feed(Pool(5)), a_run(5)
+    feed.add(run, Quick(), Shape())
     assert feed.ready == 5
     assert feed.take() is not None
     feed.stop(run, Stop.CANCELLED)

@@ -185,17 +185,4 @@ ALLOWED: Final = (
         theirs=r".*\$\((lower|Mixed)\).*",
         cases=("variables",),
     ),
-    Allowed(
-        "steps get no launcher yet",
-        "*.slurm.sh",
-        theirs=r"\s*(srun|flux run|jsrun) .*",
-        ours=r"\s*\$\(LAUNCHER\).*",
-        cases=tuple(
-            f"{name}-dry"
-            for name in (
-                *("flux_local", "flux_par", "flux_par_restart", "paper", "lsf_par", "lsf_par_srun"),
-                *("slurm_par", "slurm_par_restart", "iterative_demo", "hpc_demo"),
-            )
-        ),
-    ),
 )

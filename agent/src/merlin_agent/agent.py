@@ -21,7 +21,7 @@ from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import Credentials, Settings
-from merlin_agent.demand import Load, Mean
+from merlin_agent.demand import Host, Load, Mean
 from merlin_agent.desk import Desk
 from merlin_agent.intake import Intake, Taste
 from merlin_agent.life import Lives
@@ -76,6 +76,7 @@ class Agent:
         environ |= self._desk.variables(environ.get(b"PATH", b""))
         self._slots = Slots(
             settings.slots,
+            gpus=settings.gpus,
             launcher=launch.DirectLauncher(environ),
             warm=warm.makers(environ, self._complain_from_slot),
             watch=self._reaper.watch,
@@ -106,7 +107,7 @@ class Agent:
         self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
             post,
-            Taste(settings.site, settings.queues, settings.study),
+            Taste(settings.site, settings.queues, settings.study, Host(settings.slots, len(settings.gpus))),
             load=self._load,
             seconds_left=lambda: allocation.seconds_left(self._allocation, time.time()),
             accept=self._lives.accept,
@@ -216,6 +217,7 @@ class Agent:
             pid=os.getpid(),
             version=version("merlin-agent"),
             slots=self._slots.count,
+            gpus=len(self._settings.gpus),
             busy=self._slots.busy,
             queues=self._settings.queues,
             allocation=self._allocation,

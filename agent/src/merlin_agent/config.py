@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     slots: int = Field(
         default_factory=lambda: allocation.slots(allocation.here(), allocation.usable_cores()), ge=1, le=4096
     )
+    gpus: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=lambda: allocation.here().gpus)
     workspace: Path = Field(default_factory=Path.cwd)
     drain_grace: float = Field(default=30.0, ge=0)
     study: str = ""
@@ -90,7 +91,7 @@ class Settings(BaseSettings):
     submissions: bool = True
     verbose: bool = False
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", "gpus", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         parts = value.split(",") if isinstance(value, str) else value
@@ -169,7 +170,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--namespace", metavar="NAME", help="the namespace whose studies to serve (default: default)")
     made.add_argument("--site", metavar="NAME", help="machines that share a file system (default: the cluster's name)")
     made.add_argument("--queues", metavar="A,B", help="serve only these queues (default: all)")
-    made.add_argument("--slots", metavar="N", type=int, help="tasks at once (default: the cores given to us)")
+    made.add_argument(
+        "--slots", metavar="N", type=int, help="tasks of one core at once (default: the cores given to us)"
+    )
+    made.add_argument(
+        "--gpus", metavar="0,1", help="the GPUs that tasks may have, by index (default: those of the job on this host)"
+    )
     made.add_argument("--workspace", metavar="DIR", help="where studies' directories lie (default: here)")
     made.add_argument(
         "--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (30)"

@@ -58,8 +58,16 @@ def _tasks_within(load: Load, seconds: float) -> int:
     return min(1 << 20, int(seconds * load.slots / max(load.mean, 1e-6)))
 
 
-def serves(consumer: Consumer, *, queues: Iterable[str], seconds_left: float) -> bool:
-    """Whether chunks of a consumer fit one slot of ours, our queues, and the time that the allocation has left."""
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What there is to give: cores, and how many GPUs."""
+
+    cores: int
+    gpus: int = 0
+
+
+def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_left: float) -> bool:
+    """Whether tasks of a consumer fit this host, our queues, and the time that the allocation has left."""
     wanted = tuple(queues)
     if wanted and consumer.queue not in wanted:
         return False
@@ -67,7 +75,7 @@ def serves(consumer: Consumer, *, queues: Iterable[str], seconds_left: float) ->
         needs = shape.parse(consumer.shape)
     except ValueError:  # made by a newer operator
         return False
-    return needs.nodes <= 1 and needs.cores <= 1 and needs.gpus == 0 and needs.least_seconds <= seconds_left
+    return needs.fits(nodes=1, cores=host.cores, gpus=host.gpus) and needs.least_seconds <= seconds_left
 
 
 def in_order(consumers: Iterable[Consumer], turn: int) -> list[Consumer]:

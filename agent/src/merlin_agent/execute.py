@@ -6,12 +6,12 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
-from merlin_agent import badges, files
+from merlin_agent import badges, files, launching
 from merlin_agent.badges import Speaker
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
@@ -21,6 +21,7 @@ from merlin_agent.slots import Slot
 from merlin_agent.surroundings import complete
 from merlin_agent.warmth import Interpreter, interpreter
 from merlin_study import outcome, shape, wire
+from merlin_study.launchers import LaunchError
 from merlin_study.outcome import Outcome
 from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
 
@@ -86,6 +87,7 @@ class StepWork:
         Raises:
             RowError: the sample's row can't be read.
             UnfillableError: a token would not fit into the script.
+            LaunchError: it asks for what this machine's launcher can't do.
         """
         combination, sample = self._layout.geometry.split(self._step, task)
         shared = self._scripts.get(combination)
@@ -125,14 +127,23 @@ class StepWork:
     def _text(self, combination: int, sample: int) -> str:
         if self._varies:
             values = self._rows.row(sample) if self._rows is not None else ()
-            return self._tokens.render(self._template, combination=combination, sample=sample, values=values)
+            return self._filled(combination, sample, values)
         text = self._texts.get(combination)
         if text is None:
-            text = self._tokens.render(self._template, combination=combination, sample=0, values=())
+            text = self._filled(combination, 0, ())
             if len(self._texts) >= KEPT:
                 self._texts.clear()
             self._texts[combination] = text
         return text
+
+    def _filled(self, combination: int, sample: int, values: Sequence[str]) -> str:
+        text = self._tokens.render(self._template, combination=combination, sample=sample, values=values)
+        return launching.expand(text, self._planned, self._shell(combination))
+
+    def variables(self) -> dict[bytes, bytes]:
+        """Return what the environment of this step's tasks has besides the agent's."""
+        launch = self._planned.launch
+        return {} if launch is None or not launch.parallel else launching.variables(launch.type, os.environ)
 
     def walltime(self) -> float | None:
         """Return how long a task may run."""
@@ -153,7 +164,7 @@ class ChunkWork:
         """See `slots.Work`."""
         try:
             script, text = self._step.script(task)
-        except (RowError, NpyError, UnfillableError) as error:
+        except (RowError, NpyError, UnfillableError, LaunchError) as error:
             # It would fail everywhere and every time, so it is no fault of this host.
             return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
         try:
@@ -167,7 +178,8 @@ class ChunkWork:
             return unwritable(task, script.directory, error)
         token = slot.badges.issue(self._step.speaker(run, task))
         try:
-            script = replace(script, own=badges.variables(token, self._step.cores))
+            own = badges.variables(token, self._step.cores) | slot.share.variables() | self._step.variables()
+            script = replace(script, own=own)
             return run_script(slot, task, script, walltime=self._step.walltime(), tells=self._tells)
         finally:
             slot.badges.revoke(token)

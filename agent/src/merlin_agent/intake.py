@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from merlin_agent import demand
 from merlin_agent.broker import Answer, Message, Pulled, UnansweredError
-from merlin_agent.demand import Backoff, Load
+from merlin_agent.demand import Backoff, Host, Load
 from merlin_agent.post import AGENTS, Post
-from merlin_study import subjects
+from merlin_study import shape, subjects
 from merlin_study.bitmap import Bitmap
 from merlin_study.seal import SealError, Signer
 from merlin_study.taskset import TaskSet
@@ -40,6 +40,8 @@ class Held:
     chunk: Chunk
     consumer: str
     urgent: bool
+    width: int
+    """How many slots' worth of tasks it holds."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class Taste:
     site: str
     queues: tuple[str, ...]
     study: str
+    host: Host
 
 
 class Intake:
@@ -181,7 +184,8 @@ class Intake:
 
     def _consumers(self) -> list[Consumer]:
         left = self._seconds_left()
-        fit = [c for c in self.offer.consumers if demand.serves(c, queues=self._taste.queues, seconds_left=left)]
+        host, queues = self._taste.host, self._taste.queues
+        fit = [c for c in self.offer.consumers if demand.serves(c, host=host, queues=queues, seconds_left=left)]
         now = time.monotonic()
         return [c for c in demand.in_order(fit, self._turn) if not self._source(c.name).rests(now)]
 
@@ -241,8 +245,10 @@ class Intake:
         elif self._stopped or len(self._held) >= demand.may_hold(self._load(), width=self._width):
             self._answer(message, Answer.BACK)
         else:
-            self._width = 0.7 * self._width + 0.3 * len(chunk.tasks)
-            self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent"))
+            host = self._taste.host
+            width = len(chunk.tasks) * shape.parse(consumer.shape).cost(cores=host.cores, gpus=host.gpus)
+            self._width = 0.7 * self._width + 0.3 * width
+            self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", width))
             self.wake()
 
     async def answer(self, held: Held, answer: Answer, *, delay: float = 0.0) -> None:

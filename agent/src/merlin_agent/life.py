@@ -30,7 +30,7 @@ from merlin_agent.report import Pending
 from merlin_agent.sampling import SamplingWork
 from merlin_agent.slots import Slots, Work
 from merlin_agent.studies import NotYetError, Studies, Study, is_sampling
-from merlin_study import outcomelog, wire
+from merlin_study import outcomelog, shape, wire
 from merlin_study.seal import SealError
 
 _log: Final = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Lives:
         self._tasks: set[asyncio.Task[None]] = set()
         self._logging: set[asyncio.Task[None]] = set()
         self.entering = 0
-        """Tasks in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
+        """Slots' worth of tasks in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
         self._draining = False
         self._holder_logs = HolderLogs()
         self.by_run: dict[ChunkRun, Life] = {}
@@ -122,7 +122,7 @@ class Lives:
 
     def accept(self, held: Held) -> None:
         """Begin a chunk's life."""
-        task = asyncio.create_task(self._live(held, _Reserved(self, len(held.chunk.tasks))))
+        task = asyncio.create_task(self._live(held, _Reserved(self, held.width)))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -273,7 +273,7 @@ class Lives:
             run.stop(Stop.HANDED_BACK)
         if (why := self._studies.stopped(run.chunk)) is not None:
             run.stop(why)
-        self._slots.feed.add(run, work)
+        self._slots.feed.add(run, work, shape.parse(life.study.plan.steps[run.chunk.step].shape))
         reserved.release()
         life.settle()
 

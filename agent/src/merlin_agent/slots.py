@@ -20,12 +20,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher, Script
+from merlin_agent.resources import NOTHING, Pool, Share
 from merlin_agent.warm import LONGEST_POLL, ColdError, Warm, WarmShell
+from merlin_study.shape import Shape
 
 _log: Final = logging.getLogger(__name__)
 
@@ -41,48 +43,85 @@ class Work(Protocol):
         """Run a task to its end."""
 
 
-class Feed:
-    """The chunks whose tasks may start, urgent ones first."""
+class Next(NamedTuple):
+    """A task that a slot is to run, and what of the host is its own meanwhile."""
 
-    def __init__(self) -> None:
+    run: ChunkRun
+    work: Work
+    task: int
+    share: Share
+
+
+class Feed:
+    """The chunks whose tasks may start, urgent ones first, as far as the host's cores and GPUs go.
+
+    Within its queue no task overtakes another: where the first one needs more than is free, what becomes free is kept for it.
+    Else small tasks would take each core as it comes, and a large one would wait for ever.
+    """
+
+    def __init__(self, pool: Pool) -> None:
         self._condition = threading.Condition()
-        self._queues: tuple[deque[tuple[ChunkRun, Work]], deque[tuple[ChunkRun, Work]]] = (deque(), deque())
+        self._queues: tuple[deque[tuple[ChunkRun, Work, Shape]], ...] = (deque(), deque())
         self._closed = False
+        self._pool = pool
         self.idle = 0
 
-    def add(self, run: ChunkRun, work: Work) -> None:
-        """Let slots take a chunk's tasks."""
+    def add(self, run: ChunkRun, work: Work, needs: Shape) -> None:
+        """Let slots take a chunk's tasks, each of which needs so much."""
         with self._condition:
             run.feed()
-            self._queues[0 if run.urgent else 1].append((run, work))
+            self._queues[0 if run.urgent else 1].append((run, work, needs))
             self._condition.notify(min(run.left, self.idle))
 
-    def take(self) -> tuple[ChunkRun, Work, int] | None:
-        """Wait for a task to run; None when there will be none."""
+    def take(self, back: Share = NOTHING) -> Next | None:
+        """Give back what the last task had, and wait for a task to run; None when there will be none."""
         with self._condition:
+            self._pool.give(back)
+            self._condition.notify(max(0, back.cores - 1))
             while not self._closed:
-                for queue in self._queues:
-                    while queue:
-                        run, work = queue[0]
-                        task = run.take()
-                        if task is not None:
-                            return run, work, task
-                        queue.popleft()
+                found = self._first()
+                if found is not None:
+                    return found
                 self.idle += 1
                 self._condition.wait()
                 self.idle -= 1
             return None
 
+    def _first(self) -> Next | None:
+        for queue in self._queues:
+            while queue:
+                run, work, needs = queue[0]
+                if run.left == 0:
+                    queue.popleft()
+                    continue
+                share = self._pool.take(needs)
+                if share is None:
+                    return None
+                task = run.take()
+                assert task is not None, "a chunk with tasks left had none; this is a bug"
+                return Next(run, work, task, share)
+        return None
+
     def stop(self, run: ChunkRun, why: Stop) -> None:
         """Start nothing more of a chunk."""
         with self._condition:
             run.stop(why)
+            self._condition.notify_all()  # it may have been the first one, for which what became free was kept
 
     @property
     def ready(self) -> int:
-        """How many tasks wait for a slot."""
+        """How many slots' worth of tasks wait; see `Shape.cost`."""
+        cores, gpus = self._pool.cores, len(self._pool.gpus)
         with self._condition:
-            return sum(run.left for queue in self._queues for run, _ in queue)
+            return sum(
+                run.left * needs.cost(cores=cores, gpus=gpus) for queue in self._queues for run, _, needs in queue
+            )
+
+    @property
+    def busy(self) -> int:
+        """How many cores have a task."""
+        with self._condition:
+            return self._pool.busy
 
     def close(self) -> None:
         """Let every slot end once its task has."""
@@ -110,6 +149,7 @@ class Slot:
         self._group = 0
         self._shell: WarmShell | None = None
         self.run: ChunkRun | None = None
+        self.share: Share = NOTHING
         self.struck: Stop | None = None
         """Why the running task was signalled from outside, if it was."""
 
@@ -240,13 +280,14 @@ class Slots:
         self,
         count: int,
         *,
+        gpus: tuple[str, ...] = (),
         launcher: Launcher,
         watch: Callable[[int, int], None],
         deliver: Callable[[list[tuple[ChunkRun, Ended]]], None],
         grace: float,
         warm: Callable[[], Warm] | None = None,
     ) -> None:
-        self.feed = Feed()
+        self.feed = Feed(Pool(count, gpus))
         self._grace = grace
         self.badges = Badges()
         """Which task speaks, of those that run."""
@@ -287,13 +328,13 @@ class Slots:
 
     @property
     def count(self) -> int:
-        """How many tasks run at once at most."""
+        """How many tasks of one core run at once at most."""
         return len(self._slots)
 
     @property
     def busy(self) -> int:
-        """How many slots run a task."""
-        return sum(slot.run is not None for slot in self._slots)
+        """How many cores have a task."""
+        return self.feed.busy
 
     def stop(self, run: ChunkRun, why: Stop, *, strike: bool) -> None:
         """Start nothing more of a chunk; ``strike`` ends what runs of it too: TERM, and KILL after the grace."""
@@ -315,8 +356,8 @@ class Slots:
         self.feed.close()
 
     def _serve(self, slot: Slot) -> None:
-        while (item := self.feed.take()) is not None:
-            run, work, task = item
+        while (item := self.feed.take(slot.share)) is not None:
+            run, work, task, slot.share = item
             slot.run = run
             try:
                 ended = work.execute(run, task, slot)

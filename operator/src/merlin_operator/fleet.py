@@ -75,8 +75,12 @@ def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: st
         return False
     if heartbeat.queues and queue not in heartbeat.queues:
         return False
-    needed = shape.parse(needs)
-    return needed.nodes <= 1 and needed.gpus == 0 and needed.cores <= 1
+    return shape.parse(needs).fits(nodes=1, cores=heartbeat.slots, gpus=heartbeat.gpus)
+
+
+def room(heartbeat: wire.Heartbeat, needs: str) -> int:
+    """Return how many tasks of a shape an agent that `serves` it runs at once."""
+    return heartbeat.slots // shape.parse(needs).cost(cores=heartbeat.slots, gpus=heartbeat.gpus)
 
 
 def routes(studies: Iterable[tuple[str, Plan]], agents: Sequence[wire.Heartbeat]) -> dict[str, set[subjects.Route]]:

@@ -82,7 +82,9 @@ class Publisher:
             for step in candidate.ledger.plan.steps:
                 key = (candidate.site, step.queue, step.shape)
                 slots = sum(
-                    agent.slots for agent in live if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape)
+                    fleet.room(agent, step.shape)
+                    for agent in live
+                    if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape)
                 )
                 known = result.get(key)
                 result[key] = unroll.Capacity(slots, max(rate, known.rate if known is not None else 0.0))

@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from merlin_study import checks, dependencies, duration, environment, provenance
+from merlin_study import checks, dependencies, duration, environment, launchers, needs, provenance
 from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
-from merlin_study.notyet import LAUNCHERS_SIZES, not_yet, size_fault, token_faults
+from merlin_study.needs import Sizes
+from merlin_study.notyet import LAUNCHERS_SIZES, not_yet, size_fault
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.queues import NO_QUEUE, queue_name
-from merlin_study.shape import Shape, walltime_class
+from merlin_study.shape import Shape
 from merlin_study.sources import planned_files
 from merlin_study.spec import SPECROOT, SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
@@ -34,8 +35,16 @@ _SAMPLE_TOKENS: Final = frozenset({"MERLIN_SAMPLE_ID", "MERLIN_SAMPLE_PATH", *_C
 _STUDY_TOKENS: Final = frozenset({"MERLIN_WORKSPACE", "MERLIN_INFO", "OUTPUT_PATH"})
 _TASK_TOKENS: Final = frozenset({"WORKSPACE", *_STUDY_TOKENS, *_SAMPLE_TOKENS})
 """What an agent fills in for each task."""
-_LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun"})
+_LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun", "pbs"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
+_STAND_IN: Final = {
+    "slurm": launchers.Kind.SRUN,
+    "flux": launchers.Kind.FLUX_RUN,
+    "lsf": launchers.Kind.JSRUN,
+    "lsf-srun": launchers.Kind.SRUN,
+    "pbs": launchers.Kind.HYDRA,
+}
+"""A launcher for each batch type, to see what no launcher of its kind could do; which one it is, the agent finds out."""
 
 
 def compile_study(
@@ -92,6 +101,8 @@ class _Draft:
     restart: str
     depends: list[tuple[str, bool]]
     scripts: tuple[str, str] = ("", "")
+    sizes: Sizes = field(default_factory=Sizes)
+    launch: launchers.Launch | None = None
     sampled: bool = False
     uses: set[str] = field(default_factory=set)
 
@@ -130,8 +141,8 @@ class _Compiler:
         order = self._order(drafts)
         samples = self._samples(samples_directory)
         self.faults += dependencies.faults(self.spec, self.names)
-        needs = dependencies.script(self.spec, self.names)
-        steps = self._steps(order, samples, needs)
+        script = dependencies.script(self.spec, self.names)
+        steps = self._steps(order, samples, script)
         output_path = self.names.output_path
         parameters = self._parameters()
         for step in steps:
@@ -193,8 +204,6 @@ class _Compiler:
             self._add(checks.check_step_name(draft.name, f"{draft.path}.name"))
             self._known_here(draft.name, f"{draft.path}.name")
             self._sizes(draft)
-            self.faults += token_faults(draft.cmd, f"{draft.path}.run.cmd")
-            self.faults += token_faults(draft.restart, f"{draft.path}.run.restart")
             if tokens(draft.name):
                 self._fault(
                     f"{draft.path}.name", f"{draft.name!r} holds a token that no variable defines", UNDEFINED_TOKEN
@@ -206,17 +215,42 @@ class _Compiler:
         return drafts
 
     def _sizes(self, draft: _Draft) -> None:
-        """Judge sizes that were tokens until now: a step is one task on one core of one host."""
-        run, keys = draft.step.run, ("nodes", "procs", "cores per task", "gpus", "gpus per task")
-        local = self._batch_type(draft)[0] == "local"
-        for key, value in zip(
-            keys, (run.nodes, run.procs, run.cores_per_task, run.gpus, run.gpus_per_task), strict=True
-        ):
-            if value is not None:
-                path = f"{draft.path}.run.{key}"
-                number = self._number(value, path)
-                if not (local and key in LAUNCHERS_SIZES):
-                    self._add(size_fault(key, number, path))
+        """Read the sizes of a step, and see that its launches fit them."""
+        run, kind = draft.step.run, self._batch_type(draft)[0]
+        given = {
+            "nodes": run.nodes,
+            "procs": run.procs,
+            "cores per task": run.cores_per_task,
+            "gpus": run.gpus,
+            "gpus per task": run.gpus_per_task,
+        }
+        found: list[int | None] = []
+        for key, value in given.items():
+            path = f"{draft.path}.run.{key}"
+            found.append(None if value is None else self._number(value, path))
+            if found[-1] is not None and not (kind == "local" and key in LAUNCHERS_SIZES):
+                self._add(size_fault(key, found[-1], path))
+        draft.sizes = Sizes(*found)
+        if kind in _STAND_IN:
+            draft.launch = needs.launch(kind, draft.sizes, self._launch_arguments(draft))
+            for key in ("cmd", "restart"):
+                try:
+                    launchers.expand(getattr(draft, key), draft.launch, _STAND_IN[kind])
+                except launchers.LaunchError as error:
+                    self._fault(f"{draft.path}.run.{key}", str(error))
+
+    def _launch_arguments(self, draft: _Draft) -> dict[str, str]:
+        run = draft.step.run
+        given = {
+            "slurm": run.slurm,
+            "flux": run.flux,
+            "lsf": run.lsf,
+            "bind": run.bind,
+            "num resource set": run.num_resource_set,
+            "launch_distribution": run.launch_distribution,
+            "exit_on_error": run.exit_on_error,
+        }
+        return {key: self.variables.expand(str(value)) for key, value in given.items() if value is not None}
 
     def _batch_type(self, draft: _Draft) -> tuple[str, str]:
         """Return the flavour of a step's launcher, its own or the study's, and where it stands."""
@@ -241,21 +275,21 @@ class _Compiler:
 
     # What each step uses
 
-    def _steps(self, order: Sequence[_Draft], samples: SampleTable | None, needs: str) -> tuple[PlannedStep, ...]:
+    def _steps(self, order: Sequence[_Draft], samples: SampleTable | None, needed: str) -> tuple[PlannedStep, ...]:
         earlier: dict[str, _Draft] = {}
         for draft in order:
             self._use(draft, earlier, has_samples=samples is not None)
             earlier[draft.name] = draft
         planned: list[PlannedStep] = []
         queue = next((self._queue(draft) for draft in order if draft.sampled), "merlin")
-        if needs:
+        if needed:
             first = self._queue(order[0]) if order else NO_QUEUE
-            planned.append(_implicit_step(DEPENDENCIES_STEP, needs, "/bin/bash", queue=first))
+            planned.append(_implicit_step(DEPENDENCIES_STEP, needed, "/bin/bash", queue=first))
         if samples is not None:  # upstream runs its command with /bin/sh, whatever the batch block says
             planned.append(_implicit_step(INFO_STEP, samples.generate or "", "/bin/sh", queue=queue))
         for draft in order:
             planned.append(self._planned(draft, planned, has_samples=samples is not None))
-        if needs:
+        if needed:
             waits = (Edge(parent=0, kind=EdgeKind.ALL),)
             planned[1:] = [step if step.edges else step.model_copy(update={"edges": waits}) for step in planned[1:]]
         return tuple(planned)
@@ -318,7 +352,7 @@ class _Compiler:
             restart=draft.scripts[1],
             shell=expand(run.shell or self.spec.batch.shell or "/bin/bash"),
             queue=self._queue(draft),
-            shape=Shape(walltime_class=walltime_class(walltime)).token,
+            shape=needs.shape(draft.sizes, launched=draft.launch is not None, walltime=walltime).token,
             max_retries=number(run.max_retries, f"{draft.path}.run.max_retries"),
             retry_delay=float(number(run.retry_delay, f"{draft.path}.run.retry_delay")),
             walltime=walltime,
@@ -328,6 +362,7 @@ class _Compiler:
             suffix=self._suffix(draft),
             warm=run.warm is not False,
             preload=tuple(expand(module) for module in run.preload),
+            launch=draft.launch,
         )
         edges = [
             Edge(parent=by_name[name], kind=edge_kind(step, planned[by_name[name]], funnel=funnel))

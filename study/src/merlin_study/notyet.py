@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from merlin_study.checks import holds_token
 from merlin_study.errors import NOT_YET_SUPPORTED, Fault
 from merlin_study.spec import Step, StudySpec
 
@@ -39,26 +38,12 @@ def _at_most(most: int) -> Callable[[Any], bool]:
 
 
 _EMPTY: Final = _is((), {}, [])
-_BUILT_TYPES: Final = ("local", "slurm", "flux", "lsf", "lsf-srun")
-_ONE: Final = "use 1, so that each task runs on one core of one host"
+_ONE: Final = "use 1, with as many procs as a host has cores"
 _RUN: Final = ("study", "[]", "run")
 
 TABLE: Final = (
-    Missing(("batch", "type"), lambda value: value in _BUILT_TYPES or holds_token(value), "use local"),
-    Missing((*_RUN, "batch", "type"), lambda value: value in _BUILT_TYPES or holds_token(value), "use local"),
     Missing(("batch", "dry_run"), _is(False)),
     Missing((*_RUN, "nodes"), _at_most(1), _ONE),
-    Missing((*_RUN, "procs"), _at_most(1), _ONE),
-    Missing((*_RUN, "cores per task"), _at_most(1), _ONE),
-    Missing((*_RUN, "gpus"), _at_most(0)),
-    Missing((*_RUN, "gpus per task"), _at_most(0)),
-    *(
-        Missing((*_RUN, key), _is())
-        for key in (
-            *("slurm", "flux", "lsf", "bind", "bind gpus", "num resource set", "launch_distribution", "exit_on_error"),
-            *("tasks per rs", "rs per node", "cpus per rs"),
-        )
-    ),
     Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),
@@ -66,28 +51,22 @@ TABLE: Final = (
 )
 """Every key that is not built yet."""
 
-LAUNCHERS_SIZES: Final = ("nodes", "procs", "cores per task")
+LAUNCHERS_SIZES: Final = ("nodes",)
 """Sizes that only a launcher reads: under ``batch.type: local`` there is none, and any size is fine, as upstream."""
-
-TOKENS: Final[Mapping[str, str]] = {
-    "LAUNCHER": "start the program without it, on one core of one host",
-    "VLAUNCHER": "start the program without it, on one core of one host",
-}
-"""Every token that is not built yet, and what to do instead."""
 
 
 def not_yet(spec: StudySpec) -> list[Fault]:
     """Find everything in a study that is not built yet.
 
     Args:
-        spec: The study as written. What tokens become is the compiler's to check, with `size_fault` and `token_faults`.
+        spec: The study as written. What tokens become is the compiler's to check, with `size_fault`.
 
     Returns:
         Faults with reason ``NotYetSupported``, in the order of the table, then of the text.
     """
     document = spec.model_dump(by_alias=True, exclude_unset=True)
     local = tuple(f"spec.study[{at}].run." for at, step in enumerate(spec.study) if _type(spec, step) == "local")
-    faults = [
+    return [
         _fault(path, _shown(value), entry.cure)
         for entry in TABLE
         for path, value in _find(document, entry.key, "spec")
@@ -95,26 +74,18 @@ def not_yet(spec: StudySpec) -> list[Fault]:
         and not entry.harmless(value)
         and not (entry.key[-1] in LAUNCHERS_SIZES and path.startswith(local))
     ]
-    for path, text in _texts(document):
-        faults += token_faults(text, path)
-    return faults
 
 
 def size_fault(key: str, value: int, path: str) -> Fault | None:
     """Judge a size whose token is expanded now.
 
     Args:
-        key: Which of ``run``'s: ``nodes``, ``procs``, ``cores per task``, ``gpus`` or ``gpus per task``.
+        key: Which of ``run``'s.
         value: What it became.
         path: Where it stands.
     """
     entry = next(entry for entry in TABLE if entry.key == (*_RUN, key))
     return None if entry.harmless(value) else _fault(path, _shown(value), entry.cure)
-
-
-def token_faults(text: str, path: str) -> list[Fault]:
-    """Find tokens that are not built yet in a text, such as a script that is expanded now."""
-    return [_fault(path, f"$({name})", cure) for name, cure in TOKENS.items() if f"$({name})" in text]
 
 
 def _type(spec: StudySpec, step: Step) -> str:
@@ -147,17 +118,3 @@ def _find(value: Any, key: tuple[str, ...], path: str) -> Iterator[tuple[str, An
             yield from _find(item, key[1:], f"{path}[{index}]")
     elif isinstance(value, Mapping) and key[0] in value:
         yield from _find(value[key[0]], key[1:], f"{path}.{key[0]}")
-
-
-def _texts(document: Any) -> Iterator[tuple[str, str]]:
-    """Path and text of everything that a script is made of."""
-    keys: tuple[tuple[str, ...], ...] = ((*_RUN, "cmd"), (*_RUN, "restart"), ("merlin", "samples", "generate", "cmd"))
-    for key in keys:
-        yield from _find(document, key, "spec")
-    for key in (("env", "variables"), ("env", "labels"), ("vars",)):
-        for path, table in _find(document, key, "spec"):
-            yield from ((f"{path}.{name}", text) for name, text in table.items() if isinstance(text, str))
-    for path, table in _find(document, ("global.parameters",), "spec"):
-        for name, parameter in table.items():
-            for index, value in enumerate(parameter["values"]):
-                yield f"{path}.{name}.values[{index}]", str(value)

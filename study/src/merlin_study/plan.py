@@ -14,6 +14,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from merlin_study.launchers import Launch
+
 PLAN_VERSION: Final = 1
 """Raised when an older agent could misread a plan."""
 
@@ -92,6 +94,7 @@ class PlannedStep(_Model):
 
     ``parameters`` are the keys that the step uses, sorted; they decide its combinations. ``retry_delay`` and
     ``walltime`` are in seconds. ``suffix`` goes between name and ending of the script (``.slurm`` for instance).
+    ``launch`` is what ``$(LAUNCHER)`` asks for; None where the batch type has no launcher, and tokens are the shell's.
     ``warm``: tasks may share an interpreter that is started once; ``preload``: the modules that a shared Python has imported.
     """
 
@@ -110,6 +113,7 @@ class PlannedStep(_Model):
     suffix: str
     warm: bool = True
     preload: tuple[str, ...] = ()
+    launch: Launch | None = None
 
 
 class Plan(_Model):

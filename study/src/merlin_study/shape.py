@@ -27,6 +27,18 @@ class Shape:
         """The shape as a subject token."""
         return f"n{self.nodes}-c{self.cores}-g{self.gpus}-m{self.memory_class}-w{self.walltime_class}"
 
+    def fits(self, *, nodes: int, cores: int, gpus: int) -> bool:
+        """Whether one task fits an agent of so many nodes with so many cores and GPUs each."""
+        return self.nodes <= nodes and self.cores <= cores and self.gpus <= gpus
+
+    def cost(self, *, cores: int, gpus: int) -> int:
+        """Return how many cores' worth of a node with ``cores`` and ``gpus`` one task takes.
+
+        A task that has a quarter of the GPUs leaves room for three of its kind, however few cores it has.
+        """
+        by_gpus = -(-self.gpus * cores // gpus) if gpus else 0
+        return max(1, self.cores, by_gpus)
+
     @property
     def least_seconds(self) -> int:
         """The declared time that a task of this shape may need at most; 0 where none is declared or it is open-ended."""

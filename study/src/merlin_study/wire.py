@@ -252,7 +252,7 @@ class QueueFigures(Message):
 
 
 class Heartbeat(Message):
-    """An agent's sign of life and what it can take. ``queues`` empty: any. ``holds``: fences started and not finished.
+    """An agent's sign of life and what it can take; ``slots`` are cores. ``queues`` empty: any. ``holds``: fences started and not finished.
 
     ``full``: studies whose workspace has no room. ``leaving``: the agent drains and takes nothing more; ``left``: this is its last word. ``figures`` only ever grow.
     """
@@ -263,6 +263,7 @@ class Heartbeat(Message):
     pid: int
     version: str
     slots: int
+    gpus: int = 0
     busy: int = 0
     queues: tuple[str, ...] = ()
     allocation: AllocationFacts = AllocationFacts()

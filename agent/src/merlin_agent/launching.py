@@ -1,0 +1,42 @@
+"""Which launcher starts parallel steps on this machine, and what it is told through the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache
+
+from merlin_agent import allocation, schedulers
+from merlin_study import launchers
+from merlin_study.launchers import Kind
+from merlin_study.plan import PlannedStep
+
+
+@cache
+def kind(batch_type: str) -> Kind | None:
+    """Return the launcher of a batch type here; asked of the machine once."""
+    return schedulers.launcher(batch_type, os.environ, allocation.ask)
+
+
+def expand(text: str, step: PlannedStep, shell: str) -> str:
+    """Return a task's script with launch lines in the place of their tokens.
+
+    Raises:
+        launchers.LaunchError: the step asks for what this machine's launcher can't do.
+    """
+    if step.launch is None or "LAUNCHER)" not in text:
+        return text
+    found = kind(step.launch.type)
+    return text if found is None else launchers.expand(text, step.launch, found, walltime=step.walltime, shell=shell)
+
+
+def variables(batch_type: str, environ: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return what the environment of a step with launches gets, where its author has not said otherwise.
+
+    Slurm gives each ``srun`` all of a node unless told to take what it asks for (``--exact``), and an agent that ``srun`` itself
+    started holds the whole node already, so that inner ones would wait for it for ever (``--overlap``).
+    """
+    if kind(batch_type) is not Kind.SRUN:
+        return {}
+    name = "SLURM_OVERLAP" if environ.get("SLURM_STEP_ID", "").isdigit() else "SLURM_EXACT"
+    return {} if name in environ else {name.encode(): b"1"}

@@ -1,0 +1,53 @@
+"""From the sizes of a step to what one of its tasks takes of the hosts, and to what its launcher is asked for. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merlin_study.launchers import Launch
+from merlin_study.shape import Shape, walltime_class
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a step as numbers; None is what it leaves open. ``cores`` and ``gpus_per_task`` are for each process."""
+
+    nodes: int | None = None
+    procs: int | None = None
+    cores: int | None = None
+    gpus: int | None = None
+    gpus_per_task: int | None = None
+
+
+def shape(sizes: Sizes, *, launched: bool, walltime: int | None) -> Shape:
+    """Return what one task takes on each of its nodes.
+
+    Args:
+        sizes: The step's.
+        launched: Whether a launcher starts its processes. Without one (``batch.type: local``) a task is one process that has one
+            core, whatever sizes it names for launchers; its GPUs count.
+        walltime: The declared limit in seconds.
+    """
+    nodes = (sizes.nodes or 1) if launched else 1
+    procs = (sizes.procs or nodes) if launched else 1
+    on_each = -(-procs // nodes)
+    gpus = sizes.gpus if sizes.gpus is not None else (sizes.gpus_per_task or 0) * procs
+    return Shape(
+        nodes=nodes,
+        cores=on_each * (sizes.cores or 1) if launched else 1,
+        gpus=-(-gpus // nodes),
+        walltime_class=walltime_class(walltime),
+    )
+
+
+def launch(kind: str, sizes: Sizes, arguments: dict[str, str]) -> Launch:
+    """Return what the launcher of a batch type is asked for; ``arguments`` as `Launch` has them."""
+    return Launch(
+        type=kind,
+        nodes=sizes.nodes,
+        procs=sizes.procs,
+        cores=sizes.cores,
+        gpus=sizes.gpus,
+        gpus_per_task=sizes.gpus_per_task,
+        arguments=arguments,
+    )

@@ -1,0 +1,156 @@
+"""What tasks take of a host: never more than there is, large ones in their turn, each GPU once."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.launch import DirectLauncher
+from merlin_agent.resources import Pool, Share
+from merlin_agent.slots import Feed, Slot, Slots
+from merlin_study import needs, wire
+from merlin_study.needs import Sizes
+from merlin_study.outcome import Outcome
+from merlin_study.shape import Shape
+from merlin_study.taskset import TaskSet
+from tests.ground import eventually
+
+
+def chunk(tasks: int, *, urgent: bool = False) -> ChunkRun:
+    held = TaskSet(first=0, width=tasks)
+    return ChunkRun(wire.Chunk(study="s", plan="p", step=0, fence=1, epoch=1, tasks=held, attempt=1), urgent=urgent)
+
+
+def test_a_pool_gives_each_core_and_each_gpu_once() -> None:
+    pool = Pool(4, ("0", "1"))
+    one = pool.take(Shape(cores=3, gpus=1))
+    assert one == Share(3, ("0",))
+    assert pool.take(Shape(cores=2)) is None
+    two = pool.take(Shape(cores=1, gpus=1))
+    assert two == Share(1, ("1",))
+    assert pool.busy == 4
+    pool.give(one)
+    assert pool.take(Shape(gpus=1)) == Share(1, ("0",))
+
+
+def test_what_comes_back_twice_is_a_bug_that_is_told() -> None:
+    with pytest.raises(AssertionError, match="this is a bug"):
+        Pool(1).give(Share(1))
+
+
+def test_a_task_sees_its_gpus_and_one_without_any_sees_what_the_job_does() -> None:
+    assert Share(1, ("2", "3")).variables() == {b"CUDA_VISIBLE_DEVICES": b"2,3", b"ROCR_VISIBLE_DEVICES": b"2,3"}
+    assert Share(1).variables() == {}
+
+
+def test_no_small_task_overtakes_a_large_one_that_waits() -> None:
+    """What becomes free is kept for it; else it would wait for as long as there are small ones."""
+    feed = Feed(Pool(2))
+    small, large, more = chunk(1), chunk(1), chunk(5)
+    for run, cores in ((small, 1), (large, 2), (more, 1)):
+        feed.add(run, Nothing(), Shape(cores=cores))
+    first = feed.take()
+    assert first is not None
+    assert first.run is small
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(feed.take()))
+    thread.start()
+    eventually(lambda: feed.idle == 1)
+    assert found == []
+    second = feed.take(first.share)
+    assert second is not None
+    assert second.run is large
+    feed.close()
+    thread.join()
+
+
+class Nothing:
+    """`slots.Work` that notes what ran beside what."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.cores = self.most = 0
+        self.gpus: Counter[str] = Counter()
+        self.shared = False
+
+    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+        del run
+        with self.lock:
+            self.cores += slot.share.cores
+            self.most = max(self.most, self.cores)
+            self.gpus.update(slot.share.gpus)
+            self.shared |= any(count > 1 for count in self.gpus.values())
+        time.sleep(0.001)
+        with self.lock:
+            self.cores -= slot.share.cores
+            self.gpus.subtract(slot.share.gpus)
+        return Ended(task, Outcome.SUCCEEDED)
+
+
+@pytest.fixture
+def work() -> Iterator[Nothing]:
+    work = Nothing()
+    yield work
+    assert work.cores == 0
+
+
+def test_a_mixed_load_never_takes_more_than_the_host_has(work: Nothing) -> None:
+    ended: list[Ended] = []
+
+    async def scenario() -> None:
+        done = asyncio.Event()
+
+        def deliver(batch: list[tuple[ChunkRun, Ended]]) -> None:
+            ended.extend(each for _, each in batch)
+            if len(ended) == 150:
+                done.set()
+
+        slots = Slots(
+            4,
+            gpus=("0", "1"),
+            launcher=DirectLauncher({}),
+            watch=lambda _slot, _group: None,
+            deliver=deliver,
+            grace=0.1,
+        )
+        slots.start()
+        for shape in (Shape(), Shape(cores=4), Shape(cores=3, gpus=1), Shape(gpus=2), Shape(cores=2)):
+            slots.feed.add(chunk(30), work, shape)
+        async with asyncio.timeout(30):
+            await done.wait()
+        slots.close()
+
+    asyncio.run(scenario())
+    assert work.most == 4
+    assert not work.shared
+
+
+@pytest.mark.parametrize(
+    ("sizes", "launched", "expected"),
+    [
+        (Sizes(), False, Shape()),
+        (Sizes(nodes=2, procs=8, cores=3), False, Shape()),
+        (Sizes(gpus=2), False, Shape(gpus=2)),
+        (Sizes(gpus_per_task=1), False, Shape(gpus=1)),
+        (Sizes(procs=4), True, Shape(cores=4)),
+        (Sizes(nodes=2), True, Shape(nodes=2)),
+        (Sizes(nodes=2, procs=5, cores=2), True, Shape(nodes=2, cores=6)),
+        (Sizes(nodes=2, procs=4, gpus=4), True, Shape(nodes=2, cores=2, gpus=2)),
+        (Sizes(nodes=2, procs=4, gpus_per_task=1), True, Shape(nodes=2, cores=2, gpus=2)),
+    ],
+)
+def test_a_step_s_sizes_say_what_a_task_takes_of_each_node(sizes: Sizes, launched: bool, expected: Shape) -> None:  # noqa: FBT001 - a column of the table
+    assert needs.shape(sizes, launched=launched, walltime=None) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "gpus", "cost"),
+    [(Shape(), 0, 1), (Shape(cores=4), 0, 4), (Shape(gpus=1), 4, 14), (Shape(cores=20, gpus=1), 4, 20)],
+)
+def test_a_task_costs_the_larger_of_its_cores_and_its_part_of_the_gpus(shape: Shape, gpus: int, cost: int) -> None:
+    """A host of 56 cores and 4 GPUs runs four tasks of a GPU each at once, so each counts for 14 cores."""
+    assert shape.cost(cores=56, gpus=gpus) == cost
