@@ -84,8 +84,8 @@ def size_fault(key: str, value: int, path: str) -> Fault | None:
         value: What it became.
         path: Where it stands.
     """
-    entry = next(entry for entry in TABLE if entry.key == (*_RUN, key))
-    return None if entry.harmless(value) else _fault(path, _shown(value), entry.cure)
+    entry = next((entry for entry in TABLE if entry.key == (*_RUN, key)), None)
+    return None if entry is None or entry.harmless(value) else _fault(path, _shown(value), entry.cure)
 
 
 def _type(spec: StudySpec, step: Step) -> str:
