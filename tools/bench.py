@@ -1,33 +1,43 @@
-"""Measure bash tasks a second, end to end through the broker, beside HyperQueue and ``xargs -P`` in the same run.
+"""Measure what a task costs, beside HyperQueue, ``xargs -P``, GNU parallel and the kernel's own limit, in the same run.
 
-The task is an empty bash script. Each contender runs it as often, with as many slots, with every file on the same file
-system (memory, where there is ``/dev/shm``): script, ``.out`` and ``.err`` a task, ours with directory and marker file as
-well. HyperQueue and xargs get directories and scripts made before the clock starts; ours makes its own while it runs.
-Repetitions are interleaved, so that a busy moment hits all alike; ratios of the medians come first.
+The task is a bash script that does nothing, or waits inside bash (``read -t``) so that no other program is started. Each contender runs it
+as often, with as many slots, with every file on the same file system (memory, where there is ``/dev/shm``): script,
+``.out`` and ``.err`` a task, ours with directory and marker file as well. Peers get directories and scripts made before the
+clock starts; ours makes its own while it runs. Repetitions are interleaved, so that a busy moment hits all alike; ratios of
+medians come first.
 
-    python tools/bench.py [--tasks 2000] [--slots 2] [--repeat 3]
+    python tools/bench.py [--tasks 2000] [--slots 2] [--repeat 3] [--seconds 0 0.01 0.1 1] [--write docs/benchmarks]
+
+Contenders that are not on this machine are left out and named. Upstream's Merlin runs where ``MERLIN_1_13`` names a Python environment
+that has it, beside a redis-server on the PATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import bench_peers, bench_report
+from tools.bench_report import Cell, Resting
 
 SPEC = """\
-description: {{name: bench, description: empty bash tasks}}
+description: {{name: bench, description: bash tasks that do nothing}}
 study:
 - name: task
-  description: does nothing
-  run: {{cmd: ": $(S)"}}
+  description: does nothing for a while
+  run: {{cmd: "{cmd}", warm: {warm}}}
 merlin:
   samples:
     generate: {{cmd: "seq {tasks} > $(MERLIN_INFO)/s.csv"}}
@@ -35,11 +45,16 @@ merlin:
     column_labels: [S]
     level_max_dirs: 100
 """
+LEAST: Final = 20
+"""Tasks of a cell at least, and what a cell of long tasks lasts for at most, in seconds."""
+LONGEST: Final = 5.0
 
 
-def ours(root: Path, *, tasks: int, slots: int) -> float:
+def ours(root: Path, *, tasks: int, slots: int, seconds: float, warm: bool = True) -> float:
     """Return seconds from the first task's script to the last one's marker, in a whole ``merlin run --local``."""
-    (root / "bench.yaml").write_text(SPEC.format(tasks=tasks), encoding="utf-8")
+    cmd = bench_peers.wait_text(root, seconds) + " # $(S)"
+    text = SPEC.format(tasks=tasks, cmd=cmd, warm=str(warm).lower())
+    (root / "bench.yaml").write_text(text, encoding="utf-8")
     merlin = Path(sys.executable).with_name("merlin")
     subprocess.run(
         [merlin, "run", "bench.yaml", "--local", "--slots", str(slots)], cwd=root, check=True, stdout=subprocess.DEVNULL
@@ -52,93 +67,126 @@ def ours(root: Path, *, tasks: int, slots: int) -> float:
     return (max(marks) - first) / 1e9
 
 
-def _scripts(root: Path, tasks: int, text: str) -> list[Path]:
-    """Make a directory and a script for each task, as the other contenders need them."""
-    scripts = []
-    for number in range(tasks):
-        directory = root / f"{number // 100:04d}" / f"{number % 100:02d}"
-        directory.mkdir(parents=True)
-        (directory / "task.sh").write_text(text, encoding="utf-8")
-        scripts.append(directory / "task.sh")
-    return scripts
+def started(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
+    """Return ours, with a new interpreter for each task."""
+    return ours(root, tasks=tasks, slots=slots, seconds=seconds, warm=False)
 
 
-def xargs(root: Path, *, tasks: int, slots: int) -> float:
-    """Return seconds that ``xargs -P`` takes to run each script in a bash of its own."""
-    scripts = _scripts(root, tasks, "exec > ${0%.sh}.out 2> ${0%.sh}.err\n: $S\n")
-    begin = time.perf_counter()
-    subprocess.run(
-        ["xargs", "-P", str(slots), "-n", "1", "bash"], input="\n".join(map(str, scripts)), text=True, check=True
-    )
-    return time.perf_counter() - begin
+CONTENDERS: Final[Mapping[str, Callable[..., float]]] = {
+    "merlin": ours,
+    "merlin, run.warm: false": started,
+    "hyperqueue": bench_peers.hyperqueue,
+    "xargs -P": bench_peers.xargs,
+    "parallel": bench_peers.parallel,
+    "merlin 1.13": bench_peers.upstream,
+    "fork and wait": bench_peers.forks,
+}
 
 
-def hyperqueue(root: Path, *, tasks: int, slots: int) -> float:
-    """Return seconds from submission to the last task's end, with HyperQueue's server and worker up before."""
-    from hyperqueue.cluster import LocalCluster, WorkerConfig
-    from hyperqueue.job import Job
+@dataclass(slots=True)
+class Files:
+    """What a contender leaves on disk, for each task."""
 
-    scripts = _scripts(root, tasks, ": $S\n")
-    with LocalCluster() as cluster:
-        cluster.start_worker(WorkerConfig(cores=slots))
-        client = cluster.client()
-        job = Job()
-        for script in scripts:
-            job.program(
-                ["bash", str(script)],
-                cwd=str(script.parent),
-                stdout=str(script.with_suffix(".out")),
-                stderr=str(script.with_suffix(".err")),
-            )
-        begin = time.perf_counter()
-        client.wait_for_jobs([client.submit(job)])
-        return time.perf_counter() - begin
+    count: float = 0.0
+    size: float = 0.0
 
 
-CONTENDERS: dict[str, Callable[..., float]] = {"merlin": ours, "hyperqueue": hyperqueue, "xargs": xargs}
+@dataclass(slots=True)
+class Run:
+    """All that a run of the benchmark found."""
+
+    cells: dict[tuple[str, float], Cell] = field(default_factory=dict)
+    files: dict[str, Files] = field(default_factory=dict)
 
 
-def measure(name: str, memory: Path | None, *, tasks: int, slots: int) -> float:
-    """Return a contender's tasks a second, in a process and a directory of its own."""
-    root = Path(tempfile.mkdtemp(prefix=f"merlin-bench-{name}-", dir=memory))
-    command = [sys.executable, __file__, "--one", name, "--in", str(root), "--tasks", str(tasks), "--slots", str(slots)]
+def measure(name: str, memory: Path | None, *, tasks: int, slots: int, seconds: float) -> tuple[float, Files]:
+    """Return how long a contender took, and what it left, in a process and a directory of its own."""
+    root = Path(tempfile.mkdtemp(prefix="merlin-bench-", dir=memory))
+    command = [sys.executable, __file__, "--one", name, "--in", str(root), "--seconds", str(seconds)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "--tasks", str(tasks), "--slots", str(slots)], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             sys.exit(f"bench: {name} failed:\n{done.stderr}")
-        return tasks / float(done.stdout.split()[-1])
+        found = [path for path in root.rglob("task/**/*" if name.startswith("merlin") else "*") if path.is_file()]
+        size = sum(path.stat().st_size for path in found)
+        return float(done.stdout.split()[-1]), Files(len(found) / tasks, size / tasks)
     finally:
         shutil.rmtree(root)
 
 
+def amount(tasks: int, slots: int, seconds: float) -> int:
+    """Return how many tasks of a length make a cell."""
+    return tasks if not seconds else max(LEAST * slots, min(tasks, int(LONGEST * slots / seconds)) // slots * slots)
+
+
+def compare(names: list[str], memory: Path | None, options: argparse.Namespace) -> Run:
+    """Run every contender with every length of task, in turn."""
+    run = Run()
+    for turn in range(options.repeat):
+        for seconds in options.seconds:
+            tasks = amount(options.tasks, options.slots, seconds)
+            for name in names:
+                if name == "fork and wait" and seconds:
+                    continue
+                took, left = measure(name, memory, tasks=tasks, slots=options.slots, seconds=seconds)
+                cell = run.cells.setdefault((name, seconds), Cell(name, seconds, tasks, options.slots))
+                cell.took.append(took)
+                run.files.setdefault(name, left)
+                rate = f"{tasks / took:8.0f} tasks/s" if not seconds else f"overhead {cell.overhead:7.2%}"
+                print(f"  turn {turn + 1} of {options.repeat}: {name:24s} {seconds:5g} s {rate}", flush=True)
+    return run
+
+
 def main() -> None:
-    """Run all contenders in turn and print ratios, then rates."""
+    """Run all contenders in turn; print ratios, then rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=2000)
+    parser.add_argument("--tasks", type=int, default=2000, help="tasks that do nothing; longer ones run fewer times")
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--write", type=Path, help="a directory for the table and the picture")
+    parser.add_argument("--disk", type=Path, help="where the files go instead of memory")
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--in", dest="root", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(CONTENDERS[arguments.one](arguments.root, tasks=arguments.tasks, slots=arguments.slots))
+    options = parser.parse_args()
+    if options.one:
+        took = CONTENDERS[options.one](
+            options.root, tasks=options.tasks, slots=options.slots, seconds=options.seconds[0]
+        )
+        print(took)
         return
-    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
-    rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    for turn in range(arguments.repeat):
-        for name in CONTENDERS:
-            rate = measure(name, memory, tasks=arguments.tasks, slots=arguments.slots)
-            rates[name].append(rate)
-            print(f"  turn {turn + 1} of {arguments.repeat}: {name:10s} {rate:8.0f} tasks/s", flush=True)
-    middle = {name: statistics.median(each) for name, each in rates.items()}
-    print(
-        f"\n{arguments.tasks} empty bash tasks, {arguments.slots} slots, {os.cpu_count()} cores, {platform.platform()}"
+    memory = options.disk or (Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None)
+    names = [name for name in options.only if name not in bench_peers.absent()]
+    print(f"load before: {os.getloadavg()[0]:.2f}; not here: {', '.join(bench_peers.absent()) or 'nothing'}")
+    begun = time.time()
+    run = compare(names, memory, options)
+    resting = rest()
+    report = bench_report.Report(
+        cells=list(run.cells.values()),
+        files={name: (left.count, left.size) for name, left in run.files.items()},
+        resting=resting,
+        absent=bench_peers.absent(),
+        where="a directory on disk" if options.disk else "memory" if memory else "the temporary directory",
+        begun=begun,
     )
-    print(f"files in {'memory' if memory else 'the temporary directory'}; ratios of medians:")
-    for name in ("hyperqueue", "xargs"):
-        print(f"  merlin / {name:10s} {middle['merlin'] / middle[name]:6.2f}")
-    for name, each in rates.items():
-        print(f"  {name:10s} least {min(each):8.0f}  median {middle[name]:8.0f}  most {max(each):8.0f} tasks/s")
+    text = bench_report.table(report)
+    print("\n" + text)
+    if options.write:
+        options.write.mkdir(parents=True, exist_ok=True)
+        (options.write / "tasks.md").write_text(text, encoding="utf-8")
+        (options.write / "tasks.svg").write_text(bench_report.picture(report), encoding="utf-8")
+
+
+def rest() -> Resting:
+    """Measure an agent that has nothing to do, and how long a single task takes on it."""
+    from tools import bench_idle
+
+    with tempfile.TemporaryDirectory() as directory:
+        times, share, memory = bench_idle.measure(Path(directory))
+    return Resting(statistics.median(times), max(times), share, memory)
 
 
 if __name__ == "__main__":
