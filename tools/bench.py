@@ -161,7 +161,7 @@ def main() -> None:
     memory = options.disk or (Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None)
     names = [name for name in options.only if name not in bench_peers.absent()]
     print(f"load before: {os.getloadavg()[0]:.2f}; not here: {', '.join(bench_peers.absent()) or 'nothing'}")
-    begun = time.time()
+    begun, load = time.time(), os.getloadavg()[0]
     run = compare(names, memory, options)
     resting = rest()
     report = bench_report.Report(
@@ -171,6 +171,7 @@ def main() -> None:
         absent=bench_peers.absent(),
         where="a directory on disk" if options.disk else "memory" if memory else "the temporary directory",
         begun=begun,
+        load=load,
     )
     text = bench_report.table(report)
     print("\n" + text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 OURS = "merlin"
+QUIET = 0.5
 COLOUR, OTHER = "#1f6fb4", "#9aa3ad"
 
 
@@ -61,6 +62,7 @@ class Report:
     absent: Sequence[str]
     where: str
     begun: float
+    load: float
 
 
 def machine() -> str:
@@ -88,7 +90,7 @@ def table(report: Report) -> str:
         ),
         (
             f"{when}, {machine()}; {slots} slots, files in {report.where}. "
-            f"Not on that machine: {', '.join(report.absent) or 'none'}.\n"
+            f"Not on that machine: {', '.join(report.absent) or 'none'}.{_busy(report.load)}\n"
         ),
         "![Tasks a second](tasks.svg)\n",
         "## Tasks that do nothing\n",
@@ -124,6 +126,16 @@ def table(report: Report) -> str:
         ),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _busy(load: float) -> str:
+    """What a reader must know where the machine was not quiet."""
+    if load < QUIET:
+        return ""
+    return (
+        f" **The machine was busy with other work (load {load:.1f} before)**: only the ratios tell something, "
+        "and rates and overheads are worse than on a quiet one."
+    )
 
 
 def _share(cell: Cell) -> str:
