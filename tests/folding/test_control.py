@@ -142,6 +142,7 @@ class Bench:
             assert mine.total == theirs.total
             width = mine.total or 1
             assert mine.final.read(0, width) == theirs.final.read(0, width)
+            assert mine.issued.read(0, width) == theirs.issued.read(0, width)
             assert mine.blocked.read(0, width) == theirs.blocked.read(0, width)
         assert again.honoured == self.ledger.honoured
 

@@ -4,8 +4,9 @@ A switch is a level (``suspend``, ``cancel``, ``priority``, ``maxInFlight``) or 
 ``restart``). What happened to a request stands in the log, so it survives a crash at any point, and a Study that is
 restored from an older backup asks for nothing that was done before.
 
-Before anything is dropped, every chunk that nobody has started is withdrawn: the operator takes its fence as an agent
-would, so nobody can start it any more, and what is out then is exactly what runs.
+Before anything is dropped or restarted, every chunk that nobody has started is withdrawn: the operator takes its fence as an
+agent would, so nobody can start it any more, and what is out then is exactly what runs, which the log tells. Else the
+verdict would do one thing in this process and another in the one that folds the log after it.
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ class Control:
     @property
     def holds(self) -> bool:
         """Whether nothing may be issued now."""
-        return self.switches.suspend or self.stopped or self._asked_drop() is not None
+        return (
+            self.switches.suspend or self.stopped or self._asked_drop() is not None or self._asked_restart() is not None
+        )
 
     def _asked_drop(self) -> wire.Dropped | None:
         ledger, below = self.ledger, self.ledger.next_fence
@@ -163,10 +166,8 @@ class Control:
         if not self.ledger.noted:
             fresh = self.ledger.first_at is None
             return wire.Noted(tokens=self.switches.tokens if fresh else ())
-        asked = self._asked_drop()
-        if asked is not None:
-            return None if any(self._unstarted()) else asked
-        return self._asked_restart()
+        asked = self._asked_drop() or self._asked_restart()
+        return None if asked is None or any(self._unstarted()) else asked
 
     def _unstarted(self) -> Iterator[Fence]:
         return (fence for fence in self.ledger.fences.values() if fence.holder is None)

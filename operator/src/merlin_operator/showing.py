@@ -48,7 +48,7 @@ def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
     site = None if study.site == subjects.ANY_SITE else study.site
     for at, step in enumerate(study.plan.steps):
         tasks = study.ledger.steps[at]
-        if tasks.complete or not (tasks.available or len(tasks.issued) > len(tasks.final)):
+        if tasks.complete or not (tasks.available or tasks.handed_out > len(tasks.final)):
             continue
         if not any(fleet.serves(agent, site=site, queue=step.queue, needs=step.shape) for agent in live):
             where = f" at site {site}" if site is not None else ""

@@ -159,7 +159,7 @@ class Unroller:
     def _size(ledger: Ledger, step: int, capacity: Capacity) -> int:
         """Return how many tasks the step's next chunk should hold."""
         tasks = ledger.steps[step]
-        left = max((tasks.total or 0) - len(tasks.issued), len(tasks.issued) - len(tasks.final))
+        left = max((tasks.total or 0) - tasks.handed_out, tasks.handed_out - len(tasks.final))
         size = -(-left // (4 * capacity.slots))
         mean = ledger.mean_seconds(step)
         if mean:

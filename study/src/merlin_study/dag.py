@@ -105,7 +105,8 @@ class Dag:
         """Have those wait again that were ready because of ``tasks``, and are not handed out."""
         for at, waits in self._readiness.dependants(step, tasks, barriers=True):
             child = self.steps[at]
-            idle = child.ready.read(waits.first, waits.width) & ~child.issued.read(waits.first, waits.width)
+            taken = child.issued.read(waits.first, waits.width) | child.out.read(waits.first, waits.width)
+            idle = child.ready.read(waits.first, waits.width) & ~taken
             if (held := TaskSet.from_bits(waits.first, idle & waits.bits)) is not None:
                 child.ready.remove(held)
 

@@ -150,7 +150,7 @@ class Ledger:
             return
         if not self.dag.fits(chunk.step, chunk.tasks):
             return
-        self.steps[chunk.step].issue(chunk.tasks)
+        self.steps[chunk.step].hand_out(chunk.tasks)
         self.fences[chunk.fence] = Fence(chunk, chunk.tasks.bits)
 
     def _start(self, entry: wire.Start) -> None:
@@ -158,6 +158,7 @@ class Ledger:
         fence = self.fences.get(entry.chunk.fence)
         if fence is not None and fence.holder is None:
             fence.holder = entry.agent
+            self.steps[fence.chunk.step].issue(fence.chunk.tasks)
 
     def _report(self, report: wire.Report, at: float) -> None:
         fence = self.fences.get(report.fence)
@@ -270,7 +271,7 @@ class Ledger:
             self._closed.add_range(entry.fence, 1)
         elif fence.holder is None:
             self._close(entry.fence)
-            self._again(fence, 0.0, lost=fence.chunk.lost)
+            self._take_back(fence)
 
     def _lose(self, entry: wire.Lost) -> None:
         fence = self.fences.get(entry.fence)
@@ -352,6 +353,14 @@ class Ledger:
         del self.fences[number]
         self._closed.add_range(number, 1)
 
+    def _take_back(self, fence: Fence) -> None:
+        """Have the tasks of a chunk that nobody started wait as they did before it was made."""
+        remaining = fence.remaining
+        rest = self.steps[fence.chunk.step].take_back(remaining) if remaining is not None else None
+        if rest is not None:
+            chunk = fence.chunk
+            self._wait(chunk, rest, 0.0, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
+
     def _again(self, fence: Fence, at: float, *, lost: tuple[wire.LostHolder, ...]) -> None:
         if (tasks := fence.remaining) is not None:
             chunk = fence.chunk
@@ -383,7 +392,7 @@ class Ledger:
     @property
     def unrolled(self) -> bool:
         """Whether every task has been issued at least once."""
-        return all(step.total is not None and len(step.issued) >= step.total for step in self.steps)
+        return all(step.total is not None and step.handed_out >= step.total for step in self.steps)
 
     def due(self, now: float) -> Waiting | None:
         """Take the next retry or rest that is due at ``now`` (Unix seconds), or None. What is over by now is left out."""
@@ -398,7 +407,7 @@ class Ledger:
         gone = self.fences.get(chunk.fence)
         if gone is not None and gone.holder is None and gone.chunk == chunk:
             del self.fences[chunk.fence]
-            self._again(gone, 0.0, lost=gone.chunk.lost)
+            self._take_back(gone)
 
     def settle_waiting(self) -> None:
         """Drop from what waits the tasks that are out after all, in a chunk that was found in the stream."""

@@ -1,9 +1,10 @@
 """One step's tasks in the ledger: which may run, which were issued, which are over.
 
-Four bits a task and nothing else: *ready* (all it waits for is over), *issued* (in a chunk now or before), *final* (has
-an outcome) and *blocked* (failed, or cancelled because of a failure: what depends on it never runs). What did not succeed
-is also kept as a mask per outcome and exit code, so that a restart can name it. The next tasks to issue are those ready
-and not issued; a hint remembers below which index there are none.
+A few bits a task and nothing else: *ready* (all it waits for is over), *issued* (in a chunk that somebody started, now or
+before), *final* (has an outcome) and *blocked* (failed, or cancelled because of a failure: what depends on it never runs).
+These are functions of the log. *Out* is not: in a chunk that was published for the first time and that nobody has started yet, of
+which the log knows nothing. What did not succeed is also kept as a mask per outcome and exit code, so that a restart can name
+it. The next tasks to issue are those ready, not issued and not out; a hint remembers below which index there are none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class StepTasks:
     """The state of one step; ``total`` is None until the number of samples is known."""
 
     __slots__ = (
-        *("_hint", "blocked", "combination_done", "ended", "final", "fresh", "issued", "outcomes", "ready"),
+        *("_hint", "blocked", "combination_done", "ended", "final", "fresh", "issued", "out", "outcomes", "ready"),
         *("succeeded", "total"),
     )
 
@@ -31,6 +32,7 @@ class StepTasks:
         self.total = total
         self.ready = Bitmap()
         self.issued = Bitmap()
+        self.out = Bitmap()
         self.final = Bitmap()
         self.succeeded = Bitmap()
         self.blocked = Bitmap()
@@ -49,8 +51,13 @@ class StepTasks:
 
     @property
     def available(self) -> int:
-        """How many tasks are ready and not issued."""
-        return len(self.ready) - len(self.issued)
+        """How many tasks are ready and in no chunk."""
+        return len(self.ready) - self.handed_out
+
+    @property
+    def handed_out(self) -> int:
+        """How many tasks are in a chunk, now or before."""
+        return len(self.issued) + len(self.out)
 
     def make_ready(self, tasks: TaskSet) -> None:
         """Allow tasks to be issued."""
@@ -63,18 +70,34 @@ class StepTasks:
             self.ready.add_range(0, self.total)
             self._hint = 0
 
+    def hand_out(self, tasks: TaskSet) -> None:
+        """Note that tasks are in a chunk that nobody has started. What is handed out was ready, also where that is not known."""
+        self.ready.add(tasks)
+        if (
+            fresh := TaskSet.from_bits(tasks.first, tasks.bits & ~self.issued.read(tasks.first, tasks.width))
+        ) is not None:
+            self.out.add(fresh)
+
+    def take_back(self, tasks: TaskSet) -> TaskSet | None:
+        """Undo `hand_out`; return the tasks that were issued before, of which something else has to be remembered."""
+        out = self.out.read(tasks.first, tasks.width)
+        self.out.remove(tasks)
+        self._hint = min(self._hint, tasks.first)
+        return TaskSet.from_bits(tasks.first, tasks.bits & ~out)
+
     def issue(self, tasks: TaskSet) -> None:
-        """Note that tasks are in a chunk. What was issued was ready, also where the log that made it so is gone."""
+        """Note that tasks are in a chunk that somebody has started."""
         self.ready.add(tasks)
         self.issued.add(tasks)
+        self.out.remove(tasks)
 
     def next_tasks(self, most: int) -> TaskSet | None:
-        """Return up to ``most`` tasks that are ready and not issued, the lowest first; None where there are none."""
+        """Return up to ``most`` tasks that are ready and in no chunk, the lowest first; None where there are none."""
         if not self.available or self.total is None:
             return None
         while self._hint < self.total:
             first, width = self._hint, min(max(WINDOW, most), self.total - self._hint)
-            free = self.ready.read(first, width) & ~self.issued.read(first, width)
+            free = self.ready.read(first, width) & ~self.issued.read(first, width) & ~self.out.read(first, width)
             found = TaskSet.from_bits(first, lowest(free, most))
             if found is not None:
                 self._hint = found.first
