@@ -360,7 +360,7 @@ def test_samples_that_could_not_be_made_are_made_by_a_restart() -> None:
 
 
 def test_a_task_that_kills_each_agent_is_stopped_and_its_neighbours_are_not() -> None:
-    """Each loss cuts the chunk to a quarter; after `MAX_LOSSES` the task is failed and shown with who was lost last."""
+    """Each loss cuts the chunk; after `MAX_LOSSES` the task is failed and shown with who was lost last."""
     values = list(range(300))
     made = plan_of(
         f"description: {{name: n, description: d}}\nglobal.parameters: {{G: {{values: {values}, label: G.%%}}}}\n"

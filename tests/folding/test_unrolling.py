@@ -209,3 +209,47 @@ def test_studies_take_turns_by_task_seconds() -> None:
     issued = list(next_chunks(candidates, {("any", step.queue, step.shape): Capacity(8)}, window=0, now=0))
     shares = [sum(len(issue.chunk.tasks) for issue in issued if issue.chunk.study == each.uid) for each in candidates]
     assert shares[0] == shares[1] > 0
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(60.0, 1), (6.0, 1), (1.0, 10), (0.001, 10_000), (0.0, 65_536)])
+def test_chunks_follow_measured_times(seconds: float, size: int) -> None:
+    """Long tasks travel one by one, short ones by thousands up to the most that a report tells; the first ones alone."""
+    yaml = Shape(((True, (), ()),), {}, 1).yaml().replace("file: s.csv, column_labels: [SAMPLE]", "count: 100000000")
+    ledger = Ledger(plan_of(yaml.replace("$(SAMPLE)", "$(MERLIN_SAMPLE_ID)")))
+    step = ledger.plan.steps[0]
+    capacity = {("any", step.queue, step.shape): Capacity(1)}
+    issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))
+    assert [len(issue.chunk.tasks) for issue in issued] == [1, 1]
+    for issue in issued:
+        chunk = issue.chunk
+        ledger.apply(wire.Start(agent="a", chunk=chunk), at=0)
+        results = (wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=chunk.tasks),)
+        ledger.apply(
+            wire.Report(
+                agent="a",
+                fence=chunk.fence,
+                serial=1,
+                step=0,
+                attempt=1,
+                results=results,
+                seconds=seconds,
+                final=True,
+            ),
+            at=0,
+        )
+    issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))
+    assert {len(issue.chunk.tasks) for issue in issued} == {size}
+
+
+def test_the_end_of_a_step_comes_in_small_pieces() -> None:
+    """Each chunk is a quarter of a slot's share of what is left, down to what is worth a chunk of its own."""
+    yaml = Shape(((True, (), ()),), {}, 1).yaml().replace("file: s.csv, column_labels: [SAMPLE]", "count: 400")
+    ledger = Ledger(plan_of(yaml.replace("$(SAMPLE)", "$(MERLIN_SAMPLE_ID)")))
+    ledger.seconds[0], ledger.tried[0] = 1.0, 1
+    step = ledger.plan.steps[0]
+    capacity = {("any", step.queue, step.shape): Capacity(4, rate=1000.0)}
+    issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))
+    sizes = [len(issue.chunk.tasks) for issue in issued]
+    assert sum(sizes) == 400
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (10, 1)

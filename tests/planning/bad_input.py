@@ -76,6 +76,7 @@ SPECS: Final = {
     "an alias that holds itself": _one("x", "user: &a {b: *a}"),
     "two documents": _one("x", f"---\n{_HEAD}"),
     "samples without a file": _one("x", "merlin: {samples: {column_labels: [A]}}"),
+    "columns of samples that are counted": _one("$(S)", "merlin: {samples: {count: 3, column_labels: [S]}}"),
     "samples of an unknown kind": _one("x", "merlin: {samples: {file: s.txt}}"),
     "directories of one entry": _one("x", "merlin: {samples: {file: s.csv, level_max_dirs: 1}}"),
     "a column that stands twice": _one("x", "merlin: {samples: {file: s.csv, column_labels: [A, A]}}"),

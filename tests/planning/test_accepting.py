@@ -45,7 +45,7 @@ def test_what_only_the_submitter_knows_comes_through_vars() -> None:
     assert [fault.path for fault in refused.faults] != []
 
 
-@pytest.mark.parametrize("switch", [{"rehearse": 1}, {"restart": {"id": "1", "scan": True}}])
+@pytest.mark.parametrize("switch", [{"restart": {"id": "1", "scan": True}}])
 def test_a_switch_that_is_not_built_refuses_a_new_study_and_warns_of_a_running_one(switch: dict[str, Any]) -> None:
     """Never ignored: a new study is refused with the reason; one that runs goes on, and its user is told."""
     new = judge(_submission({**SPEC, **switch}))

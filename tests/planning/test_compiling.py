@@ -8,6 +8,7 @@ import pytest
 
 from merlin_study import samples
 from merlin_study.compiler import fail_fast
+from merlin_study.dag import Dag
 from merlin_study.errors import SpecError
 from merlin_study.geometry import Geometry
 from merlin_study.plan import EdgeKind, Plan
@@ -187,3 +188,14 @@ def test_what_can_t_run_is_refused_with_place_and_cure(text: str, reason: str, w
 def test_what_is_the_shell_s_is_left_alone() -> None:
     text = STEP % '"echo $(hostname) $(basename $PWD) $((1+2)) `date` $HOME ${X}"'
     assert plan_of(HEAD + text).steps[0].cmd == "echo $(hostname) $(basename $PWD) $((1+2)) `date` $HOME ${X}"
+
+
+def test_counted_samples_are_known_before_anything_runs() -> None:
+    """No step measures them; only where a script reads the list of their directories something has to write that."""
+    text = "description: {name: n, description: d}\nstudy: [{name: a, description: d, run: {cmd: 'CMD'}}]\nmerlin: {samples: {count: 7}}"
+    plain = plan_of(text.replace("CMD", "echo $(MERLIN_SAMPLE_ID) $(MERLIN_GLOB_PATH)"))
+    assert [(step.name, step.sampled, step.edges) for step in plain.steps] == [("a", True, ())]
+    assert Dag(plain).steps[0].available == 7
+    lists = plan_of(text.replace("CMD", "echo $(MERLIN_SAMPLE_ID) $(MERLIN_PATHS_ALL)"))
+    assert [step.name for step in lists.steps] == ["merlin_info", "a"]
+    assert [edge.kind for edge in lists.steps[1].edges] == ["all"]

@@ -35,10 +35,8 @@ def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], me
     ("top", "message"),
     [
         ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
-        ({"merlin": {"samples": {"count": 3}}}, "merlin.samples.count: 3 is not supported yet; write a file with as many rows"),
         ({"outputs": "lean"}, "outputs: 'lean' is not supported yet; remove it, or use full"),
         ({"restart": {"id": "1", "scan": True}}, "restart.scan: true is not supported yet; name steps, tasks or exitCodes instead"),
-        ({"rehearse": 0}, "rehearse: 0.0 is not supported yet; remove it"),
     ],
 )  # fmt: skip
 def test_a_study_that_asks_for_what_is_missing_is_refused(top: dict[str, Any], message: str) -> None:

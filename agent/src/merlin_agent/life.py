@@ -26,6 +26,7 @@ from merlin_agent.measure import published_at
 from merlin_agent.post import Post, until_answered
 from merlin_agent.presence import Presence
 from merlin_agent.record import HolderLogs, Recorder, log_path
+from merlin_agent.rehearsal import RehearsedWork, at_once
 from merlin_agent.report import Pending
 from merlin_agent.sampling import SamplingWork
 from merlin_agent.slots import Slots, Work
@@ -95,6 +96,7 @@ class Lives:
         self._agent, self._post, self._studies, self._slots = agent, post, studies, slots
         self._recorder, self._presence, self._timing, self._complain = recorder, presence, timing, complain
         self._intake: Intake | None = None
+        self._rehearsed: Callable[[int], None] = lambda _: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logging: set[asyncio.Task[None]] = set()
         self.entering = 0
@@ -103,9 +105,9 @@ class Lives:
         self._holder_logs = HolderLogs()
         self.by_run: dict[ChunkRun, Life] = {}
 
-    def serve(self, intake: Intake) -> None:
-        """Take chunks from this intake."""
-        self._intake = intake
+    def serve(self, intake: Intake, rehearsed: Callable[[int], None]) -> None:
+        """Take chunks from this intake; ``rehearsed`` hears of tasks that were rehearsed in no time."""
+        self._intake, self._rehearsed = intake, rehearsed
 
     @property
     def empty(self) -> bool:
@@ -282,7 +284,10 @@ class Lives:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._presence.enter, life.study.info)
         work = await loop.run_in_executor(None, self._work, life)
-        if life.run.chunk.lost:
+        if found := life.run.adopt(() if is_sampling(life.study, life.run.chunk.step) else at_once(life.run.chunk)):
+            life.pending.adopt(found)
+            self._rehearsed(sum(len(each.tasks) for each in found))
+        if life.run.chunk.lost and life.run.unresolved:
             reserved.release()  # this may take a minute and a half; others have the slots meanwhile
             self.wake()
             await self._inherit(life)
@@ -297,9 +302,14 @@ class Lives:
         self.hand_back(life)
 
     def _work(self, life: Life) -> Work:
-        step = life.study.step(life.run.chunk)
-        if is_sampling(life.study, life.run.chunk.step):
-            return SamplingWork(life.study.layout(life.run.chunk.samples), step)
+        chunk = life.run.chunk
+        sampling = is_sampling(life.study, chunk.step)
+        if chunk.rehearse is not None and not sampling:
+            life.study.check(chunk)
+            return RehearsedWork(chunk.rehearse)
+        step = life.study.step(chunk)
+        if sampling:
+            return SamplingWork(life.study.layout(chunk.samples), step)
         return step.bound_to(lambda: life.pending.tells_more)
 
     async def _inherit(self, life: Life) -> None:

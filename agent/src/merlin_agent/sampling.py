@@ -42,6 +42,8 @@ class SamplingWork:
         del run
         table = self._layout.plan.samples
         assert table is not None, "the step merlin_info belongs to studies with samples; this is a bug"
+        if table.count is not None:
+            return self._listed(task, table.count, table.level_max_dirs)
         path = sample_file(self._layout, self._step)
         script, text = self._step.script(task)
         seconds = 0.0
@@ -60,6 +62,13 @@ class SamplingWork:
         except RowError as error:
             return self._failed(task, script, str(error), seconds)
         return Ended(task, Outcome.SUCCEEDED, 0, seconds, samples=facts)
+
+    def _listed(self, task: int, count: int, level_max_dirs: int) -> Ended:
+        try:
+            self._list_paths(count, level_max_dirs)
+        except OSError as error:
+            return unwritable(task, self._layout.info, error)
+        return Ended(task, Outcome.SUCCEEDED)
 
     def _generate(self, task: int, slot: Slot, script: Script, text: str, directory: str) -> Ended:
         try:

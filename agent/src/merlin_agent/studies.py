@@ -74,19 +74,27 @@ class Study:
             RefusedError: chunk and plan don't fit, or the samples can't be read here.
         """
         key = (chunk.step, chunk.samples, chunk.restart)
+        self.check(chunk)
         if key not in self._steps:
             layout = self.layout(chunk.samples)
-            self._check(layout, chunk)
+            self._check_directories(layout, chunk)
             self._steps[key] = StepWork(layout, chunk.step, rows=self._table(chunk), restart=chunk.restart)
+        return self._steps[key]
+
+    def check(self, chunk: Chunk) -> None:
+        """Check that the plan has the tasks of a chunk.
+
+        Raises:
+            RefusedError: it has not.
+        """
+        if chunk.step >= len(self.plan.steps):
+            raise RefusedError(f"chunk {chunk.fence}: names step {chunk.step} of {len(self.plan.steps)}")
         if chunk.tasks.end > self.layout(chunk.samples).geometry.total(chunk.step):
             raise RefusedError(
                 f"chunk {chunk.fence}: names tasks that step {self.plan.steps[chunk.step].name!r} does not have"
             )
-        return self._steps[key]
 
-    def _check(self, layout: Layout, chunk: Chunk) -> None:
-        if chunk.step >= len(self.plan.steps):
-            raise RefusedError(f"chunk {chunk.fence}: names step {chunk.step} of {len(self.plan.steps)}")
+    def _check_directories(self, layout: Layout, chunk: Chunk) -> None:
         inside = self.root + "/"
         for combination in range(len(layout.geometry.rows(chunk.step))):
             directory = layout.step_dir(chunk.step, combination)
@@ -96,7 +104,8 @@ class Study:
                 )
 
     def _table(self, chunk: Chunk) -> Rows | None:
-        if not self.plan.steps[chunk.step].sampled:
+        table = self.plan.samples
+        if not self.plan.steps[chunk.step].sampled or table is None or table.count is not None:
             return None
         if self._rows is None:
             first = self.layout(0)

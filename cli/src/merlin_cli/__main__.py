@@ -115,6 +115,14 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--dry", action="store_true", help="write directories and scripts on this machine, run nothing")
     run.add_argument(
+        "--rehearse",
+        nargs="?",
+        const=0.0,
+        type=_seconds,
+        metavar="SECONDS",
+        help="run no task: agents report each as done after SECONDS (default 0), down the whole path",
+    )
+    run.add_argument(
         "--no-bundle",
         action="store_true",
         help="bring no files: the site sees the specification's folder under its path",
@@ -150,6 +158,16 @@ def _slots(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 4096:
         raise argparse.ArgumentTypeError(f"expected a number of tasks from 1 to 4096, found {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 31_536_000:  # NaN is neither
+        raise argparse.ArgumentTypeError(f"expected seconds, as in --rehearse=0.5, found {text!r}")
+    return value
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:

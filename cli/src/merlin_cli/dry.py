@@ -80,6 +80,8 @@ def _samples(plan: Plan, directory: Path) -> int:
 
     if plan.samples is None:
         return 0
+    if plan.samples.count is not None:
+        return plan.samples.count
     layout = Layout(str(directory), Geometry(plan, 0), plan.spec_root)
     step = StepWork(layout, 0, rows=None, restart=False)
     file = sampling.sample_file(layout, step)
@@ -111,7 +113,7 @@ def _scripts(layout: Layout, console: Console) -> int:
     from merlin_agent.execute import StepWork
 
     plan, table = layout.plan, None
-    if plan.samples is not None:
+    if plan.samples is not None and plan.samples.count is None:
         table = rows.open_rows(sampling.sample_file(layout, StepWork(layout, 0, rows=None, restart=False)))
     total = sum(layout.geometry.total(step) for step in _ordinary(plan))
     written, due = 0, time.monotonic() + PLAIN_INTERVAL

@@ -69,6 +69,7 @@ class Job:
         root: The workspace root, absolute; `directory` follows from it and from the plan.
         slots: How many tasks may run at a time.
         resume: Whether the workspace holds earlier outcomes that stand.
+        rehearse: Seconds after which each task counts as done instead of being run; None runs it.
         furnish: Puts into ``merlin_info`` what it has to hold before anything runs; given that directory.
     """
 
@@ -77,6 +78,7 @@ class Job:
     root: Path
     slots: int
     resume: bool = False
+    rehearse: float | None = None
     furnish: Callable[[Path], None] | None = None
 
     @property
@@ -283,6 +285,8 @@ class _Session:
         job = self._job
         arguments = [*self._common(), "--plan", str(self._private / "plan.json"), "--study", job.study]
         arguments += ["--name", job.plan.workspace]
+        if job.rehearse is not None:
+            arguments += ["--rehearse", str(job.rehearse)]
         if job.resume:
             arguments += ["--resume", str(job.directory / workspace.INFO)]
         return [*_python("merlin_operator.local"), *arguments]

@@ -40,6 +40,7 @@ class Request:
     dry: bool = False
     bundle: bool = True
     maestro: bool = False
+    rehearse: float | None = None
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Request":
@@ -57,6 +58,7 @@ class Request:
             dry=arguments.dry,
             bundle=not arguments.no_bundle,
             maestro=arguments.maestro,
+            rehearse=arguments.rehearse,
         )
 
 
@@ -83,6 +85,7 @@ def run_locally(request: Request, console: Console) -> Exit:
         study=str(uuid.uuid4()),
         root=root,
         slots=request.slots or local.default_slots(),
+        rehearse=spec.rehearse,
         furnish=functools.partial(inputs.furnish, samples=samples, spec=spec, folder=found.path.parent),
     )
     if missing is not None:
@@ -112,6 +115,8 @@ def parsed(
     """
     if request.maestro:
         found = source.replaced(found, "dialect", "Maestro")
+    if request.rehearse is not None:
+        found = source.replaced(found, "rehearse", request.rehearse)
     if request.pgen is None:
         if request.pargs:
             raise CliError(Exit.USAGE, "--pargs are the arguments of --pgen; name its file too")

@@ -62,6 +62,8 @@ def judge(submission: Submission, table: bytes | None = None) -> Verdict:
         science, _ = parse_spec({key: value for key, value in submission.spec.items() if key not in SWITCHES})
         stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
         notes = workers.of_spec(science).warnings if science.merlin.resources.workers else ()
+        if switches.rehearse is not None:
+            notes = (*notes, f"a rehearsal: each task is reported as done after {switches.rehearse:g} s, none is run")
         parameters = None if table is None else tables.decode(table)
         plan = compile_study(science, stamp=stamp, table=parameters)
         warnings = (*missing, *faults(switches, plan))

@@ -41,6 +41,7 @@ class Switches:
     restart: RestartRequest | None = None
     ttl: int | None = None
     retain: bool = False
+    rehearse: float | None = None
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -56,6 +57,7 @@ def switches_of(spec: Mapping[str, Any]) -> Switches:
         request = RestartRequest.model_validate(restart) if restart else None
     except ValidationError:
         request = None
+    rehearse = spec.get("rehearse")
     priority, most, ttl = (_number(spec.get(key)) for key in ("priority", "maxInFlight", "ttlSecondsAfterFinished"))
     return Switches(
         suspend=spec.get("suspend") is True,
@@ -66,6 +68,7 @@ def switches_of(spec: Mapping[str, Any]) -> Switches:
         restart=request,
         ttl=ttl,
         retain=spec.get("deletionPolicy") == "Retain",
+        rehearse=float(rehearse) if isinstance(rehearse, int | float) and not isinstance(rehearse, bool) else None,
     )
 
 

@@ -106,6 +106,8 @@ async def _begin(engine: Engine, arguments: argparse.Namespace, plan: Plan) -> N
             logging.getLogger(__name__).info("telling the past again error=%s", error)
             await asyncio.sleep(0.2)
     engine.add(StudyRef(subjects.escape(NAMESPACE), arguments.name, arguments.study), plan)
+    if arguments.rehearse is not None:
+        engine.switch(arguments.study, {"rehearse": arguments.rehearse})
 
 
 def main() -> None:
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--study", required=True, help="the study's uid")
     parser.add_argument("--name", required=True, help="the study's name")
     parser.add_argument("--resume", type=Path, help="a merlin_info directory whose outcomes to go on from")
+    parser.add_argument("--rehearse", type=float, help="report each task as done after so many seconds, run none")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input does")
     parser.add_argument("--log-level", default="WARNING")
     arguments = parser.parse_args()

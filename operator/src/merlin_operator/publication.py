@@ -32,6 +32,7 @@ class Publisher:
                 study.served,
                 priority=study.switches.priority,
                 most=study.switches.max_in_flight,
+                rehearse=study.switches.rehearse,
             )
             for study in core.all()
             if study.active and study.synced and study.plan is not None and study.ledger is not None

@@ -13,8 +13,10 @@ from typing import Final
 
 from merlin_study import outcomelog, wire
 from merlin_study.bitmap import Bitmap
+from merlin_study.dag import Dag
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
+from merlin_study.reopen import WINDOW
 from merlin_study.workspace import OUTCOMES
 
 HERALD: Final = "restart"
@@ -53,7 +55,7 @@ def entries(
     """Yield a start and a final report for each set of tasks that succeeded, fences counted from 1."""
     fence = 0
     for step, tasks in enumerate(done):
-        for found in tasks.sets():
+        for found in tasks.sets(WINDOW):
             fence += 1
             chunk = wire.Chunk(
                 study=study,
@@ -63,7 +65,7 @@ def entries(
                 step=step,
                 tasks=found,
                 attempt=1,
-                samples=facts.count if facts is not None else 0,
+                samples=facts.count if facts is not None else Dag(plan).geometry.samples,
             )
             yield wire.Start(agent=HERALD, chunk=chunk)
             yield wire.Report(

@@ -1,9 +1,10 @@
 """Which chunks come next: a pure decision over ledgers, agents and what is out already.
 
 Nothing is published where no agent serves it, and never more than agents will drain within the window: at least two
-chunks a slot, else as many tasks as the measured rate empties in ``window`` seconds. Chunks are sized by guided
-self-scheduling (the step's tasks left divided by four times the slots), so the end of a step comes in small pieces and
-no slot idles; where run times are known, a chunk holds between a quarter of a second and ten seconds of work. Rests, retries and downstream steps
+chunks a slot, else as many tasks as the measured rate empties in ``window`` seconds. A step's first tasks travel one by one.
+Once it is known how long they take, chunks are sized by guided self-scheduling (the step's tasks left divided by four
+times the slots), so the end of a step comes in small pieces and no slot idles, and hold between a quarter of a second and
+ten seconds of work: tasks of more than five seconds travel one by one, short ones by up to `MAX_CHUNK`. Rests, retries and downstream steps
 travel in the urgent band. Studies that compete for one route take turns by task-seconds served; one of a higher priority
 goes before, and what others have out takes no room from it.
 """
@@ -21,12 +22,17 @@ from merlin_study.plan import IMPLICIT
 from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
 
-MAX_CHUNK: Final = 256
-"""Tasks of one chunk: what one report can tell in full masks many times over, and what one loss may cost."""
+MAX_CHUNK: Final = 1 << 16
+"""Tasks of one chunk at most, however short they are: a mask of them is 8 KiB, so a report of 64 KiB can tell several
+outcomes of all of them, and 10⁸ tasks are 1,526 chunks."""
+FIRST_CHUNK: Final = 1
+"""Tasks of a chunk before it is known how long a step's tasks take: it could be days."""
 CHUNK_SECONDS: Final = 10.0
 """Measured work of one chunk at most: what a loss costs, and what one agent may keep from others."""
 LEAST_SECONDS: Final = 0.25
 """Measured work that is worth a chunk of its own: below it the chunk costs more than an idle slot at the end."""
+LEAST_MEAN: Final = 1e-6
+"""Seconds that a task takes at least, so that one can divide by it."""
 MAX_BATCH: Final = 200
 """Chunks published at once; a batch of JetStream holds 1,000 messages."""
 URGENT: Final = "urgent"
@@ -45,7 +51,7 @@ class Capacity:
 class Candidate:
     """A study that wants to issue. ``served`` is its share so far in task-seconds; less goes first, of equal ``priority``.
 
-    ``most``: tasks that may be in chunks that are out (None: no limit).
+    ``most``: tasks that may be in chunks that are out (None: no limit). ``rehearse``: as in `wire.Chunk`.
     """
 
     uid: str
@@ -56,6 +62,7 @@ class Candidate:
     served: float = 0.0
     priority: int = 0
     most: int | None = None
+    rehearse: float | None = None
 
     @property
     def allowance(self) -> int:
@@ -132,9 +139,10 @@ class Unroller:
             if not self.has_room(key, candidate.priority):
                 passed.append(waiting)
                 continue
-            size = min(self._size(ledger, waiting.step, self.capacity[key]), candidate.allowance)
-            # One of these may kill its agents; to a quarter at each loss, so that it is soon alone.
-            tasks, rest = _split(waiting.tasks, max(1, min(size, MAX_CHUNK >> 2 * len(waiting.lost))))
+            left = ledger.steps[waiting.step].handed_out - len(ledger.steps[waiting.step].final)
+            size = min(self._size(ledger, waiting.step, self.capacity[key], left), candidate.allowance)
+            # One of these may kill its agents; to an eighth at each loss, so that it is alone before `MAX_LOSSES`.
+            tasks, rest = _split(waiting.tasks, max(1, min(size, MAX_CHUNK >> 3 * len(waiting.lost))))
             if rest is not None:
                 passed.append(waiting.of(rest))
             issue = self._issue(candidate, waiting.step, tasks, URGENT, waiting)
@@ -149,21 +157,22 @@ class Unroller:
             key = self._key(candidate, step)
             if not ledger.steps[step].available or not self.has_room(key, candidate.priority):
                 continue
-            size = min(self._size(ledger, step, self.capacity[key]), candidate.allowance)
+            left = (ledger.steps[step].total or 0) - ledger.steps[step].handed_out
+            size = min(self._size(ledger, step, self.capacity[key], left), candidate.allowance)
             tasks = ledger.steps[step].next_tasks(size)
             if tasks is not None:
                 return self._issue(candidate, step, tasks, URGENT if _is_downstream(ledger, step) else BULK, None)
         return None
 
     @staticmethod
-    def _size(ledger: Ledger, step: int, capacity: Capacity) -> int:
-        """Return how many tasks the step's next chunk should hold."""
-        tasks = ledger.steps[step]
-        left = max((tasks.total or 0) - tasks.handed_out, tasks.handed_out - len(tasks.final))
+    def _size(ledger: Ledger, step: int, capacity: Capacity, left: int) -> int:
+        """Return how many tasks the step's next chunk should hold, where ``left`` are to be issued."""
         size = -(-left // (4 * capacity.slots))
         mean = ledger.mean_seconds(step)
-        if mean:
-            size = min(max(size, int(LEAST_SECONDS / mean)), int(CHUNK_SECONDS / mean))
+        if mean is None:
+            return FIRST_CHUNK
+        mean = max(mean, LEAST_MEAN)
+        size = min(max(size, int(LEAST_SECONDS / mean)), int(CHUNK_SECONDS / mean))
         return max(1, min(size, MAX_CHUNK))
 
     def _issue(self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None) -> Issue:
@@ -181,10 +190,12 @@ class Unroller:
             restart=waiting.restart if waiting is not None else False,
             lost=waiting.lost if waiting is not None else (),
             fresh=ledger.is_fresh(step, tasks),
+            rehearse=candidate.rehearse,
         )
         ledger.issue(chunk)
         self._count(candidate, chunk)
-        candidate.served += len(tasks) * (ledger.mean_seconds(step) or 1.0)
+        mean = ledger.mean_seconds(step)
+        candidate.served += len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
         if candidate.priority:
             band = URGENT if candidate.priority > 0 else BULK
         return Issue(subjects.Route(candidate.site, planned.queue, planned.shape, band), chunk)

@@ -14,6 +14,7 @@ from merlin_study.taskset import TaskSet
 
 BLOCK_BYTES: Final = 64 * 1024
 BLOCK_BITS: Final = BLOCK_BYTES * 8
+_EMPTY: Final = bytes(BLOCK_BYTES)
 _FULL: Final = b"\xff" * BLOCK_BYTES
 
 
@@ -120,6 +121,8 @@ class Bitmap:
         new = old & ~(bits << (offset & 7))
         data[low:high] = new.to_bytes(high - low, "little")
         self._count -= old.bit_count() - new.bit_count()
+        if not new and data == _EMPTY:
+            del self._blocks[block]
 
     def _block_count(self, block: int) -> int:
         if block not in self._blocks:

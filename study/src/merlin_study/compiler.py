@@ -27,7 +27,7 @@ from merlin_study.spec import SPECROOT, SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.variables import Variables
-from merlin_study.workspace import safe_name
+from merlin_study.workspace import PATH_LISTS, safe_name
 
 _COUNT_TOKENS: Final = frozenset({"MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL"})
 """What can be filled in, in any step, once the number of samples is known."""
@@ -285,10 +285,12 @@ class _Compiler:
         if needed:
             first = self._queue(order[0]) if order else NO_QUEUE
             planned.append(_implicit_step(DEPENDENCIES_STEP, needed, "/bin/bash", queue=first))
-        if samples is not None:  # upstream runs its command with /bin/sh, whatever the batch block says
+        counted = samples is not None and samples.count is not None
+        if samples is not None and (not counted or any(_lists_paths(draft) for draft in order)):
+            # upstream runs its command with /bin/sh, whatever the batch block says
             planned.append(_implicit_step(INFO_STEP, samples.generate or "", "/bin/sh", queue=queue))
         for draft in order:
-            planned.append(self._planned(draft, planned, has_samples=samples is not None))
+            planned.append(self._planned(draft, planned, samples))
         if needed:
             waits = (Edge(parent=0, kind=EdgeKind.ALL),)
             planned[1:] = [step if step.edges else step.model_copy(update={"edges": waits}) for step in planned[1:]]
@@ -341,7 +343,7 @@ class _Compiler:
 
     # Steps as they are planned
 
-    def _planned(self, draft: _Draft, planned: Sequence[PlannedStep], *, has_samples: bool) -> PlannedStep:
+    def _planned(self, draft: _Draft, planned: Sequence[PlannedStep], samples: SampleTable | None) -> PlannedStep:
         run, expand = draft.step.run, self.variables.expand
         by_name = {step.name: at for at, step in enumerate(planned)}
         number = self._number
@@ -369,8 +371,12 @@ class _Compiler:
             for name, funnel in draft.depends
             if name in by_name
         ]
-        needs_count = draft.sampled or not _COUNT_TOKENS.isdisjoint(tokens(draft.cmd + draft.restart))
-        if has_samples and needs_count and not any(planned[edge.parent].sampled for edge in edges):
+        if samples is None or samples.count is not None:
+            waits = _lists_paths(draft) and samples is not None
+        else:
+            needs_count = draft.sampled or not _COUNT_TOKENS.isdisjoint(tokens(draft.cmd + draft.restart))
+            waits = needs_count and not any(planned[edge.parent].sampled for edge in edges)
+        if waits:
             edges.insert(0, Edge(parent=by_name[INFO_STEP], kind=EdgeKind.ALL))
         return step.model_copy(update={"edges": tuple(edges)})
 
@@ -462,11 +468,15 @@ class _Compiler:
         if table is None:
             return None
         path = "spec.merlin.samples"
-        if table.file is None:
+        if table.file is None and table.count is None:
             self._fault(f"{path}.file", "is required: the .csv, .tab or .npy file that holds the samples")
         if table.level_max_dirs < 2:
             self._fault(
                 f"{path}.level_max_dirs", "expected at least 2 directories a level, found 1; they would nest for ever"
+            )
+        if table.count is not None:
+            return SampleTable(
+                generate=None, file="", columns=(), level_max_dirs=table.level_max_dirs, count=table.count
             )
         file = self.variables.expand(table.file or "", f"{path}.file")
         if not file.endswith((".csv", ".tab", ".npy")):
@@ -485,6 +495,11 @@ def _workspaces(draft: _Draft) -> set[str]:
     """Steps whose directories a step's scripts name."""
     found = tokens(draft.cmd) + tokens(draft.restart)
     return {token.removesuffix(".workspace") for token in found if token.endswith(".workspace")}
+
+
+def _lists_paths(draft: _Draft) -> bool:
+    """Whether a step reads the list of all samples' directories, or would where their texts grow too long."""
+    return any(name in draft.cmd + draft.restart for name in PATH_LISTS)
 
 
 def fail_fast(spec: StudySpec) -> bool:

@@ -23,7 +23,8 @@ class Dag:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.geometry = Geometry(plan, samples=0)
+        counted = plan.samples.count if plan.samples is not None else None
+        self.geometry = Geometry(plan, samples=counted or 0)
         self.steps = [
             StepTasks(self.geometry.total(i) if self.geometry.known(i) else None) for i in range(len(plan.steps))
         ]

@@ -37,7 +37,7 @@ REFUSED_DELAY: Final = 2.0
 it to and fro at full speed."""
 
 MAX_LOSSES: Final = 8
-"""Holders that may be lost in turn with the same task. A chunk is cut to a quarter at each loss (`merlin_operator.unroll`),
+"""Holders that may be lost in turn with the same task. A chunk is cut to an eighth of the largest at each loss (`merlin_operator.unroll`),
 so a task that kills its agents is alone long before, and its neighbours are not failed with it."""
 
 

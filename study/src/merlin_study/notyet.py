@@ -44,10 +44,8 @@ _RUN: Final = ("study", "[]", "run")
 TABLE: Final = (
     Missing(("batch", "dry_run"), _is(False)),
     Missing((*_RUN, "nodes"), _at_most(1), _ONE),
-    Missing(("merlin", "samples", "count"), _is(), "write a file with as many rows"),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),
-    Missing(("rehearse",), _is()),
 )
 """Every key that is not built yet."""
 

@@ -262,6 +262,10 @@ class _Notes:
             self.fault(
                 f"{path}.file", "is required: path of the table" if "file" not in samples else "either file or count"
             )
+        if "count" in samples:
+            for key in ("generate", "column_labels"):
+                if samples.get(key):
+                    self.fault(f"{path}.{key}", "belongs to a file, and samples that are counted have none; remove it")
         self.faults += checks.column_faults(view.columns(), view.mapping("global.parameters"), path)
 
 

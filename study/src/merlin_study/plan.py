@@ -63,7 +63,8 @@ class Parameter(_Model):
 class SampleTable(_Model):
     """Where the samples come from. ``file`` may be relative to the study's workspace.
 
-    ``generate`` runs where ``file`` does not exist yet, in ``directory`` (empty: the study's workspace).
+    ``generate`` runs where ``file`` does not exist yet, in ``directory`` (empty: the study's workspace). With ``count`` there
+    is no file: as many samples that are an index and nothing else.
     """
 
     generate: str | None
@@ -71,6 +72,7 @@ class SampleTable(_Model):
     columns: tuple[str, ...]
     level_max_dirs: int
     directory: str = ""
+    count: int | None = None
 
 
 class PlannedFile(_Model):

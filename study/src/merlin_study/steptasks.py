@@ -77,6 +77,8 @@ class StepTasks:
             fresh := TaskSet.from_bits(tasks.first, tasks.bits & ~self.issued.read(tasks.first, tasks.width))
         ) is not None:
             self.out.add(fresh)
+        if tasks.mask is None and tasks.first <= self._hint < tasks.end:
+            self._hint = tasks.end
 
     def take_back(self, tasks: TaskSet) -> TaskSet | None:
         """Undo `hand_out`; return the tasks that were issued before, of which something else has to be remembered."""

@@ -56,7 +56,8 @@ class Chunk(Message):
 
     ``step`` is an index into the plan's steps; ``samples`` the length of the sample table (0: none).
     ``restart`` asks for the step's restart script where it has one. ``lost`` names earlier holders of these tasks.
-    ``fresh``: a mark of an earlier success says nothing, the tasks run again.
+    ``fresh``: a mark of an earlier success says nothing, the tasks run again. ``rehearse``: seconds after which each task
+    is reported as done instead of being run; None runs it.
     """
 
     study: str
@@ -70,6 +71,7 @@ class Chunk(Message):
     restart: bool = False
     lost: tuple[LostHolder, ...] = ()
     fresh: bool = False
+    rehearse: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
 
 
 class Cursor(Message):

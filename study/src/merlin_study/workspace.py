@@ -39,6 +39,8 @@ PRESENCE: Final = "agents"
 """In ``merlin_info``: one file an agent, touched while it lives."""
 PATHS_FILE: Final = "sample_paths.txt"
 """In ``merlin_info``: the directory of each sample below a step's, one a line, where a step mentions the file's name."""
+PATH_LISTS: Final = (PATHS_FILE, "$(MERLIN_PATHS_ALL)")
+"""What a script holds that may need `PATHS_FILE`."""
 
 _SAFE: Final = frozenset(string.ascii_letters + string.digits + "-_.()")
 
@@ -59,8 +61,7 @@ def study_root(plan: Plan, workspace_root: str, complete: Callable[[str], str] =
 
 def wants_paths(plan: Plan) -> bool:
     """Whether a step of the study reads `PATHS_FILE`, or would be told to if its ``$(MERLIN_PATHS_ALL)`` grew too long."""
-    names = (PATHS_FILE, "$(MERLIN_PATHS_ALL)")
-    return any(name in text for step in plan.steps for text in (step.cmd, step.restart) for name in names)
+    return any(name in text for step in plan.steps for text in (step.cmd, step.restart) for name in PATH_LISTS)
 
 
 class UnfillableError(ValueError):
