@@ -72,10 +72,10 @@ def test_a_flag_of_upstream_is_answered_and_not_ignored(
         pytest.param(["run", "{spec}", "--local", "--vars", "$(A)=1"], "holds no '$'", id="a token as name"),
         pytest.param(["run", "{spec}", "--local", "--vars", "ABSENT=1"], "nowhere mentions ABSENT", id="unknown name"),
         pytest.param(["run", "{spec}", "-o", "x"], "are for --local", id="output path in a cluster"),
-        pytest.param(["restart", "."], "restart needs --local", id="restart in a cluster"),
+        pytest.param(["restart", ".", "--slots", "1"], "--slots is for --local", id="restart in a cluster"),
         pytest.param(["restart", ".", "--local"], "no workspace of a study", id="restart of no workspace"),
         pytest.param(["status", "."], "no workspace of a study", id="status of no workspace"),
-        pytest.param(["status", "{spec}"], "is a file; give the directory", id="status of a file"),
+        pytest.param(["status", "absent/"], "no file or directory absent/; give one", id="status of nothing"),
     ],
 )
 def test_wrong_usage_is_told_with_code_2(
@@ -87,6 +87,8 @@ def test_wrong_usage_is_told_with_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    nowhere = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+    monkeypatch.setattr(nowhere, str(Path(__file__).with_name("kubeconfig-absent")))
     assert exit_code(*(argument.format(spec=spec) for argument in arguments)) == Exit.USAGE
     assert expected in capsys.readouterr().err
 

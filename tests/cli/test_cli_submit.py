@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from merlin_cli import submit
+from merlin_cli import kube, submit
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.run import Request
 from merlin_study.errors import SpecError
@@ -122,7 +122,7 @@ def test_a_study_that_does_not_compile_never_reaches_the_cluster(spec: Path) -> 
     ],
 )
 def test_a_refusal_is_told_in_the_clusters_words(status: int, code: Exit, words: str) -> None:
-    error = submit._translated(status, '{"message": "spec.study: too long"}', "mine", {"metadata": {"name": "x"}})
+    error = kube.not_created(status, '{"message": "spec.study: too long"}', "mine", {"metadata": {"name": "x"}})
     assert error.code == code
     assert words in str(error)
 

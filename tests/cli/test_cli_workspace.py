@@ -171,7 +171,7 @@ def test_status_shows_failures_and_warns_of_damaged_lines(tmp_path: Path, capsys
     assert main(["status", str(tmp_path)]) == 0
     said = capsys.readouterr()
     lines = [line.rstrip() for line in said.out.splitlines()]
-    assert lines[0] == "x_20260102-030405: finished; 1 of 6 tasks did not succeed"
+    assert lines[0] == f"{tmp_path.name}: finished; 1 of 6 tasks did not succeed"
     assert lines[3:4] == ["sim              2          1            1"]
     assert lines[-4:] == [
         "sim, task 1: soft-failed, exit code 3",

@@ -9,7 +9,7 @@ from kubernetes import client
 
 from merlin_cli import bundling, freight
 from merlin_cli.exits import CliError
-from merlin_cli.submit import KubeConfig
+from merlin_cli.kube import KubeConfig
 from merlin_operator import cluster, contents
 from tests.ground import ControlPlane
 from tests.operating.test_study_arrival import STUDY

@@ -7,23 +7,14 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from merlin_cli import upstream
+from merlin_cli import grammar, upstream
 from merlin_cli.exits import CliError, Exit
-from merlin_study import nested
 from merlin_study.errors import SpecError
 
 _EXIT_CODES = """\
 exit codes: 0 all tasks succeeded; 1 the specification was refused; 2 wrong usage; 3 the study finished and some tasks
 did not succeed; 4 it could not run; 130 stopped by Ctrl-C, 143 by SIGTERM (merlin restart goes on).
 """
-
-
-_DEEDS = {
-    "cancel": "end a study now, and all that its steps started",
-    "suspend": "start no further task of a study",
-    "resume": "go on with a study that was suspended",
-    "purge": "drop the tasks of a study that wait",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +41,7 @@ def _run(given: list[str]) -> int:
         parser.print_help()
         return Exit.REFUSED  # upstream's exit code without a sub-command
     arguments = parser.parse_args(given)
-    return _order(arguments) if _is_order(arguments) else _dispatch(arguments)
+    return int(arguments.call(arguments)) if "call" in arguments else _dispatch(arguments)
 
 
 def refusal(error: SpecError) -> str:
@@ -72,13 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     upstream.add_flags(parser, upstream.GLOBAL_FLAGS)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="run a study, here or in a cluster", allow_abbrev=False))
-    _add_restart(commands.add_parser("restart", help="go on with a study, from its workspace", allow_abbrev=False))
-    for deed, what in _DEEDS.items():
-        order = commands.add_parser(deed, help=f"{what} (in a step of a study)", allow_abbrev=False)
-        order.add_argument("studies", nargs="+", metavar="STUDY", help="a study's name, or its directory")
-    status = commands.add_parser("status", help="show how a study stands, from its workspace", allow_abbrev=False)
-    status.add_argument("directory", metavar="DIR", help="the study's directory, which `merlin run` named as Outputs")
-    upstream.add_flags(status, upstream.STATUS_FLAGS)
+    grammar.add(commands)
     convert = commands.add_parser("convert", help="print a specification as a manifest for kubectl", allow_abbrev=False)
     convert.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a manifest")
     _add_site(commands.add_parser("site", help="set up machines that run agents", allow_abbrev=False))
@@ -104,7 +89,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("-n", "--namespace", metavar="NAME", help="the cluster's namespace (default: the kubeconfig's)")
     run.add_argument("--name", help="the Study's name in the cluster (default: the study's name and the time)")
-    run.add_argument("--slots", type=_slots, metavar="N", help="with --local: tasks at a time (default: one a CPU)")
+    run.add_argument(
+        "--slots", type=grammar.slots, metavar="N", help="with --local: tasks at a time (default: one a CPU)"
+    )
     run.add_argument("-o", "--output-path", metavar="DIR", help="with --local: where the study's directory is made")
     run.add_argument("--samplesfile", metavar="FILE", help="a .csv, .tab or .npy file in place of merlin.samples")
     run.add_argument(
@@ -130,12 +117,6 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     upstream.add_flags(run, upstream.RUN_FLAGS)
 
 
-def _add_restart(restart: argparse.ArgumentParser) -> None:
-    restart.add_argument("directory", metavar="DIR", help="the study's directory, which `merlin run` named as Outputs")
-    restart.add_argument("--local", action="store_true", help="run on this machine")
-    restart.add_argument("--slots", type=_slots, metavar="N", help="tasks at a time (default: one a CPU)")
-
-
 def _add_site(site: argparse.ArgumentParser) -> None:
     what = site.add_subparsers(title="commands", dest="what", metavar="COMMAND", required=True)
     get = what.add_parser("credentials", help="write the one file that an agent needs", allow_abbrev=False)
@@ -154,12 +135,6 @@ def _add_site(site: argparse.ArgumentParser) -> None:
     get.add_argument("--force", action="store_true", help="replace FILE where it is there already")
 
 
-def _slots(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"expected a number of tasks from 1 to 4096, found {text!r}")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -175,18 +150,6 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "run":
             return _run_study(arguments)
-        case "restart":
-            from merlin_cli import restart
-            from merlin_cli.console import Output
-
-            if not arguments.local:
-                raise CliError(Exit.USAGE, "restart needs --local; restarting in a cluster is not supported yet")
-            return restart.restart_locally(arguments.directory, slots=arguments.slots, console=Output())
-        case "status":
-            from merlin_cli import status
-            from merlin_cli.console import Output
-
-            return status.status(arguments.directory, Output())
         case "convert":
             from merlin_cli import convert
 
@@ -200,21 +163,6 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from merlin_cli import info
 
             return info.info()
-
-
-def _is_order(arguments: argparse.Namespace) -> bool:
-    """Whether something is to be done with a study by the agent whose step calls us; a restart may be ours as well."""
-    if arguments.command == "restart":
-        return not arguments.local and bool(os.environ.get(nested.SOCKET))
-    return arguments.command in _DEEDS
-
-
-def _order(arguments: argparse.Namespace) -> int:
-    from merlin_cli import inside
-    from merlin_cli.console import Output
-
-    studies = [arguments.directory] if arguments.command == "restart" else arguments.studies
-    return inside.command(arguments.command, studies, Output())
 
 
 def _run_study(arguments: argparse.Namespace) -> int:

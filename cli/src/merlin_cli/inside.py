@@ -23,8 +23,8 @@ from rich.console import Console
 
 from merlin_cli import inputs, run, source
 from merlin_cli.exits import CliError, Exit
-from merlin_cli.restart import Mark
 from merlin_cli.summary import say
+from merlin_cli.target import uid_of
 from merlin_study import nested, spec, workspace
 from merlin_study.compiler import compile_study
 from merlin_study.parse import parse_spec, to_document
@@ -145,12 +145,7 @@ def command(deed: nested.Deed, targets: Sequence[str], console: Console, desk: D
     """
     desk = desk or Desk.of(os.environ)
     if desk is None:
-        order = nested.Order(agent="", step="", task=0, deed=deed, target="x", word="0" * 16)
-        change = json.dumps({"spec": order.changes()})
-        raise CliError(
-            Exit.CANNOT_RUN,
-            f"{deed} is for the steps of a study; here use: kubectl patch study NAME --type merge -p '{change}'",
-        )
+        raise CliError(Exit.CANNOT_RUN, f"{deed}: expected to be called by a step of a study")
     for target in targets:
         answer = desk.command(deed, _named(target))
         done = "done" if answer.known else "passed on; the operator will do it"
@@ -161,14 +156,7 @@ def command(deed: nested.Deed, targets: Sequence[str], console: Console, desk: D
 def _named(target: str) -> str:
     """A study's uid where its directory is given, else the name as it is."""
     there = Path(target)
-    if not there.exists():
-        return target
-    try:
-        return Mark.model_validate_json((there / workspace.INFO / workspace.MARK).read_bytes()).study
-    except (OSError, ValueError) as error:
-        raise CliError(
-            Exit.USAGE, f"{target}: expected the name of a study or its directory, found no mark of a study there"
-        ) from error
+    return uid_of(there) if there.exists() else target
 
 
 def _document(request: run.Request, found: source.Source) -> dict[str, Any]:

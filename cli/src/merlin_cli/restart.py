@@ -16,21 +16,13 @@ import os
 import uuid
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from merlin_cli import local, tally
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.target import Mark
 from merlin_study import workspace
 from merlin_study.plan import Plan
-
-
-class Mark(BaseModel):
-    """What an agent writes into a workspace that it claims."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    study: str
 
 
 def restart_locally(directory: str, *, slots: int | None, console: Console) -> Exit:

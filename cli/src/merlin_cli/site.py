@@ -4,17 +4,17 @@ The chart's bootstrap Job made it; whoever may read that Secret (the chart's Rol
 file is never written where others could read it, and an existing one is left alone unless told otherwise.
 """
 
-import base64
 import os
 import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import yaml
 
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.kube import KubeConfig
 from merlin_study import sitefile, transport
 
 KEY: Final = "site.yaml"
@@ -131,42 +131,3 @@ def _write(text: str, request: Request) -> None:
 
 def _say(text: str) -> None:
     print(f"merlin: {text}", file=sys.stderr)
-
-
-class KubeConfig:
-    """The cluster of the current kubeconfig."""
-
-    def __init__(self) -> None:
-        """Read the configuration.
-
-        Raises:
-            CliError: there is none.
-        """
-        from kubernetes import config as untyped
-
-        config: Any = untyped  # the client comes without types
-        try:
-            config.load_kube_config()
-            _, active = config.list_kube_config_contexts()
-        except config.ConfigException as missing:
-            raise CliError(Exit.CANNOT_RUN, f"found no cluster ({missing}); set KUBECONFIG") from missing
-        self.namespace = str(active["context"].get("namespace") or "default")
-
-    def secret(self, namespace: str, name: str) -> dict[str, bytes]:
-        """Read a Secret; see `Cluster`."""
-        from kubernetes import client
-        from urllib3.exceptions import HTTPError
-
-        api: Any = client.CoreV1Api()
-        try:
-            found = api.read_namespaced_secret(name, namespace, _request_timeout=30)
-        except client.ApiException as error:
-            cure = {
-                403: "you may not read it; ask for the Role of the release that ends in -site-credentials",
-                404: "it is not there; is the chart installed, under this --release and in this namespace?",
-            }.get(error.status or 0, f"the cluster refused (HTTP {error.status})")
-            raise CliError(Exit.CANNOT_RUN, f"secret {name} in namespace {namespace}: {cure}") from error
-        except (HTTPError, OSError) as error:
-            host = api.api_client.configuration.host
-            raise CliError(Exit.CANNOT_RUN, f"can't reach the cluster at {host}: {error}") from error
-        return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}

@@ -6,11 +6,7 @@ from typing import Any, Final
 
 COMMANDS: Final = {
     "run-workers": "start agents with `merlin-agent`, or use `merlin run SPEC --local`, which brings its own",
-    "stop-workers": "stop an agent with SIGTERM, on which it hands back what it has not started",
-    "query-workers": "`kubectl get allocations` lists what runs agents",
     "detailed-status": "`merlin status DIR` shows counts per step, and each task's files are in its directory",
-    "queue-info": "`kubectl get studies` shows what waits and runs",
-    "monitor": "`kubectl wait --for=condition=Finished study/NAME` waits for a study",
     "example": "there are examples in docs/examples of this project",
     "server": "`merlin run SPEC --local` brings its own broker",
     "config": "agents are configured in ~/.merlin/agent.yaml, and clusters by kubeconfig",
@@ -26,12 +22,23 @@ RUN_FLAGS: Final = {
 STATUS_FLAGS: Final = {
     "--cb-help": "nothing is told by colour alone, so leave it out",
     "--dump": "outcomes are in merlin_info/outcomes, one JSON object a line",
-    "--no-prompts": "nothing is asked, so leave it out",
-    "--task_server": "leave it out",
-    "-o": "give the study's directory",
-    "--output-path": "give the study's directory",
 }
 """Flags of ``merlin status``, each with what to do instead."""
+
+SERVER_FLAGS: Final = {
+    "--task_server": "there is no other server to name, so leave it out",
+}
+"""Flags of all commands that asked a task server."""
+
+PURGE_FLAGS: Final = {
+    "--steps": "purge drops all that waits of a study, so leave it out",
+}
+"""Flags of ``merlin purge``."""
+
+MONITOR_FLAGS: Final = {
+    "--no-restart": "what was lost is handed out again by itself, so leave it out",
+}
+"""Flags of ``merlin monitor``."""
 
 GLOBAL_FLAGS: Final = {
     "-lvl": "leave it out",

@@ -1,0 +1,238 @@
+"""The command line of what shows and changes studies that are there already: arguments, and which function each calls.
+
+Upstream's flags keep their meaning; what has none here is answered with a sentence (`merlin_cli.upstream`).
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from merlin_cli import upstream
+from merlin_cli.exits import CliError, Exit
+from merlin_study import nested
+
+if TYPE_CHECKING:
+    from merlin_cli.crew import Filter
+    from merlin_cli.status import Question
+
+_DEEDS: Final = {
+    "cancel": "end a study now, and all that its steps started",
+    "suspend": "start no further task of a study",
+    "resume": "go on with a study that was suspended",
+    "purge": "drop the tasks of a study that wait",
+}
+_STUDY: Final = "a study's name, its directory, or its specification"
+MOST_SLOTS: Final = 4096
+
+
+def add(commands: Any) -> None:
+    """Add the parsers of these commands; each names its function as ``call``."""
+    for deed, what in _DEEDS.items():
+        order = _command(commands, deed, what, _order)
+        order.add_argument("targets", nargs="+", metavar="STUDY", help=_STUDY)
+        if deed == "purge":
+            order.add_argument("-f", "--force", action="store_true", help="do not ask")
+            _add_vars(order)
+            upstream.add_flags(order, upstream.PURGE_FLAGS)
+    _add_restart(_command(commands, "restart", "run again what did not succeed, in a cluster or here", _restart))
+    _add_status(_command(commands, "status", "show how a study stands", _status))
+    monitor = _command(commands, "monitor", "return once no work of a study remains", _monitor)
+    monitor.add_argument("target", metavar="STUDY", help=_STUDY)
+    _add_steps(monitor, "wait for these steps only")
+    _add_vars(monitor)
+    monitor.add_argument("--sleep", type=_seconds, default=60.0, metavar="SECONDS", help="between two looks (60)")
+    upstream.add_flags(monitor, {**upstream.SERVER_FLAGS, **upstream.MONITOR_FLAGS})
+    _add_filter(_command(commands, "query-workers", "list the agents of a cluster's sites", _query))
+    _add_filter(_command(commands, "stop-workers", "tell how agents are stopped", _stop))
+    queues = _command(commands, "queue-info", "show what waits on each queue, and who serves it", _queues)
+    queues.add_argument("--spec", metavar="SPEC", help="the queues of this specification")
+    queues.add_argument(
+        "--specific-queues", nargs="+", action="extend", default=[], metavar="QUEUE", help="these queues"
+    )
+    queues.add_argument("--dump", metavar="FILE", help="write a .csv or .json file instead")
+    _add_steps(queues, "with --spec: the queues of these steps only")
+    _add_vars(queues)
+    upstream.add_flags(queues, upstream.SERVER_FLAGS)
+
+
+def _command(commands: Any, name: str, what: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    parser.set_defaults(call=call)
+    parser.add_argument("-n", "--namespace", metavar="NAME", help="the cluster's namespace (default: the kubeconfig's)")
+    return parser
+
+
+def _add_restart(restart: argparse.ArgumentParser) -> None:
+    restart.add_argument("target", metavar="STUDY", help=_STUDY)
+    restart.add_argument("--local", action="store_true", help="run on this machine, from the study's directory")
+    restart.add_argument("--slots", type=slots, metavar="N", help="with --local: tasks at a time (default: one a CPU)")
+    _add_steps(restart, "tasks of these steps only")
+    restart.add_argument("--tasks", default="", metavar="RANGES", help="tasks with these indices only, as in 0-99,512")
+    restart.add_argument(
+        "--exit-codes",
+        nargs="+",
+        type=int,
+        action="extend",
+        default=[],
+        metavar="CODE",
+        help="tasks that ended with one of these codes, 0 for successes (default: all that did not succeed)",
+    )
+    restart.add_argument("--dependants", action="store_true", help="also everything that depends on them")
+
+
+def _add_status(status: argparse.ArgumentParser) -> None:
+    status.add_argument("target", metavar="STUDY", help=_STUDY)
+    status.add_argument(
+        "-o", "--output-path", metavar="DIR", help="with a specification: where the directories of its runs lie"
+    )
+    status.add_argument("--no-prompts", action="store_true", help="take the newest run, which happens anyway")
+    _add_vars(status)
+    upstream.add_flags(status, {**upstream.SERVER_FLAGS, **upstream.STATUS_FLAGS})
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--spec", metavar="SPEC", help="agents that serve a queue of this specification")
+    parser.add_argument(
+        "--queues", nargs="+", action="extend", default=[], metavar="QUEUE", help="agents that serve one of these"
+    )
+    parser.add_argument(
+        "--workers", nargs="+", action="extend", default=[], metavar="REGEX", help="agents whose name matches"
+    )
+    upstream.add_flags(parser, upstream.SERVER_FLAGS)
+
+
+def _add_steps(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--steps", nargs="+", action="extend", default=[], metavar="STEP", help=what)
+
+
+def _add_vars(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vars",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with a specification: replace variables (after STUDY)",
+    )
+
+
+def slots(text: str) -> int:
+    """Read a number of tasks."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_SLOTS:
+        raise argparse.ArgumentTypeError(f"expected a number of tasks from 1 to {MOST_SLOTS}, found {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 10**6:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return value
+
+
+# Each imports what it needs: the help of one must not wait for the client of another's cluster.
+
+
+def _in_step(arguments: argparse.Namespace) -> bool:
+    """Whether a step of a study calls us, so that the agent which runs it passes the order on."""
+    return not arguments.namespace and bool(os.environ.get(nested.SOCKET))
+
+
+def _order(arguments: argparse.Namespace) -> int:
+    from merlin_cli import inside, steer
+    from merlin_cli.console import Output
+
+    if _in_step(arguments):
+        return inside.command(arguments.command, arguments.targets, Output())
+    purge = arguments.command == "purge"
+    wish = steer.Wish(
+        arguments.command,
+        tuple(arguments.targets),
+        arguments.namespace,
+        variables=tuple(arguments.vars) if purge else (),
+        sure=not purge or arguments.force,
+    )
+    return steer.steer(wish, Output())
+
+
+def _restart(arguments: argparse.Namespace) -> int:
+    from merlin_cli import inside, restart, steer
+    from merlin_cli.console import Output
+
+    which = steer.Which.of(arguments)
+    if arguments.local:
+        if which != steer.Which() or arguments.namespace:
+            message = "--local runs all that did not succeed; --steps, --tasks, --exit-codes, --dependants and -n are for a cluster"
+            raise CliError(Exit.USAGE, message)
+        return restart.restart_locally(arguments.target, slots=arguments.slots, console=Output())
+    if arguments.slots:
+        raise CliError(Exit.USAGE, "--slots is for --local; in a cluster agents bring their own")
+    if _in_step(arguments):
+        if which != steer.Which():
+            raise CliError(
+                Exit.USAGE, "in a step restart takes no options; name the namespace with -n to use kubeconfig"
+            )
+        return inside.command("restart", [arguments.target], Output())
+    return steer.steer(steer.Wish("restart", (arguments.target,), arguments.namespace, which=which), Output())
+
+
+def question(arguments: argparse.Namespace) -> "Question":
+    """Return which study a command that shows something is asked about."""
+    from merlin_cli.status import Question
+
+    where = getattr(arguments, "output_path", None)
+    return Question(arguments.target, arguments.namespace, tuple(arguments.vars), where)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from merlin_cli import status
+    from merlin_cli.console import Output
+
+    return status.status(question(arguments), Output())
+
+
+def _monitor(arguments: argparse.Namespace) -> int:
+    from merlin_cli import status
+    from merlin_cli.console import Output
+
+    watch = status.Watch(frozenset(arguments.steps) - {"all"}, arguments.sleep)
+    return status.monitor(question(arguments), watch, Output())
+
+
+def _filter(arguments: argparse.Namespace) -> "Filter":
+    from merlin_cli.crew import Filter
+
+    queues = arguments.specific_queues if arguments.command == "queue-info" else arguments.queues
+    return Filter(
+        spec=arguments.spec,
+        queues=tuple(queues),
+        workers=tuple(getattr(arguments, "workers", ())),
+        steps=tuple(getattr(arguments, "steps", ())),
+        variables=tuple(getattr(arguments, "vars", ())),
+        namespace=arguments.namespace,
+    )
+
+
+def _query(arguments: argparse.Namespace) -> int:
+    from merlin_cli import crew
+    from merlin_cli.console import Output
+
+    return crew.query(_filter(arguments), Output())
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from merlin_cli import crew
+    from merlin_cli.console import Output
+
+    return crew.stop(_filter(arguments), Output())
+
+
+def _queues(arguments: argparse.Namespace) -> int:
+    from merlin_cli import crew
+    from merlin_cli.console import Output
+
+    return crew.queue_info(_filter(arguments), Output(), dump=arguments.dump)

@@ -1,0 +1,181 @@
+"""Which studies the user means: by a Study's name, by a specification's file, or by a study's directory, as upstream takes them.
+
+A directory names the study that its mark names. A specification names all studies that were made from a file whose
+``description.name`` reads the same; commands that show something take the newest of them, commands that change something
+those that are not over.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from merlin_cli import source
+from merlin_cli.exits import CliError, Exit
+from merlin_cli.kube import KubeConfig
+from merlin_study import workspace
+from merlin_study.scalars import spell
+from merlin_study.spec import StudySpec
+from merlin_study.variables import Variables
+
+
+class Cluster(Protocol):
+    """What the commands ask of a cluster; see `merlin_cli.kube`."""
+
+    namespace: str
+
+    def study(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """Return a Study, or None."""
+
+    def studies(self, namespace: str) -> list[dict[str, Any]]:
+        """Return all Studies of a namespace."""
+
+    def allocations(self, namespace: str) -> list[dict[str, Any]]:
+        """Return all Allocations of a namespace."""
+
+    def change(self, namespace: str, name: str, uid: str, spec: Mapping[str, Any]) -> None:
+        """Change switches of a Study."""
+
+
+class Mark(BaseModel):
+    """What an agent writes into a workspace that it claims."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    study: str
+
+
+@dataclass(frozen=True)
+class There:
+    """A cluster and the namespace that is meant."""
+
+    cluster: Cluster
+    namespace: str
+
+    @classmethod
+    def of(cls, namespace: str | None, cluster: Cluster | None = None, *, instead: str = "") -> "There":
+        """Return the cluster of the kubeconfig; ``instead`` ends the sentence that says there is none.
+
+        Raises:
+            CliError: there is none.
+        """
+        cluster = cluster or KubeConfig(instead=instead)
+        return cls(cluster, namespace or cluster.namespace)
+
+    def find(self, what: str, *, variables: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return the Studies that are meant, the newest first; at least one.
+
+        Raises:
+            CliError: there is none, or the cluster can't be asked.
+            SpecError: the specification is no YAML.
+        """
+        path = Path(what)
+        if path.is_dir():
+            uid = uid_of(path)
+            found = [each for each in self.cluster.studies(self.namespace) if each["metadata"]["uid"] == uid]
+            if not found:
+                raise CliError(
+                    Exit.USAGE,
+                    f"{what}: its study (uid {uid}) is not in namespace {self.namespace}; "
+                    "give the namespace that it ran in with -n, or go on with `merlin restart DIR --local`",
+                )
+            return found
+        if path.is_file():
+            return self._of_file(what, source.read(what), variables)
+        one = self.cluster.study(self.namespace, what)
+        if one is None:
+            raise CliError(
+                Exit.USAGE,
+                f"there is no study {what} in namespace {self.namespace}; "
+                f"`kubectl get studies -n {self.namespace}` lists them, -n names another namespace",
+            )
+        return [one]
+
+    def _of_file(self, what: str, found: source.Source, variables: Sequence[str]) -> list[dict[str, Any]]:
+        source.variables(variables)  # what is malformed is told as `merlin run` tells it
+        if own := found.metadata.get("name"):
+            one = self.cluster.study(self.namespace, str(own))
+            studies = [one] if one is not None else []
+        else:
+            name = name_in(found.raw)
+            studies = [each for each in self.cluster.studies(self.namespace) if name_in(each["spec"]) == name]
+        if not studies:
+            raise CliError(
+                Exit.USAGE,
+                f"{what}: no study in namespace {self.namespace} was made from it; submit it with `merlin run {what}`, "
+                "or name another namespace with -n",
+            )
+        return sorted(studies, key=lambda each: str(each["metadata"]["creationTimestamp"]), reverse=True)
+
+
+def check(what: str) -> None:
+    """Refuse what can only be a path and is none, before any cluster is asked.
+
+    Raises:
+        CliError: there is no such file or directory.
+    """
+    if (os.sep in what or what.endswith((".yaml", ".yml"))) and not Path(what).exists():
+        raise CliError(Exit.USAGE, f"there is no file or directory {what}; give one, or the name of a study")
+
+
+def name_in(spec: Mapping[str, Any]) -> str:
+    """Return what a specification is called, as it is written; empty where it does not say."""
+    described = spec.get("description")
+    name = described.get("name", "") if isinstance(described, Mapping) else ""
+    return name if isinstance(name, str) else spell(name)
+
+
+def uid_of(directory: Path) -> str:
+    """Return the uid of the study whose directory this is.
+
+    Raises:
+        CliError: no agent has marked it.
+    """
+    try:
+        return Mark.model_validate(json.loads((directory / workspace.INFO / workspace.MARK).read_bytes())).study
+    except (OSError, ValueError) as error:
+        raise CliError(
+            Exit.USAGE, f"{directory}: expected the name of a study or its directory, found no mark of a study there"
+        ) from error
+
+
+def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | None = None) -> list[Path]:
+    """Return the directories of a specification's runs on this machine, the newest first, as upstream finds them.
+
+    Raises:
+        CliError: the file can't be read.
+        SpecError: the specification was refused.
+    """
+    found = source.read(file)
+    spec = source.parse(found, source.variables(variables), output_path=output_path, quiet=True)
+    name, where = _named(spec, found)
+    beginning = f"{name.replace(' ', '_')}_"
+    try:
+        entries = [entry for entry in os.scandir(where) if entry.name.startswith(beginning)]
+    except OSError:
+        return []
+    runs = [Path(entry.path) for entry in entries if (Path(entry.path) / workspace.INFO / workspace.PLAN_FILE).exists()]
+    return sorted(runs, key=lambda run: run.name, reverse=True)
+
+
+def _named(spec: StudySpec, found: source.Source) -> tuple[str, Path]:
+    """What the study is called and where its runs lie, expanded."""
+    base = workspace.safe_name(found.path.stem)
+    variables = Variables(spec, stamp="", base=base, spec_root=found.directory)
+    where = os.path.expandvars(os.path.expanduser(variables.output_path))  # noqa: PTH111 a text, not a path yet
+    return variables.expand(spec.description.name), Path.cwd() / where
+
+
+def is_over(study: Mapping[str, Any]) -> bool:
+    """Whether nothing more of a Study will run."""
+    return condition(study, "Finished").get("status") == "True"
+
+
+def condition(study: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return one of a Study's conditions; an empty one where it has none of this kind yet."""
+    held = (study.get("status") or {}).get("conditions") or ()
+    return next((each for each in held if each.get("type") == kind), {})
