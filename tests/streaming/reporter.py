@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js.errors import APIError
+from nats.js.errors import APIError, NotFoundError
 
 from merlin_operator.core import AGENTS_SCOPE
 from merlin_study import subjects, wire
@@ -19,6 +19,8 @@ from merlin_study.seal import Keyring, Signer
 from tests.ground import Broker
 
 SITE = "testsite"
+CONFLICT = 10071
+"""nats-server's error where a subject has a message already."""
 
 
 class Reporter:
@@ -104,9 +106,7 @@ class Reporter:
         with contextlib.suppress(APIError):
             await self.append(chunk.study, self.space.bound(chunk.study), bound, expected=0)
         subject = self.space.reports(chunk.study, chunk.fence)
-        try:
-            await self.append(chunk.study, subject, wire.Start(agent=self.name, chunk=chunk), expected=0)
-        except APIError:
+        if not await self._claim(chunk, subject):
             return
         self.runs.update((chunk.step, index) for index in chunk.tasks.indices())
         facts = wire.SampleFacts(count=self.samples, columns=1, digest="d") if chunk.step == 0 else None
@@ -128,6 +128,37 @@ class Reporter:
                 await asyncio.sleep(0.05)
             else:
                 return
+
+    async def _claim(self, chunk: wire.Chunk, subject: str) -> bool:
+        """Whether the chunk is ours now: as an agent does, ask until there is an answer, and after a conflict who was first."""
+        start, unanswered = wire.Start(agent=self.name, chunk=chunk), False
+        while not self._stopped:
+            try:
+                await self.append(chunk.study, subject, start, expected=0)
+            except (NatsError, TimeoutError, OSError) as error:
+                if isinstance(error, APIError) and error.err_code == CONFLICT:
+                    return unanswered and await self._holder(chunk.study, subject) == self.name
+                unanswered = True
+                await asyncio.sleep(0.05)
+            else:
+                return True
+        return False
+
+    async def _holder(self, study: str, subject: str) -> str:
+        """Who was first on a fence's subject; empty where nobody is known."""
+        while not self._stopped:
+            try:
+                first = await self._js.get_msg(self.space.report_stream, 1, subject=subject, direct=True, next=True)
+            except NotFoundError:
+                return ""
+            except (NatsError, TimeoutError, OSError):
+                await asyncio.sleep(0.05)
+            else:
+                entry = wire.decode_log(
+                    self.keyring.open(first.data or b"", scope=study, context=subject, signer=Signer.AGENT)
+                )
+                return entry.agent if isinstance(entry, wire.Start) else ""
+        return ""
 
     async def append(self, study: str, subject: str, entry: wire.Message, *, expected: int | None) -> None:
         """Append to the log, as the first message of its subject where ``expected`` is 0."""

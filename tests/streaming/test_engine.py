@@ -68,9 +68,12 @@ async def until(holds: Callable[[], bool], *, seconds: float = 60) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(broker: Broker, keyring: Keyring, plan: Plan) -> AsyncIterator[tuple[Engine, Shown]]:
+async def running(
+    broker: Broker, keyring: Keyring, plan: Plan, *, lost_after: float = 60.0
+) -> AsyncIterator[tuple[Engine, Shown]]:
+    """Run an engine; agents are lost after a silence that no busy machine makes, unless it is that what is tried."""
     shown = Shown()
-    timing = wire.Timing(heartbeat=0.2, lost_after=2.0)
+    timing = wire.Timing(heartbeat=0.2, lost_after=lost_after)
     engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown)
     engine.add(REF, plan)
     task = asyncio.create_task(engine.run())
@@ -161,7 +164,7 @@ def test_an_agent_that_falls_silent_loses_its_chunks_to_another(broker: Broker, 
         keyring = Keyring.generate()
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
         silent = Reporter(broker, keyring, plan, samples=SAMPLES, name="silent")
-        async with running(broker, keyring, plan) as (_, shown):
+        async with running(broker, keyring, plan, lost_after=2.0) as (_, shown):
             async with silent.working():
                 await until(lambda: shown.done > 0)
                 chunk = wire.Chunk(
@@ -186,7 +189,7 @@ def test_an_engine_that_was_frozen_calls_nobody_lost(broker: Broker, plan: Plan)
     async def scenario() -> None:
         keyring = Keyring.generate()
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
-        async with running(broker, keyring, plan) as (engine, shown), reporter.working():
+        async with running(broker, keyring, plan, lost_after=2.0) as (engine, shown), reporter.working():
             await until(lambda: shown.done > 100)
             chunk = wire.Chunk(
                 study=REF.uid, plan=plan.hash, epoch=1, fence=10**6, step=1, attempt=1, samples=SAMPLES,
@@ -229,13 +232,13 @@ def test_noise_in_the_task_stream_stops_nobody(broker: Broker, plan: Plan) -> No
     async def scenario() -> None:
         keyring = Keyring.generate()
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
-        async with running(broker, keyring, plan) as (engine, shown), reporter.working():
+        async with running(broker, keyring, plan, lost_after=2.0) as (engine, shown), reporter.working():
             await until(lambda: shown.done > 100)
             route = subjects.Route("elsewhere", "q", "n1-c1-g0-m0-w0", "bulk")
             await engine.broker.put(engine.space.chunk(route, REF.uid, 5000), b"noise")
         # Another agent: the first one may have been stopped between a claim and its report, and has to count as lost.
         second = Reporter(broker, keyring, plan, samples=SAMPLES, name="second")
-        async with running(broker, keyring, plan) as (engine, shown), second.working():
+        async with running(broker, keyring, plan, lost_after=2.0) as (engine, shown), second.working():
             await until(lambda: shown.finished)
             assert engine.counters().refused >= 1
             assert shown.view is not None
@@ -250,7 +253,7 @@ def test_a_broker_that_comes_back_empty_does_not_stall_the_study(broker: Broker,
     async def scenario() -> None:
         keyring = Keyring.generate()
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
-        async with reporter.working(), running(broker, keyring, plan) as (_, shown):
+        async with reporter.working(), running(broker, keyring, plan, lost_after=2.0) as (_, shown):
             await until(lambda: shown.done > 500)
             broker.kill()
             shutil.rmtree(broker.directory / "store")
