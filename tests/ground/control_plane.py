@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +32,14 @@ CRDS = ROOT / "crds"
 
 # `admin` may do everything; the others nothing until a test binds a role to `User` of that name.
 USERS = {"admin": "system:masters", "operator": "", "tenant": "", "stranger": ""}
+
+# The requests of the user `operator`, in `ControlPlane.asked`.
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "users": ["operator"]}, {"level": "None"}],
+}
 
 _namespaces = itertools.count(1)
 
@@ -77,6 +85,7 @@ class ControlPlane:
         self._write("tokens.csv", "".join(f'{self._tokens[u]},{u},{u},"{g}"\n' for u, g in USERS.items()))
         key = ec.generate_private_key(ec.SECP256R1())
         pem = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        self._write("audit.json", json.dumps(AUDIT))
         self._write("accounts.key", key.private_bytes(*pem).decode())
         self.etcd.start()
         self._launch()
@@ -181,6 +190,11 @@ class ControlPlane:
             "apply", *where, *options, "--filename", source, stdin=text, kubeconfig=kubeconfig, check=check
         )
 
+    def asked(self, namespace: str) -> list[dict[str, Any]]:
+        """Every request so far of the user `operator` in a namespace, as events of the audit log."""
+        events = [json.loads(line) for line in (self.directory / "audit.log").read_text().splitlines()]
+        return [each for each in events if each.get("objectRef", {}).get("namespace") == namespace]
+
     def install_crds(self, what: str | Path = CRDS) -> None:
         """Install custom resource definitions (by default this repository's) and wait until they are served."""
         named = self.apply(what, "--server-side", "--output", "name").stdout.split()
@@ -239,6 +253,8 @@ class ControlPlane:
             "--service-cluster-ip-range=198.18.0.0/24",
             f"--token-auth-file={self.directory / 'tokens.csv'}",
             "--authorization-mode=RBAC",
+            f"--audit-policy-file={self.directory / 'audit.json'}",
+            f"--audit-log-path={self.directory / 'audit.log'}",
             # Pods would wait for service accounts that no controller makes.
             "--disable-admission-plugins=ServiceAccount",
         ]

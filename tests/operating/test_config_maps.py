@@ -44,6 +44,9 @@ def test_what_a_user_submits_the_operator_reads_and_the_study_owns(
         asyncio.run(api.content("absent", "part"))
     with pytest.raises(contents.ContentError, match="expected a key 'other', found part"):
         asyncio.run(api.content(parts[0][0], "other"))
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig("stranger", namespace=namespace)))
+    with pytest.raises(contents.ContentError, match=r"found 403: .* cannot get resource"):
+        asyncio.run(cluster.Api(cluster.connect(), namespace).content(parts[0][0], "part"))
     core = client.CoreV1Api(client.ApiClient(restricted))
     with pytest.raises(client.ApiException, match="Forbidden"):
         core.list_namespaced_config_map(namespace)

@@ -181,9 +181,9 @@ class Api:
                 core.read_namespaced_config_map, name, self.namespace, _request_timeout=TIMEOUT
             )
         except client.ApiException as error:
-            cure = "create it" if error.status == 404 else _message(error)
+            answer = "none; create it" if error.status == 404 else f"{error.status}: {_message(error)}"
             raise ContentError(
-                f"ConfigMap {name}: expected it in namespace {self.namespace}, found none; {cure}"
+                f"ConfigMap {name}: expected it in namespace {self.namespace}, found {answer}"
             ) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             self.traffic.errors += 1
