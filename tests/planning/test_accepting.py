@@ -40,7 +40,7 @@ def test_what_only_the_submitter_knows_comes_through_vars() -> None:
     """``merlin run`` tells the folder of the specification; nothing else may take a reserved name."""
     plan = judge(_submission(SPEC)).plan
     assert plan is not None
-    assert plan.steps[0].cmd == "echo /the/folder"
+    assert (plan.steps[0].cmd, plan.spec_root) == ("echo $(SPECROOT)", "/the/folder")
     refused = judge(_submission({**SPEC, "vars": {"SPECROOT": "/x", "MERLIN_INFO": "/y"}}))
     assert [fault.path for fault in refused.faults] != []
 

@@ -5,13 +5,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from merlin_cli import bundling, source
 from merlin_cli.exits import CliError, Exit
 from merlin_study import workspace
-from merlin_study.parse import to_document
-from merlin_study.spec import StudySpec
 
 ENDINGS: Final = (".csv", ".tab", ".npy")
 LINKED: Final = 64 << 20
@@ -48,8 +46,14 @@ def with_samples(found: source.Source, file: str) -> source.Source:
     return source.replaced(found, "merlin", {**merlin, "samples": {**kept, "file": file}})
 
 
-def furnish(info: Path, *, samples: Path | None, spec: StudySpec, folder: Path) -> None:
+def furnish(info: Path, *, samples: Path | None, document: Any, folder: Path) -> None:
     """Put into ``merlin_info`` what a run on this machine brings: its samples, and the files of its folder for later restarts.
+
+    Args:
+        info: The directory.
+        samples: The table of ``--samplesfile``.
+        document: The specification, whose texts name the files.
+        folder: Where they are.
 
     Raises:
         CliError: it can't be written.
@@ -57,7 +61,7 @@ def furnish(info: Path, *, samples: Path | None, spec: StudySpec, folder: Path) 
     if samples is not None:
         place(samples, info)
     try:
-        entries, _ = bundling.collect(to_document(spec), folder)
+        entries, _ = bundling.collect(document, folder)
     except CliError as error:
         print(f"warning: no copy is kept of the specification's files: {error}", file=sys.stderr)
         return

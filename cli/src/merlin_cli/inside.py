@@ -11,6 +11,7 @@ follows from which task asks, so a task that is tried again finds what it starte
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -177,16 +178,18 @@ def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
 def _reserved(document: dict[str, Any], samples: Path | None) -> Iterator[Path]:
     """Make the study's directory, which nobody else has, and name it in the document; remove it where that fails.
 
+    A copy of the files that its steps refer to goes there at once: their folder may lie in the workspace of the study that
+    starts this one, and be removed before it.
+
     Raises:
         SpecError: the study was refused.
         CliError: the directory can't be made, or the study names its own run and that exists.
     """
     directory = _made(document)
     try:
-        if samples is not None:
-            info = directory / workspace.INFO
-            info.mkdir()
-            inputs.place(samples, info)
+        info = directory / workspace.INFO
+        info.mkdir()
+        inputs.furnish(info, samples=samples, document=document, folder=Path(str(document["vars"][spec.SPECROOT])))
         yield directory
     except BaseException:
         _release(directory, samples)
@@ -215,8 +218,10 @@ def _made(document: dict[str, Any]) -> Path:
 
 def _release(directory: Path, samples: Path | None) -> None:
     """Remove a directory that was only reserved, with what we put there and nothing else."""
+    info = directory / workspace.INFO
     with contextlib.suppress(OSError):
+        shutil.rmtree(info / workspace.SPECROOT, ignore_errors=True)
         if samples is not None:
-            (directory / workspace.INFO / samples.name).unlink(missing_ok=True)
-            (directory / workspace.INFO).rmdir()
+            (info / samples.name).unlink(missing_ok=True)
+        info.rmdir()
         directory.rmdir()

@@ -18,6 +18,7 @@ from merlin_study import environment, workspace
 from merlin_study import table as tables
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
+from merlin_study.parse import to_document
 from merlin_study.plan import Plan
 from merlin_study.spec import StudySpec
 from merlin_study.table import Table
@@ -86,7 +87,9 @@ def run_locally(request: Request, console: Console) -> Exit:
         root=root,
         slots=request.slots or local.default_slots(),
         rehearse=spec.rehearse,
-        furnish=functools.partial(inputs.furnish, samples=samples, spec=spec, folder=found.path.parent),
+        furnish=functools.partial(
+            inputs.furnish, samples=samples, document=to_document(spec), folder=found.path.parent
+        ),
     )
     if missing is not None:
         return dry.write(job, console, missing=[fault for fault in missing if fault.path != "spec.batch.dry_run"])

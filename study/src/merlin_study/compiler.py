@@ -114,8 +114,10 @@ class _Draft:
 class _Compiler:
     def __init__(self, spec: StudySpec, *, stamp: str, base: str, spec_root: str | None, table: Table | None) -> None:
         self.spec, self.stamp, self.base = spec, stamp, base
-        self.variables = Variables(spec, stamp=stamp, base=base, spec_root=None)
-        """For what agents fill in the rest of: there ``$(SPECROOT)`` stays."""
+        spec_root = _told_root(spec) or spec_root
+        elsewhere = spec.model_copy(update={"vars": _without(spec.vars, SPECROOT)}) if spec_root else spec
+        self.variables = Variables(elsewhere, stamp=stamp, base=base, spec_root=None)
+        """For what agents fill in the rest of: there ``$(SPECROOT)`` stays, since the folder may be gone one day."""
         self.names = Variables(spec, stamp=stamp, base=base, spec_root=spec_root)
         """For what is decided here."""
         self.spec_root = spec_root or ""
@@ -489,6 +491,16 @@ class _Compiler:
         return SampleTable(
             generate=generate, file=file, columns=self.columns, level_max_dirs=table.level_max_dirs, directory=directory
         )
+
+
+def _told_root(spec: StudySpec) -> str:
+    """Return the folder of the specification where ``vars`` tells it; empty where only an environment knows."""
+    root = str(spec.vars.get(SPECROOT, ""))
+    return "" if environment.refers(root) else root
+
+
+def _without(given: Mapping[str, str | float | bool], name: str) -> dict[str, str | float | bool]:
+    return {key: value for key, value in given.items() if key != name}
 
 
 def _workspaces(draft: _Draft) -> set[str]:
