@@ -13,6 +13,7 @@ import pytest
 from merlin_cli import lock, restart, tally
 from merlin_cli.__main__ import main
 from merlin_cli.exits import CliError, Exit
+from merlin_operator import resume
 from merlin_study import outcomelog, wire, workspace
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Edge, EdgeKind, Plan, PlannedStep, SampleTable
@@ -56,11 +57,22 @@ class Log:
     def __init__(self, info: Path, agent: str) -> None:
         (info / "outcomes").mkdir(parents=True, exist_ok=True)
         self.file, self.agent, self.fence = info / "outcomes" / f"{agent}.jsonl", agent, 0
+        self.generation = 0
 
     def chunk(self, at: int, tasks: TaskSet, attempt: int = 1) -> None:
         """Start a chunk."""
         self.fence += 1
-        chunk = wire.Chunk(study="uid", plan="hash", epoch=1, fence=self.fence, step=at, tasks=tasks, attempt=attempt)
+        chunk = wire.Chunk(
+            study="uid",
+            plan="hash",
+            epoch=1,
+            fence=self.fence,
+            step=at,
+            tasks=tasks,
+            attempt=attempt,
+            fresh=self.generation > 0,
+            generation=self.generation,
+        )
         self._write(start=wire.Start(agent=self.agent, chunk=chunk))
 
     def report(
@@ -315,3 +327,53 @@ def test_a_restart_waits_for_an_agent_that_is_still_at_work(tmp_path: Path, age:
         assert refused.value.code == Exit.CANNOT_RUN
         assert f"an agent is still at work in {directory} (host-1-abc" in str(refused.value)
     assert not (directory / "merlin_info" / "run.lock").exists()
+
+
+def test_what_a_restart_ran_again_stands_whatever_had_come_of_it_before(tmp_path: Path) -> None:
+    """Though the log that tells of the earlier success is the younger file."""
+    later, earlier = Log(tmp_path / "merlin_info", "later"), Log(tmp_path / "merlin_info", "earlier")
+    earlier.ran(0, ONE, samples=4)
+    earlier.ran(1, tasks(0, 4))
+    later.fence, later.generation = 10, 1
+    later.ran(1, tasks(0, 2), Outcome.SOFT_FAILED)
+    later.chunk(1, tasks(2, 1))
+    earlier.ran(2, tasks(3, 1))
+    os.utime(later.file, (1, 1))
+    plan = a_plan()
+    assert counted(plan, tmp_path)[1] == (4, 1, 2)
+    past = resume.recorded("uid", plan, resume.read_outcomes(tmp_path / "merlin_info"))
+    assert [task for task in range(4) if task in past.done[1]] == [3]
+    assert past.noted().tokens == ("restart:earlier-1",)
+
+
+def test_each_task_has_a_row_and_filters_choose_as_upstream_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    info = tmp_path / "merlin_info"
+    log, other = Log(info, "a"), Log(info, "b")
+    (info / "plan.json").write_bytes(a_plan().to_json())
+    log.ran(0, ONE, samples=5)
+    log.ran(1, tasks(0, 2))
+    other.fence = 20
+    other.ran(1, tasks(2, 1), Outcome.FAILED)
+    other.chunk(1, tasks(3, 1))
+
+    def rows(*options: str) -> list[list[str]]:
+        assert main(["detailed-status", str(tmp_path), *options]) == 0
+        return [line.split() for line in capsys.readouterr().out.splitlines()][1:]
+
+    assert rows("--steps", "sim") == [
+        ["sim", "0", "sim/00", "FINISHED", "MERLIN_SUCCESS", "merlin", "a"],
+        ["sim", "1", "sim/01", "FINISHED", "MERLIN_SUCCESS", "merlin", "a"],
+        ["sim", "2", "sim/02", "FAILED", "MERLIN_SUCCESS", "merlin", "b"],
+        ["sim", "3", "sim/03", "RUNNING", "merlin"],
+        ["sim", "4", "sim/04", "INITIALIZED", "merlin"],
+    ]
+    assert [row[:2] for row in rows("--task-status", "FAILED", "CANCELLED")] == [["sim", "2"], ["after", "2"]]
+    assert [row[:2] for row in rows("--workers", "b", "--task-status", "RUNNING")] == [["sim", "2"], ["sim", "3"]]
+    assert len(rows("--task-queues", "merlin", "--max-tasks", "3")) == 3
+    assert main(["detailed-status", str(tmp_path), "--steps", "nonsense"]) == Exit.USAGE
+    assert "--steps nonsense: expected steps of the study: after, sim, sum" in capsys.readouterr().err
+    assert main(["detailed-status", str(tmp_path), "--dump", str(tmp_path / "rows.csv")]) == Exit.OK
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 5 + 5 + 1

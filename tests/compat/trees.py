@@ -143,7 +143,7 @@ def our_outcomes(run: Run) -> dict[str, Outcome]:
     for at, step in enumerate(plan.steps):
         if step.name == INFO_STEP:
             continue
-        for outcome, bits in folded._steps[at].over.items():
+        for (outcome, _), bits in folded.steps[at].over.items():
             for task in range(layout.geometry.total(at)):
                 if task in bits:
                     found[layout.task_dir(at, task).lstrip("/")] = outcome

@@ -24,6 +24,10 @@ _DEEDS: Final = {
 }
 _STUDY: Final = "a study's name, its directory, or its specification"
 MOST_SLOTS: Final = 4096
+_TASK_STATUS: Final = ("INITIALIZED", "RUNNING", "FINISHED", "FAILED", "CANCELLED", "DRY_RUN", "UNKNOWN")
+_RETURN_CODES: Final = (
+    *("SUCCESS", "SOFT_FAIL", "HARD_FAIL", "STOP_WORKERS", "RESTART", "RETRY", "DRY_SUCCESS", "UNRECOGNIZED"),
+)
 
 
 def add(commands: Any) -> None:
@@ -37,6 +41,7 @@ def add(commands: Any) -> None:
             upstream.add_flags(order, upstream.PURGE_FLAGS)
     _add_restart(_command(commands, "restart", "run again what did not succeed, in a cluster or here", _restart))
     _add_status(_command(commands, "status", "show how a study stands", _status))
+    _add_detailed(_command(commands, "detailed-status", "show each task of a study", _detailed))
     monitor = _command(commands, "monitor", "return once no work of a study remains", _monitor)
     monitor.add_argument("target", metavar="STUDY", help=_STUDY)
     _add_steps(monitor, "wait for these steps only")
@@ -82,13 +87,45 @@ def _add_restart(restart: argparse.ArgumentParser) -> None:
 
 
 def _add_status(status: argparse.ArgumentParser) -> None:
-    status.add_argument("target", metavar="STUDY", help=_STUDY)
-    status.add_argument(
+    _add_study(status)
+    upstream.add_flags(status, {**upstream.SERVER_FLAGS, **upstream.STATUS_FLAGS})
+
+
+def _add_detailed(detailed: argparse.ArgumentParser) -> None:
+    _add_study(detailed)
+    _add_steps(detailed, "tasks of these steps")
+    detailed.add_argument(
+        "--task-queues", nargs="+", action="extend", default=[], metavar="QUEUE", help="tasks of steps on these queues"
+    )
+    detailed.add_argument(
+        "--task-status",
+        nargs="+",
+        action="extend",
+        default=[],
+        choices=_TASK_STATUS,
+        help="tasks in one of these states",
+    )
+    detailed.add_argument(
+        "--return-code", nargs="+", action="extend", default=[], choices=_RETURN_CODES, help="tasks that ended so"
+    )
+    detailed.add_argument(
+        "--workers", nargs="+", action="extend", default=[], metavar="AGENT", help="tasks that these agents ran"
+    )
+    detailed.add_argument("--max-tasks", type=_count, metavar="N", help="the first N of them")
+    detailed.add_argument("--layout", choices=("default", "table"), default="table", help="a table, or lines")
+    detailed.add_argument("--disable-pager", action="store_true", help="print at once, however much it is")
+    detailed.add_argument("--disable-theme", action="store_true", help="without colours, as NO_COLOR=1")
+    detailed.add_argument("--dump", metavar="FILE", help="write a .csv or .json file instead")
+    upstream.add_flags(detailed, upstream.SERVER_FLAGS)
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="STUDY", help=_STUDY)
+    parser.add_argument(
         "-o", "--output-path", metavar="DIR", help="with a specification: where the directories of its runs lie"
     )
-    status.add_argument("--no-prompts", action="store_true", help="take the newest run, which happens anyway")
-    _add_vars(status)
-    upstream.add_flags(status, {**upstream.SERVER_FLAGS, **upstream.STATUS_FLAGS})
+    parser.add_argument("--no-prompts", action="store_true", help="take the newest run, which happens anyway")
+    _add_vars(parser)
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +158,12 @@ def slots(text: str) -> int:
     """Read a number of tasks."""
     if not text.isdecimal() or not 1 <= int(text) <= MOST_SLOTS:
         raise argparse.ArgumentTypeError(f"expected a number of tasks from 1 to {MOST_SLOTS}, found {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number of tasks, found {text!r}")
     return int(text)
 
 
@@ -193,6 +236,23 @@ def _status(arguments: argparse.Namespace) -> int:
     from merlin_cli.console import Output
 
     return status.status(question(arguments), Output())
+
+
+def _detailed(arguments: argparse.Namespace) -> int:
+    from merlin_cli import detail
+    from merlin_cli.console import Output
+
+    wanted = detail.Selection(
+        steps=frozenset(arguments.steps) - {"all"},
+        queues=frozenset(arguments.task_queues),
+        states=frozenset(arguments.task_status),
+        codes=frozenset(arguments.return_code),
+        agents=frozenset(arguments.workers),
+        most=arguments.max_tasks,
+    )
+    shown = detail.Shown(arguments.layout, not arguments.disable_pager, arguments.dump)
+    console = Output(no_color=True) if arguments.disable_theme else Output()
+    return detail.detailed(question(arguments), wanted, shown, console)
 
 
 def _monitor(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,8 @@
 
 The logs of several agents, and of several runs of a study (`merlin restart`), stand side by side without a common clock.
 So they are folded by rules that need none: per task, a success absorbs everything, else the last final outcome of its
-latest run counts, and a task that was started again after it failed is open again. What follows from that for tasks that
+latest run counts, and a task that was started again after it failed is open again. A restart that names tasks which had
+succeeded opens those, too (`merlin_study.generations`). What follows from that for tasks that
 never ran, because something that they depend on failed, the ledger says, which is given the result.
 
 Reports speak of ranges and masks, and so does the fold: its cost is that of the reports, not of the tasks.
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Failed, Progress, StepCount, StepFailure
-from merlin_study import outcomelog, wire, workspace
+from merlin_study import generations, outcomelog, wire, workspace
 from merlin_study.bitmap import Bitmap
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import FINAL, Outcome, after_budget
@@ -26,32 +27,45 @@ from merlin_study.plan import Plan
 from merlin_study.taskset import TaskSet
 
 KEPT_FAILURES: Final = 20
-_UNSUCCESSFUL: Final = tuple(outcome for outcome in Outcome if outcome in FINAL - {Outcome.SUCCEEDED})
+_SUCCESS: Final = (Outcome.SUCCEEDED, 0)
+
+
+Ending = tuple[Outcome, int]
+"""How a task ended: its outcome and its exit code (negative: that signal)."""
 
 
 @dataclass
-class _Step:
-    """A bit for each task and outcome; a task has at most one."""
+class StepTally:
+    """A bit for each task and ending; a task has at most one.
 
-    over: dict[Outcome, Bitmap] = field(default_factory=lambda: {outcome: Bitmap() for outcome in FINAL})
+    ``begun``: tasks of chunks that an agent claimed. ``agents``: by agent, the tasks that it told of.
+    """
 
-    def open(self, tasks: TaskSet) -> None:
-        """Note that tasks were started, so that only a success of them still stands."""
-        for outcome in _UNSUCCESSFUL:
-            if len(self.over[outcome]):
-                self.over[outcome].remove(tasks)
+    over: dict[Ending, Bitmap] = field(default_factory=dict)
+    begun: Bitmap = field(default_factory=Bitmap)
+    agents: dict[str, Bitmap] = field(default_factory=dict)
 
-    def close(self, tasks: TaskSet, outcome: Outcome) -> None:
+    def open(self, tasks: TaskSet, *, anew: bool = False) -> None:
+        """Note that tasks were started, so that only a success of them still stands; with ``anew`` not even that."""
+        for (outcome, _), members in self.over.items():
+            if len(members) and (anew or outcome is not Outcome.SUCCEEDED):
+                members.remove(tasks)
+
+    def close(self, tasks: TaskSet, ending: Ending) -> None:
         """Note a final outcome of tasks."""
-        succeeded = self.over[Outcome.SUCCEEDED]
-        if outcome is Outcome.SUCCEEDED:
+        succeeded = self.over.setdefault(_SUCCESS, Bitmap())
+        if ending[0] is Outcome.SUCCEEDED:
             self.open(tasks)
             succeeded.add(tasks)
             return
         fresh = TaskSet.from_bits(tasks.first, tasks.bits & ~succeeded.read(tasks.first, tasks.width))
         if fresh is not None:
             self.open(fresh)
-            self.over[outcome].add(fresh)
+            self.over.setdefault(ending, Bitmap()).add(fresh)
+
+    def ended(self, task: int) -> Ending | None:
+        """Return how a task ended; None where it has not."""
+        return next((ending for ending, members in self.over.items() if task in members), None)
 
 
 @dataclass
@@ -61,47 +75,56 @@ class Tally:
     plan: Plan
     samples: wire.SampleFacts | None = None
     damaged: int = 0
-    _steps: list[_Step] = field(default_factory=list)
+    steps: list[StepTally] = field(default_factory=list)
     _failures: dict[tuple[int, int], wire.Failure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make room for each step."""
-        self._steps = [_Step() for _ in self.plan.steps]
+        self.steps = [StepTally() for _ in self.plan.steps]
 
-    def add(self, log: bytes) -> None:
-        """Fold one agent's log."""
-        decoded = outcomelog.decode_lines(log)
-        self.damaged += decoded.damaged
-        for entry in decoded.entries:
-            if entry.start is not None:
+    def fold(self, logs: Iterable[bytes]) -> None:
+        """Fold the logs of all agents."""
+        for entry in generations.told(map(self._entries, logs)):
+            if isinstance(entry, generations.Anew):
+                if entry.step < len(self.steps):
+                    self.steps[entry.step].open(entry.tasks, anew=True)
+            elif entry.start is not None:
                 self._start(entry.start.chunk)
             elif entry.report is not None:
                 self._report(entry.report)
 
+    def _entries(self, log: bytes) -> tuple[outcomelog.Entry, ...]:
+        decoded = outcomelog.decode_lines(log)
+        self.damaged += decoded.damaged
+        return decoded.entries
+
     def _start(self, chunk: wire.Chunk) -> None:
-        if chunk.step < len(self._steps):
-            self._steps[chunk.step].open(chunk.tasks)
+        if chunk.step < len(self.steps):
+            self.steps[chunk.step].open(chunk.tasks)
+            self.steps[chunk.step].begun.add(chunk.tasks)
 
     def _report(self, report: wire.Report) -> None:
-        if report.step >= len(self._steps):
+        if report.step >= len(self.steps):
             self.damaged += 1
             return
         self.samples = self.samples or report.samples
-        step = self.plan.steps[report.step]
+        planned, step = self.plan.steps[report.step], self.steps[report.step]
         stands = functools.partial(
-            after_budget, attempt=report.attempt, max_retries=step.max_retries, restarts=bool(step.restart)
+            after_budget, attempt=report.attempt, max_retries=planned.max_retries, restarts=bool(planned.restart)
         )
+        ran = step.agents.setdefault(report.agent, Bitmap())
         for result in report.results:
+            ran.add(result.tasks)
             outcome = stands(result.outcome)
             if outcome in FINAL:
-                self._steps[report.step].close(result.tasks, outcome)
+                step.close(result.tasks, (outcome, result.code))
         for failure in report.failures:
             told = failure.model_copy(update={"outcome": stands(failure.outcome)})
             self._failures[report.step, failure.task] = told
 
     def progress(self, directory: str) -> Progress:
         """Return what `merlin status` shows."""
-        ledger = self._ledger()
+        ledger = self.ledger()
         counts = tuple(
             _count(planned.name, total=step.total, outcomes=step.outcomes)
             for planned, step in zip(self.plan.steps, ledger.steps, strict=True)
@@ -119,15 +142,15 @@ class Tally:
         standing = (
             (step, failure)
             for (step, task), failure in self._failures.items()
-            if any(task in self._steps[step].over[outcome] for outcome in _UNSUCCESSFUL)
+            if (ended := self.steps[step].ended(task)) is not None and ended != _SUCCESS
         )
         for _, (step, failure) in zip(range(KEPT_FAILURES), standing, strict=False):
             yield StepFailure(step=self.plan.steps[step].name, failure=Failed.model_validate(failure.model_dump()))
 
-    def _ledger(self) -> Ledger:
-        """Tell a ledger all final outcomes, as if each were a chunk of its own."""
+    def ledger(self) -> Ledger:
+        """Return what follows from it for tasks that never ran: tell a ledger all final outcomes, as if each were a chunk of its own."""
         ledger = Ledger(self.plan)
-        for fence, (step, tasks, outcome) in enumerate(self._outcomes(), start=1):
+        for fence, (step, tasks, (outcome, code)) in enumerate(self._outcomes(), start=1):
             chunk = wire.Chunk(study="", plan="", epoch=0, fence=fence, step=step, tasks=tasks, attempt=1)
             report = wire.Report(
                 agent="",
@@ -135,7 +158,7 @@ class Tally:
                 serial=1,
                 step=step,
                 attempt=1,
-                results=(wire.Result(outcome=outcome, code=0, tasks=tasks),),
+                results=(wire.Result(outcome=outcome, code=code, tasks=tasks),),
                 samples=self.samples if fence == 1 else None,
                 final=True,
             )
@@ -143,11 +166,11 @@ class Tally:
             ledger.apply(report, at=0.0)
         return ledger
 
-    def _outcomes(self) -> Iterator[tuple[int, TaskSet, Outcome]]:
+    def _outcomes(self) -> Iterator[tuple[int, TaskSet, Ending]]:
         """All final outcomes, in the order of the steps: the first one, which measures the samples, comes first."""
-        for index, step in enumerate(self._steps):
-            for outcome, tasks in step.over.items():
-                yield from ((index, part, outcome) for part in tasks.sets())
+        for index, step in enumerate(self.steps):
+            for ending, tasks in step.over.items():
+                yield from ((index, part, ending) for part in tasks.sets())
 
 
 def _count(name: str, *, total: int | None, outcomes: dict[Outcome, int]) -> StepCount:
@@ -192,6 +215,5 @@ def read_plan(directory: Path) -> Plan:
 def of_workspace(plan: Plan, directory: Path) -> Tally:
     """Fold the logs of a workspace."""
     tally = Tally(plan)
-    for log in logs(directory):
-        tally.add(log.read_bytes())
+    tally.fold(log.read_bytes() for log in logs(directory))
     return tally

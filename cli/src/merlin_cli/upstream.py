@@ -6,7 +6,6 @@ from typing import Any, Final
 
 COMMANDS: Final = {
     "run-workers": "start agents with `merlin-agent`, or use `merlin run SPEC --local`, which brings its own",
-    "detailed-status": "`merlin status DIR` shows counts per step, and each task's files are in its directory",
     "example": "there are examples in docs/examples of this project",
     "server": "`merlin run SPEC --local` brings its own broker",
     "config": "agents are configured in ~/.merlin/agent.yaml, and clusters by kubeconfig",
@@ -21,7 +20,7 @@ RUN_FLAGS: Final = {
 
 STATUS_FLAGS: Final = {
     "--cb-help": "nothing is told by colour alone, so leave it out",
-    "--dump": "outcomes are in merlin_info/outcomes, one JSON object a line",
+    "--dump": "use `merlin detailed-status --dump`, which writes a row for each task",
 }
 """Flags of ``merlin status``, each with what to do instead."""
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from merlin_study import wire
 from merlin_study.errors import Fault
-from merlin_study.ledger import Fence, Ledger
+from merlin_study.ledger import RESTART, Fence, Ledger
 from merlin_study.plan import Plan
 from merlin_study.spec import RestartRequest
 from merlin_study.taskset import TaskSet
@@ -47,7 +47,7 @@ class Switches:
     def tokens(self) -> tuple[str, ...]:
         """The requests that stand in the Study, as the log names them."""
         asked = [f"purge:{self.purge}"] if self.purge else []
-        return tuple(asked + ([f"restart:{self.restart.id}"] if self.restart is not None else []))
+        return tuple(asked + ([f"{RESTART}{self.restart.id}"] if self.restart is not None else []))
 
 
 def switches_of(spec: Mapping[str, Any]) -> Switches:
@@ -150,13 +150,13 @@ class Control:
 
     def _asked_restart(self) -> wire.Restarted | None:
         request, ledger = self.switches.restart, self.ledger
-        if request is None or self.switches.cancel or f"restart:{request.id}" in ledger.honoured:
+        if request is None or self.switches.cancel or f"{RESTART}{request.id}" in ledger.honoured:
             return None
         if faults(self.switches, ledger.plan):
             return None
         named = set(request.steps)
         return wire.Restarted(
-            token=f"restart:{request.id}",
+            token=f"{RESTART}{request.id}",
             steps=tuple(index for index, step in enumerate(ledger.plan.steps) if not named or step.name in named),
             tasks=ranges(request.tasks),
             codes=_codes(request.exit_codes) if request.exit_codes else None,

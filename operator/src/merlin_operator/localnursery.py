@@ -77,8 +77,9 @@ async def tell_past(engine: Engine, study: str, plan: Plan, info: Path) -> None:
     """
     for asked in _submissions(info):
         await _append(engine, study, engine.space.child(study, asked.key(study)), asked, expected=0)
-    done, facts = resume.successes(study, plan, resume.read_outcomes(info))
-    for entry in resume.entries(study, plan, done, facts):
+    past = resume.recorded(study, plan, resume.read_outcomes(info))
+    await _append(engine, study, engine.space.verdicts(study), past.noted(), expected=0)
+    for entry in resume.entries(study, plan, past):
         fence = entry.chunk.fence if isinstance(entry, wire.Start) else entry.fence
         subject = engine.space.reports(study, fence)
         last = await engine.broker.last(engine.space.report_stream, subject)

@@ -8,12 +8,14 @@ with ``MERLIN_FINISHED``). Sets of tasks, not tasks: a window of the bitmap is o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from merlin_study import outcomelog, wire
+from merlin_study import generations, outcomelog, wire
 from merlin_study.bitmap import Bitmap
 from merlin_study.dag import Dag
+from merlin_study.ledger import RESTART
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
 from merlin_study.reopen import WINDOW
@@ -23,38 +25,52 @@ HERALD: Final = "restart"
 """Who the entries are from."""
 
 
-def read_outcomes(info: Path) -> Iterator[outcomelog.Entry]:
-    """Yield the entries of all outcome logs below ``merlin_info``."""
-    for path in sorted((info / OUTCOMES).glob("*.jsonl")):
-        yield from outcomelog.decode_lines(path.read_bytes()).entries
+def read_outcomes(info: Path) -> Iterator[outcomelog.Entry | generations.Anew]:
+    """Yield what all outcome logs below ``merlin_info`` tell."""
+    paths = sorted((info / OUTCOMES).glob("*.jsonl"))
+    yield from generations.told(outcomelog.decode_lines(path.read_bytes()).entries for path in paths)
 
 
-def successes(
-    study: str, plan: Plan, entries: Iterable[outcomelog.Entry]
-) -> tuple[list[Bitmap], wire.SampleFacts | None]:
-    """Return each step's tasks that succeeded, and what is known of the samples.
+@dataclass
+class Past:
+    """What a workspace records: each step's tasks that succeeded, what is known of the samples, and the last generation."""
+
+    done: list[Bitmap]
+    facts: wire.SampleFacts | None = None
+    generation: int = 0
+
+    def noted(self) -> wire.Noted:
+        """Return the new log's first verdict: it goes on where the restarts of the old one ended."""
+        return wire.Noted(tokens=tuple(f"{RESTART}earlier-{each}" for each in range(1, self.generation + 1)))
+
+
+def recorded(study: str, plan: Plan, told: Iterable[outcomelog.Entry | generations.Anew]) -> Past:
+    """Return what stands of what the logs tell.
 
     The study counts, not the plan's hash: a workspace that was moved has a plan with other paths and the same tasks.
     """
-    done = [Bitmap() for _ in plan.steps]
-    facts: wire.SampleFacts | None = None
-    for entry in entries:
-        report = entry.report
-        if report is None or entry.study != study or report.step >= len(done):
+    past = Past([Bitmap() for _ in plan.steps])
+    for each in told:
+        if isinstance(each, generations.Anew):
+            if each.study == study and each.step < len(past.done):
+                past.done[each.step].remove(each.tasks)
             continue
-        facts = report.samples or facts
+        if each.start is not None:
+            past.generation = max(past.generation, each.start.chunk.generation)
+        report = each.report
+        if report is None or each.study != study or report.step >= len(past.done):
+            continue
+        past.facts = report.samples or past.facts
         for result in report.results:
             if result.outcome is Outcome.SUCCEEDED:
-                done[report.step].add(result.tasks)
-    return done, facts
+                past.done[report.step].add(result.tasks)
+    return past
 
 
-def entries(
-    study: str, plan: Plan, done: list[Bitmap], facts: wire.SampleFacts | None
-) -> Iterator[wire.Start | wire.Report]:
+def entries(study: str, plan: Plan, past: Past) -> Iterator[wire.Start | wire.Report]:
     """Yield a start and a final report for each set of tasks that succeeded, fences counted from 1."""
-    fence = 0
-    for step, tasks in enumerate(done):
+    fence, facts = 0, past.facts
+    for step, tasks in enumerate(past.done):
         for found in tasks.sets(WINDOW):
             fence += 1
             chunk = wire.Chunk(

@@ -190,6 +190,7 @@ class Unroller:
             restart=waiting.restart if waiting is not None else False,
             lost=waiting.lost if waiting is not None else (),
             fresh=ledger.is_fresh(step, tasks),
+            generation=ledger.generation,
             rehearse=candidate.rehearse,
         )
         ledger.issue(chunk)

@@ -41,6 +41,10 @@ MAX_LOSSES: Final = 8
 so a task that kills its agents is alone long before, and its neighbours are not failed with it."""
 
 
+RESTART: Final = "restart:"
+"""What the token of a restart begins with."""
+
+
 @dataclass(slots=True)
 class Fence:
     """A chunk that is out: published, and started once ``holder`` is known. ``open`` has a bit per task without a result."""
@@ -414,6 +418,11 @@ class Ledger:
         self._backlog.drop_out(
             (fence.chunk.step, fence.chunk.tasks.first, fence.open) for fence in self.fences.values()
         )
+
+    @property
+    def generation(self) -> int:
+        """How many restarts were honoured, with those that stood in the study from its beginning."""
+        return sum(token.startswith(RESTART) for token in self.honoured)
 
     def next_due(self) -> float | None:
         """Return when the next retry or rest is due (Unix seconds), or None."""

@@ -57,7 +57,8 @@ class Chunk(Message):
     ``step`` is an index into the plan's steps; ``samples`` the length of the sample table (0: none).
     ``restart`` asks for the step's restart script where it has one. ``lost`` names earlier holders of these tasks.
     ``fresh``: a mark of an earlier success says nothing, the tasks run again. ``rehearse``: seconds after which each task
-    is reported as done instead of being run; None runs it.
+    is reported as done instead of being run; None runs it. ``generation`` counts the restarts that had been asked of the
+    study by then.
     """
 
     study: str
@@ -72,6 +73,7 @@ class Chunk(Message):
     lost: tuple[LostHolder, ...] = ()
     fresh: bool = False
     rehearse: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    generation: int = Field(default=0, ge=0)
 
 
 class Cursor(Message):
