@@ -10,17 +10,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from merlin_cli import source
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
 from merlin_study import workspace
-from merlin_study.scalars import spell
-from merlin_study.spec import StudySpec
-from merlin_study.variables import Variables
+
+# What reads specifications takes as long to import as everything else here; a directory needs none of it.
+if TYPE_CHECKING:
+    from merlin_cli import source
+    from merlin_study.spec import StudySpec
 
 
 class Cluster(Protocol):
@@ -85,7 +86,7 @@ class There:
                 )
             return found
         if path.is_file():
-            return self._of_file(what, source.read(what), variables)
+            return self._of_file(what, variables)
         one = self.cluster.study(self.namespace, what)
         if one is None:
             raise CliError(
@@ -95,7 +96,10 @@ class There:
             )
         return [one]
 
-    def _of_file(self, what: str, found: source.Source, variables: Sequence[str]) -> list[dict[str, Any]]:
+    def _of_file(self, what: str, variables: Sequence[str]) -> list[dict[str, Any]]:
+        from merlin_cli import source
+
+        found = source.read(what)
         source.variables(variables)  # what is malformed is told as `merlin run` tells it
         if own := found.metadata.get("name"):
             one = self.cluster.study(self.namespace, str(own))
@@ -124,6 +128,8 @@ def check(what: str) -> None:
 
 def name_in(spec: Mapping[str, Any]) -> str:
     """Return what a specification is called, as it is written; empty where it does not say."""
+    from merlin_study.scalars import spell
+
     described = spec.get("description")
     name = described.get("name", "") if isinstance(described, Mapping) else ""
     return name if isinstance(name, str) else spell(name)
@@ -150,6 +156,8 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
         CliError: the file can't be read.
         SpecError: the specification was refused.
     """
+    from merlin_cli import source
+
     found = source.read(file)
     spec = source.parse(found, source.variables(variables), output_path=output_path, quiet=True)
     name, where = _named(spec, found)
@@ -162,8 +170,10 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
     return sorted(runs, key=lambda run: run.name, reverse=True)
 
 
-def _named(spec: StudySpec, found: source.Source) -> tuple[str, Path]:
+def _named(spec: "StudySpec", found: "source.Source") -> tuple[str, Path]:
     """What the study is called and where its runs lie, expanded."""
+    from merlin_study.variables import Variables
+
     base = workspace.safe_name(found.path.stem)
     variables = Variables(spec, stamp="", base=base, spec_root=found.directory)
     where = os.path.expandvars(os.path.expanduser(variables.output_path))  # noqa: PTH111 a text, not a path yet
