@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench bench-tasks docs control-plane images wheels clean help
+.PHONY: demo check test bench bench-tasks bench-scale docs control-plane images wheels clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -27,10 +27,13 @@ check: .venv/.locked ## formatter, linter, types, layers, links of the docs
 test: .venv/.locked ## all tests, on real servers
 	pytest $(PYTEST_ARGS)
 
-bench: bench-tasks ## measure everything that is measured
+bench: bench-tasks bench-scale ## measure everything that is measured
 
 bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xargs and others, into docs/benchmarks/
 	python tools/bench.py --write docs/benchmarks
+
+bench-scale: .venv/.locked ## measure studies of up to 10⁸ null tasks on a real API server, into docs/benchmarks/
+	python tools/bench_scale.py --write docs/benchmarks
 
 docs: .venv/.locked ## build the documentation into site/
 	mkdocs build --strict --site-dir site

@@ -1,7 +1,8 @@
-"""What the README promises of `make demo` and `make bench`."""
+"""What the README promises of `make demo` and `make bench`, and what `make bench-scale` measures."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,12 @@ def test_the_bench_measures_all_contenders() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     assert "merlin / hyperqueue" in done.stdout
+
+
+def test_the_bench_of_size_measures_the_whole_path() -> None:
+    """A real API server, few tasks: that it works, and what does not depend on the machine's speed."""
+    command = [sys.executable, str(ROOT / "tools" / "bench_scale.py"), "--samples", "1000", "1000000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    few, many = re.findall(r"stream of reports at the end \| ([\d,]+) messages.*\| ([\d,]+) messages", done.stdout)[0]
+    assert int(many.replace(",", "")) <= int(few.replace(",", "")) + 100, "a thousand times the tasks, not the messages"

@@ -49,6 +49,8 @@ _PATIENCE = 45.0
 """Seconds that chunks may wait unstarted in a study whose log is still, before the task stream is read again."""
 _TICK = 0.5
 """Seconds between rounds where nothing happens."""
+_REST = 4.0
+"""Where nothing happens, rounds and shows take this share of the time at most: one part in five."""
 _SHOW_EVERY = 0.25
 """Seconds between two shows of the board, at least."""
 
@@ -77,6 +79,8 @@ class Engine:
         self._watch = BrokerWatch(self.core)
         self._last_loop = time.monotonic()
         self._last_show = 0.0
+        self._took = self._show_took = 0.0
+        """How long the last round took, and the last show, in seconds."""
         self.space, self.broker, self.fleet = self.core.space, self.core.broker, self.core.fleet
         self.studies = self.core.studies
 
@@ -214,7 +218,7 @@ class Engine:
         connections = -1
         while True:
             try:
-                async with asyncio.timeout(_TICK):
+                async with asyncio.timeout(max(_TICK, _REST * self._took)):
                     await self.core.wake.wait()
                 await asyncio.sleep(0.005)  # one round for a burst of reports, not one for each
             except TimeoutError:
@@ -254,15 +258,17 @@ class Engine:
             await self._contents.settle_end(study)
             study.note_progress(now)
         self.fleet.forget_long_gone(now)
-        self.rounds.add(time.monotonic() - now)
+        self._took = time.monotonic() - now
+        self.rounds.add(self._took)
 
     async def _show(self) -> None:
         now = time.monotonic()
-        if now - self._last_show < _SHOW_EVERY:
+        if now - self._last_show < max(_SHOW_EVERY, _REST * self._show_took):
             return
         self._last_show = now
         agents = [AgentView(member.heartbeat, now - member.heard) for member in self.fleet.members.values()]
         await self.board.show(self.views(), agents)
+        self._show_took = time.monotonic() - now
 
     def _hear(self, subject: str, data: bytes) -> None:
         try:

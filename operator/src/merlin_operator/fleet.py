@@ -94,14 +94,13 @@ def routes(studies: Iterable[tuple[str, Plan]], agents: Sequence[wire.Heartbeat]
         agents: the last heartbeat of each agent that takes work.
     """
     found: dict[str, set[subjects.Route]] = {agent.site: set() for agent in agents}
-    for site, plan in studies:
+    for site, queue, needs in {(site, *want) for site, plan in studies for want in plan.wants}:
         bound = None if site == subjects.ANY_SITE else site
-        for queue, needs in {(step.queue, step.shape) for step in plan.steps}:
-            for agent in agents:
-                if serves(agent, site=bound, queue=queue, needs=needs):
-                    found[agent.site] |= {
-                        subjects.Route(each, queue, needs, band)
-                        for each in (site, subjects.ANY_SITE)
-                        for band in ("urgent", "bulk")
-                    }
+        for agent in agents:
+            if serves(agent, site=bound, queue=queue, needs=needs):
+                found[agent.site] |= {
+                    subjects.Route(each, queue, needs, band)
+                    for each in (site, subjects.ANY_SITE)
+                    for band in ("urgent", "bulk")
+                }
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from merlin_operator import fleet, unroll
 from merlin_operator.core import Core
@@ -76,17 +77,16 @@ class Publisher:
 
     def _capacity(self, candidates: list[unroll.Candidate], now: float) -> dict[tuple[str, str, str], unroll.Capacity]:
         live = list(self.core.fleet.live(now))
-        result: dict[tuple[str, str, str], unroll.Capacity] = {}
+        rates: dict[tuple[str, str, str], float] = {}
         for candidate in candidates:
-            site = None if candidate.site == subjects.ANY_SITE else candidate.site
             rate = self.core.studies[candidate.uid].rate(now) or 0.0
-            for step in candidate.ledger.plan.steps:
-                key = (candidate.site, step.queue, step.shape)
-                slots = sum(
-                    fleet.room(agent, step.shape)
-                    for agent in live
-                    if fleet.serves(agent, site=site, queue=step.queue, needs=step.shape)
-                )
-                known = result.get(key)
-                result[key] = unroll.Capacity(slots, max(rate, known.rate if known is not None else 0.0))
-        return result
+            for queue, needs in candidate.ledger.plan.wants:
+                key = (candidate.site, queue, needs)
+                rates[key] = max(rate, rates.get(key, 0.0))
+        return {key: unroll.Capacity(_slots(live, *key), rate) for key, rate in rates.items()}
+
+
+def _slots(live: Sequence[wire.Heartbeat], at: str, queue: str, needs: str) -> int:
+    """Return how many tasks of a shape all agents together run at once."""
+    site = None if at == subjects.ANY_SITE else at
+    return sum(fleet.room(agent, needs) for agent in live if fleet.serves(agent, site=site, queue=queue, needs=needs))

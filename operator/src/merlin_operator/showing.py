@@ -15,17 +15,31 @@ def views(core: Core, now: float) -> list[StudyView]:
     """Return every study as its user should see it at ``now`` (monotonic seconds)."""
     problem = "" if core.broker.connected else core.broker.problem
     live = list(core.fleet.live(now))
+    counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
+    full = [agent for agent in live if agent.full]
     return [
         study.view(
-            agents=serving(study, live),
+            agents=_counted(study, live, counted),
             waiting_for=waiting_for(study, live),
             broker_problem=problem,
             clock=now,
-            full_on=tuple(sorted({agent.host for agent in live if study.active and study.ref.uid in agent.full})),
+            full_on=tuple(sorted({agent.host for agent in full if study.active and study.ref.uid in agent.full})),
             stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
         )
         for study in core.all()
     ]
+
+
+def _counted(
+    study: Study, live: Sequence[wire.Heartbeat], known: dict[tuple[str, frozenset[tuple[str, str]]], int]
+) -> int:
+    """Return `serving`, worked out once for studies that want the same."""
+    if study.plan is None:
+        return 0
+    key = study.site, study.plan.wants
+    if key not in known:
+        known[key] = serving(study, live)
+    return known[key]
 
 
 def serving(study: Study, live: Sequence[wire.Heartbeat]) -> int:
@@ -33,9 +47,9 @@ def serving(study: Study, live: Sequence[wire.Heartbeat]) -> int:
     if study.plan is None:
         return 0
     site = None if study.site == subjects.ANY_SITE else study.site
-    wants = {(step.queue, step.shape) for step in study.plan.steps}
     return sum(
-        any(fleet.serves(agent, site=site, queue=queue, needs=needs) for queue, needs in wants) for agent in live
+        any(fleet.serves(agent, site=site, queue=queue, needs=needs) for queue, needs in study.plan.wants)
+        for agent in live
     )
 
 

@@ -65,6 +65,10 @@ class Study:
     stale: bool = False
     lacking: str = ""
     unread: Submission | None = None
+    seen: tuple[tuple[object, ...], Ledger | None, StudyView] | None = None
+    """What the last view was made from, and that view: among ten thousand studies few change."""
+    settled_with: tuple[object, ...] | None = None
+    """What stood when the study, which is over, had nothing left to be decided."""
     end_told: bool = False
 
     @property
@@ -124,6 +128,8 @@ class Study:
         """Remember how many tasks are done, for the rate; ``now`` in monotonic seconds."""
         if self.ledger is None:
             return
+        if self.samples and self.samples[0][1] == self.samples[-1][1] and self.ledger.finished:
+            return
         done = sum(len(step.final) for step in self.ledger.steps)
         if not self.samples or self.samples[-1][0] < now - 1.0:
             self.samples.append((now, done))
@@ -150,7 +156,45 @@ class Study:
         stopped: bool = False,
         full_on: tuple[str, ...] = (),
     ) -> StudyView:
-        """Return the study as its user should see it."""
+        """Return the study as its user should see it; the same view as before where nothing has happened."""
+        rate, ledger = self.rate(time.monotonic() if clock is None else clock), self.ledger
+        seen = (
+            *(
+                agents,
+                waiting_for,
+                broker_problem,
+                stopped,
+                full_on,
+                rate,
+                self.folded,
+                self.generation,
+                self.cancelled,
+            ),
+            *(self.switches, self.lacking, self.inherited),
+            (ledger.next_fence, len(ledger.fences)) if ledger is not None else None,
+        )
+        if self.seen is None or self.seen[0] != seen or self.children or self.seen[1] is not ledger:
+            made = self._view(
+                agents=agents,
+                waiting_for=waiting_for,
+                broker_problem=broker_problem,
+                rate=rate,
+                stopped=stopped,
+                full_on=full_on,
+            )
+            self.seen = seen, ledger, made
+        return self.seen[2]
+
+    def _view(
+        self,
+        *,
+        agents: int,
+        waiting_for: str,
+        broker_problem: str,
+        rate: float | None,
+        stopped: bool,
+        full_on: tuple[str, ...],
+    ) -> StudyView:
         ledger = self.ledger
         if ledger is None or self.plan is None:
             return StudyView(
@@ -164,7 +208,6 @@ class Study:
                 progressed_at=self.created or None,
             )
         steps = tuple(_step_view(ledger, at) for at in range(len(ledger.steps)))
-        rate = self.rate(time.monotonic() if clock is None else clock)
         left = sum((step.total or 0) - step.done for step in steps)
         known = all(step.total is not None for step in steps)
         return StudyView(

@@ -11,6 +11,7 @@ goes before, and what others have out takes no room from it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +19,6 @@ from typing import Final
 from merlin_study import subjects, wire
 from merlin_study.backlog import Waiting
 from merlin_study.ledger import Ledger
-from merlin_study.plan import IMPLICIT
 from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
 
@@ -152,8 +152,7 @@ class Unroller:
 
     def _take_ready(self, candidate: Candidate) -> Issue | None:
         ledger = candidate.ledger
-        downstream_first = sorted(range(len(ledger.steps)), key=lambda at: not _is_downstream(ledger, at))
-        for step in downstream_first:
+        for step in ledger.dag.downstream_first:
             key = self._key(candidate, step)
             if not ledger.steps[step].available or not self.has_room(key, candidate.priority):
                 continue
@@ -161,7 +160,7 @@ class Unroller:
             size = min(self._size(ledger, step, self.capacity[key], left), candidate.allowance)
             tasks = ledger.steps[step].next_tasks(size)
             if tasks is not None:
-                return self._issue(candidate, step, tasks, URGENT if _is_downstream(ledger, step) else BULK, None)
+                return self._issue(candidate, step, tasks, URGENT if step in ledger.dag.downstream else BULK, None)
         return None
 
     @staticmethod
@@ -202,12 +201,6 @@ class Unroller:
         return Issue(subjects.Route(candidate.site, planned.queue, planned.shape, band), chunk)
 
 
-def _is_downstream(ledger: Ledger, step: int) -> bool:
-    """Whether a step waits for another one that users know (implicit ones do not count)."""
-    steps = ledger.plan.steps
-    return any(steps[edge.parent].name not in IMPLICIT for edge in steps[step].edges)
-
-
 def _split(tasks: TaskSet, most: int) -> tuple[TaskSet, TaskSet | None]:
     """Return the ``most`` lowest tasks of a set, and the rest."""
     taken = lowest(tasks.bits, most)
@@ -230,13 +223,14 @@ def next_chunks(
     unroller = Unroller(capacity, window)
     for candidate in candidates:
         unroller.count_out(candidate)
-    hungry = list(candidates)
+    hungry = [(-each.priority, each.served, at) for at, each in enumerate(candidates)]
+    heapq.heapify(hungry)
     issued = 0
     while hungry and issued < MAX_BATCH:
-        candidate = min(hungry, key=lambda each: (-each.priority, each.served))
+        _, _, at = heapq.heappop(hungry)
+        candidate = candidates[at]
         issue = unroller.take(candidate, now)
-        if issue is None:
-            hungry.remove(candidate)
-        else:
+        if issue is not None:
+            heapq.heappush(hungry, (-candidate.priority, candidate.served, at))
             issued += 1
             yield issue

@@ -49,7 +49,12 @@ class Judge:
         """Carry out what the switches of each study ask for: withdraw, write the verdict, tell the agents."""
         for study in self.core.all():
             if study.synced and study.ledger is not None and not study.cancelled:
+                stands = (study.ledger, study.folded, study.awaited, study.switches, study.word, study.stale)
+                if study.settled_with == stands:
+                    continue
                 await self._control(study, study.ledger)
+                if study.ledger.still and not study.stale and study.word == stands[4]:
+                    study.settled_with = stands
 
     async def _control(self, study: Study, ledger: Ledger) -> None:
         if study.awaited > study.folded:

@@ -12,7 +12,7 @@ from merlin_study import reopen, wire
 from merlin_study.bitmap import Bitmap
 from merlin_study.geometry import Geometry
 from merlin_study.outcome import Outcome, releases_dependants
-from merlin_study.plan import INFO_STEP, Plan
+from merlin_study.plan import IMPLICIT, INFO_STEP, Plan
 from merlin_study.readiness import Readiness, Span
 from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
@@ -30,6 +30,13 @@ class Dag:
         ]
         self._readiness = Readiness(self.geometry, self.steps)
         self._info = next((at for at, planned in enumerate(plan.steps) if planned.name == INFO_STEP), -1)
+        self.downstream = frozenset(
+            at
+            for at, planned in enumerate(plan.steps)
+            if any(plan.steps[edge.parent].name not in IMPLICIT for edge in planned.edges)
+        )
+        """Steps that wait for another one that users know (implicit ones do not count)."""
+        self.downstream_first = sorted(range(len(plan.steps)), key=lambda at: at not in self.downstream)
         for index, planned in enumerate(plan.steps):
             if not planned.edges and self.steps[index].total is not None:
                 self.steps[index].make_all_ready()

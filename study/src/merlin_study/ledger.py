@@ -394,6 +394,11 @@ class Ledger:
         return all(step.complete for step in self.steps)
 
     @property
+    def still(self) -> bool:
+        """Whether it is finished, and nothing that came of it waits for its time."""
+        return self.finished and not self.fences and self.stop_asked is None and not self.hard_failed
+
+    @property
     def unrolled(self) -> bool:
         """Whether every task has been issued at least once."""
         return all(step.total is not None and step.handed_out >= step.total for step in self.steps)

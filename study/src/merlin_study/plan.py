@@ -147,6 +147,11 @@ class Plan(_Model):
         """Identifies the plan: SHA-256 of its canonical JSON, in hexadecimal."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
+    @cached_property
+    def wants(self) -> frozenset[tuple[str, str]]:
+        """The queue and shape of each step."""
+        return frozenset((step.queue, step.shape) for step in self.steps)
+
     def to_json(self) -> bytes:
         """Return the canonical JSON: fields in the order of the model, no spaces."""
         return self.model_dump_json().encode()

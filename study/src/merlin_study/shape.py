@@ -5,6 +5,7 @@ Nodes, cores, GPUs, memory class and declared-walltime class. Agents pull only s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +58,7 @@ def walltime_class(seconds: int | None) -> int:
     return len(WALLTIME_CLASSES) + 1
 
 
+@functools.lru_cache(maxsize=1024)
 def parse(token: str) -> Shape:
     """Parse a token.
 
