@@ -58,6 +58,18 @@ def test_a_task_that_outlasts_its_walltime_is_ended_with_all_its_children(broker
             eventually(lambda child=child: not child.exists())  # type: ignore[misc]
 
 
+def test_each_combination_has_its_own_walltime(broker: Broker, tmp_path: Path) -> None:
+    """The step is routed by the longest; each task is ended by the limit of its own combination."""
+    step = a_step("sim", "sleep 3", parameters=("X",), walltime=60)
+    plan = a_plan(step.model_copy(update={"varies": {"walltime": "$(X)"}}), parameters=(a_parameter("X", "1", "60"),))
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        operator.agent()
+        reports = operator.final(operator.issue(range(2)))
+        assert operator.counts(reports) == {("timed-out", -15): 1, ("succeeded", 0): 1}
+        assert [path.parent.name for path in operator.root.rglob("MERLIN_FINISHED")] == ["X.60"]
+
+
 def test_what_a_step_leaves_running_is_not_waited_for(broker: Broker, tmp_path: Path) -> None:
     """The leader's end is the task's; a daemon lives on, as upstream."""
     with Standin(broker, tmp_path) as operator:

@@ -20,8 +20,8 @@ from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot
 from merlin_agent.surroundings import complete
 from merlin_agent.warmth import Interpreter, interpreter
-from merlin_study import outcome, shape, wire
-from merlin_study.launchers import LaunchError
+from merlin_study import needs, outcome, shape, wire
+from merlin_study.launchers import Launch, LaunchError
 from merlin_study.outcome import Outcome
 from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
 
@@ -45,6 +45,7 @@ class StepWork:
         self._texts: dict[int, str] = {}
         self._interpreters: dict[str, Interpreter | None] = {}
         self._shells: dict[int, str] = {}
+        self._exacts: dict[int, tuple[Launch | None, int | None]] = {}
         self._scripts: dict[int, tuple[str, Scripts]] = {}
 
     @cached_property
@@ -120,8 +121,7 @@ class StepWork:
         if combination not in self._shells:
             if len(self._shells) >= KEPT:
                 self._shells.clear()
-            shell = self._tokens.parse(complete(self._planned.shell))
-            self._shells[combination] = self._tokens.render(shell, combination=combination, sample=0, values=())
+            self._shells[combination] = self._of_combination(complete(self._planned.shell), combination)
         return self._shells[combination]
 
     def _text(self, combination: int, sample: int) -> str:
@@ -138,20 +138,35 @@ class StepWork:
 
     def _filled(self, combination: int, sample: int, values: Sequence[str]) -> str:
         text = self._tokens.render(self._template, combination=combination, sample=sample, values=values)
-        return launching.expand(text, self._planned, self._shell(combination))
+        launch, walltime = self._exact(combination)
+        return launching.expand(text, launch, walltime=walltime, shell=self._shell(combination))
+
+    def _exact(self, combination: int) -> tuple[Launch | None, int | None]:
+        """Return what the launch lines of one combination ask for, and its walltime."""
+        if not self._planned.varies:
+            return self._planned.launch, self._planned.walltime
+        if combination not in self._exacts:
+            if len(self._exacts) >= KEPT:
+                self._exacts.clear()
+            filled = {name: self._of_combination(text, combination) for name, text in self._planned.varies.items()}
+            self._exacts[combination] = needs.exact(self._planned, filled)
+        return self._exacts[combination]
+
+    def _of_combination(self, text: str, combination: int) -> str:
+        return self._tokens.render(self._tokens.parse(text), combination=combination, sample=0, values=())
 
     def variables(self) -> dict[bytes, bytes]:
         """Return what the environment of this step's tasks has besides the agent's."""
         launch = self._planned.launch
         return {} if launch is None or not launch.parallel else launching.variables(launch.type, os.environ)
 
-    def walltime(self) -> float | None:
-        """Return how long a task may run."""
-        return self._planned.walltime
+    def walltime(self, task: int) -> float | None:
+        """Return how many seconds a task may run."""
+        return self._exact(self._layout.geometry.split(self._step, task)[0])[1]
 
     def render(self, text: str) -> str:
         """Fill in what does not differ between tasks."""
-        return self._tokens.render(self._tokens.parse(text), combination=0, sample=0, values=())
+        return self._of_combination(text, 0)
 
 
 class ChunkWork:
@@ -180,7 +195,7 @@ class ChunkWork:
         try:
             own = badges.variables(token, self._step.cores) | slot.share.variables() | self._step.variables()
             script = replace(script, own=own)
-            return run_script(slot, task, script, walltime=self._step.walltime(), tells=self._tells)
+            return run_script(slot, task, script, walltime=self._step.walltime(task), tells=self._tells)
         finally:
             slot.badges.revoke(token)
 

@@ -8,8 +8,7 @@ from functools import cache
 
 from merlin_agent import allocation, schedulers
 from merlin_study import launchers
-from merlin_study.launchers import Kind
-from merlin_study.plan import PlannedStep
+from merlin_study.launchers import Kind, Launch
 
 
 @cache
@@ -18,16 +17,16 @@ def kind(batch_type: str) -> Kind | None:
     return schedulers.launcher(batch_type, os.environ, allocation.ask)
 
 
-def expand(text: str, step: PlannedStep, shell: str) -> str:
+def expand(text: str, launch: Launch | None, *, walltime: int | None, shell: str) -> str:
     """Return a task's script with launch lines in the place of their tokens.
 
     Raises:
         launchers.LaunchError: the step asks for what this machine's launcher can't do.
     """
-    if step.launch is None or "LAUNCHER)" not in text:
+    if launch is None or "LAUNCHER)" not in text:
         return text
-    found = kind(step.launch.type)
-    return text if found is None else launchers.expand(text, step.launch, found, walltime=step.walltime, shell=shell)
+    found = kind(launch.type)
+    return text if found is None else launchers.expand(text, launch, found, walltime=walltime, shell=shell)
 
 
 def variables(batch_type: str, environ: Mapping[str, str]) -> dict[bytes, bytes]:

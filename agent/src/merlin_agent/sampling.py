@@ -77,7 +77,7 @@ class SamplingWork:
         except OSError as error:
             return unwritable(task, script.directory, error)
         inside = Script(directory, script.path, script.out, script.err, "/bin/sh")
-        return run_script(slot, task, inside, walltime=self._step.walltime(), tells=lambda: True, marker="")
+        return run_script(slot, task, inside, walltime=self._step.walltime(task), tells=lambda: True, marker="")
 
     def _list_paths(self, count: int, level_max_dirs: int) -> None:
         """Write every sample's directory, one a line; whole, or not at all."""

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from merlin_study import checks, dependencies, duration, environment, launchers, needs, provenance
+from merlin_study import checks, dependencies, environment, provenance, sizing
 from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
-from merlin_study.needs import Sizes
-from merlin_study.notyet import LAUNCHERS_SIZES, not_yet, size_fault
+from merlin_study.notyet import not_yet
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.queues import NO_QUEUE, queue_name
 from merlin_study.shape import Shape
+from merlin_study.sizing import Sized
 from merlin_study.sources import planned_files
 from merlin_study.spec import SPECROOT, SUBMIT_PATH, Step, StudySpec
 from merlin_study.table import Table
@@ -37,14 +37,6 @@ _TASK_TOKENS: Final = frozenset({"WORKSPACE", *_STUDY_TOKENS, *_SAMPLE_TOKENS})
 """What an agent fills in for each task."""
 _LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun", "pbs"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
-_STAND_IN: Final = {
-    "slurm": launchers.Kind.SRUN,
-    "flux": launchers.Kind.FLUX_RUN,
-    "lsf": launchers.Kind.JSRUN,
-    "lsf-srun": launchers.Kind.SRUN,
-    "pbs": launchers.Kind.HYDRA,
-}
-"""A launcher for each batch type, to see what no launcher of its kind could do; which one it is, the agent finds out."""
 
 
 def compile_study(
@@ -101,8 +93,7 @@ class _Draft:
     restart: str
     depends: list[tuple[str, bool]]
     scripts: tuple[str, str] = ("", "")
-    sizes: Sizes = field(default_factory=Sizes)
-    launch: launchers.Launch | None = None
+    sized: Sized = field(default_factory=Sized)
     sampled: bool = False
     uses: set[str] = field(default_factory=set)
 
@@ -205,7 +196,7 @@ class _Compiler:
             draft.scripts = (expand_script(step.run.cmd), expand_script(step.run.restart or ""))
             self._add(checks.check_step_name(draft.name, f"{draft.path}.name"))
             self._known_here(draft.name, f"{draft.path}.name")
-            self._sizes(draft)
+            self._size(draft)
             if tokens(draft.name):
                 self._fault(
                     f"{draft.path}.name", f"{draft.name!r} holds a token that no variable defines", UNDEFINED_TOKEN
@@ -216,43 +207,17 @@ class _Compiler:
         self.faults += checks.duplicate_faults(names) + checks.graph_faults(names, written)
         return drafts
 
-    def _sizes(self, draft: _Draft) -> None:
-        """Read the sizes of a step, and see that its launches fit them."""
-        run, kind = draft.step.run, self._batch_type(draft)[0]
-        given = {
-            "nodes": run.nodes,
-            "procs": run.procs,
-            "cores per task": run.cores_per_task,
-            "gpus": run.gpus,
-            "gpus per task": run.gpus_per_task,
-        }
-        found: list[int | None] = []
-        for key, value in given.items():
-            path = f"{draft.path}.run.{key}"
-            found.append(None if value is None else self._number(value, path))
-            if found[-1] is not None and not (kind == "local" and key in LAUNCHERS_SIZES):
-                self._add(size_fault(key, found[-1], path))
-        draft.sizes = Sizes(*found)
-        if kind in _STAND_IN:
-            draft.launch = needs.launch(kind, draft.sizes, self._launch_arguments(draft))
-            for key in ("cmd", "restart"):
-                try:
-                    launchers.expand(getattr(draft, key), draft.launch, _STAND_IN[kind])
-                except launchers.LaunchError as error:
-                    self._fault(f"{draft.path}.run.{key}", str(error))
-
-    def _launch_arguments(self, draft: _Draft) -> dict[str, str]:
-        run = draft.step.run
-        given = {
-            "slurm": run.slurm,
-            "flux": run.flux,
-            "lsf": run.lsf,
-            "bind": run.bind,
-            "num resource set": run.num_resource_set,
-            "launch_distribution": run.launch_distribution,
-            "exit_on_error": run.exit_on_error,
-        }
-        return {key: self.variables.expand(str(value)) for key, value in given.items() if value is not None}
+    def _size(self, draft: _Draft) -> None:
+        author = sizing.Author(
+            path=draft.path,
+            run=draft.step.run,
+            kind=self._batch_type(draft)[0],
+            minutes=self.spec.dialect == "Maestro",
+            expand=self.variables.expand,
+            columns={key: tuple(map(self.names.expand, column.values)) for key, column in self.table.items()},
+        )
+        draft.sized, faults = sizing.size(author, {"cmd": draft.cmd, "restart": draft.restart})
+        self.faults += faults
 
     def _batch_type(self, draft: _Draft) -> tuple[str, str]:
         """Return the flavour of a step's launcher, its own or the study's, and where it stands."""
@@ -349,24 +314,26 @@ class _Compiler:
         run, expand = draft.step.run, self.variables.expand
         by_name = {step.name: at for at, step in enumerate(planned)}
         number = self._number
-        walltime = self._walltime(draft)
+        sized = draft.sized
         step = PlannedStep(
             name=draft.name,
             cmd=draft.scripts[0],
             restart=draft.scripts[1],
             shell=expand(run.shell or self.spec.batch.shell or "/bin/bash"),
             queue=self._queue(draft),
-            shape=needs.shape(draft.sizes, launched=draft.launch is not None, walltime=walltime).token,
+            shape=sized.shape.token,
             max_retries=number(run.max_retries, f"{draft.path}.run.max_retries"),
             retry_delay=float(number(run.retry_delay, f"{draft.path}.run.retry_delay")),
-            walltime=walltime,
+            walltime=sized.walltime,
             sampled=draft.sampled,
             parameters=tuple(sorted(draft.uses)),
             edges=(),
             suffix=self._suffix(draft),
             warm=run.warm is not False,
             preload=tuple(expand(module) for module in run.preload),
-            launch=draft.launch,
+            launch=sized.launch,
+            varies=sized.varies,
+            minutes=bool(sized.varies) and self.spec.dialect == "Maestro",
         )
         edges = [
             Edge(parent=by_name[name], kind=edge_kind(step, planned[by_name[name]], funnel=funnel))
@@ -422,28 +389,12 @@ class _Compiler:
             return int(text)
         if any(token in self.table for token in tokens(text)):
             self._refuse(
-                path, f"a number that differs between combinations ({text!r}) is not supported yet; use one for all"
+                path,
+                f"a number that differs between combinations ({text!r}) is not supported here yet; use one for all",
             )
             return 0
         self._fault(path, f"expected a whole number, found {text!r}")
         return 0
-
-    def _walltime(self, draft: _Draft) -> int | None:
-        value = draft.step.run.walltime
-        if value is None:
-            return None
-        try:
-            text = self.variables.expand(str(value))
-            if any(token in self.table for token in tokens(text)):
-                self._refuse(
-                    f"{draft.path}.run.walltime",
-                    f"a walltime that differs between combinations ({text!r}) is not supported yet; use one for all",
-                )
-                return None
-            return duration.seconds(text, minutes=self.spec.dialect == "Maestro" and isinstance(value, str))
-        except ValueError as error:
-            self._fault(f"{draft.path}.run.walltime", str(error))
-            return None
 
     # Tables
 

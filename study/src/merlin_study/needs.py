@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
+from merlin_study import duration
 from merlin_study.launchers import Launch
+from merlin_study.plan import PlannedStep
 from merlin_study.shape import Shape, walltime_class
+
+WALLTIME: Final = "walltime"
+"""The name of the walltime's text in `PlannedStep.varies`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +58,18 @@ def launch(kind: str, sizes: Sizes, arguments: dict[str, str]) -> Launch:
         gpus_per_task=sizes.gpus_per_task,
         arguments=arguments,
     )
+
+
+def exact(step: PlannedStep, texts: Mapping[str, str]) -> tuple[Launch | None, int | None]:
+    """Return what one combination's launch lines ask for, and its walltime in seconds.
+
+    Args:
+        step: The step.
+        texts: `PlannedStep.varies` with the combination's values in it.
+
+    Raises:
+        ValueError: a value is no number; the compiler has seen that none is.
+    """
+    walltime = duration.seconds(texts[WALLTIME], minutes=step.minutes) if WALLTIME in texts else step.walltime
+    numbers = {name: int(text) for name, text in texts.items() if name != WALLTIME}
+    return None if step.launch is None else step.launch.model_copy(update=numbers), walltime

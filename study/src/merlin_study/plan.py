@@ -97,6 +97,8 @@ class PlannedStep(_Model):
     ``parameters`` are the keys that the step uses, sorted; they decide its combinations. ``retry_delay`` and
     ``walltime`` are in seconds. ``suffix`` goes between name and ending of the script (``.slurm`` for instance).
     ``launch`` is what ``$(LAUNCHER)`` asks for; None where the batch type has no launcher, and tokens are the shell's.
+    ``varies`` are the texts of sizes (by `Launch`'s names) and of the ``walltime`` that differ between combinations, ``minutes`` how
+    a bare walltime there is read; what ``launch``, ``shape`` and ``walltime`` say is the largest (`merlin_study.sizing`).
     ``warm``: tasks may share an interpreter that is started once; ``preload``: the modules that a shared Python has imported.
     """
 
@@ -116,6 +118,8 @@ class PlannedStep(_Model):
     warm: bool = True
     preload: tuple[str, ...] = ()
     launch: Launch | None = None
+    varies: dict[str, str] = Field(default_factory=dict)
+    minutes: bool = False
 
 
 class Plan(_Model):

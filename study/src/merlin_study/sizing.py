@@ -1,0 +1,190 @@
+"""The sizes and the walltime of a step, which may differ between its combinations (``procs: $(P)``). Pure.
+
+Chunks of one step share a queue and a shape, so the step is routed by the largest of each: room that is enough for any of its
+combinations. What a launch line says, and when a task is ended, is each combination's own, which the agent works out from
+`PlannedStep.varies` (`merlin_study.needs.exact`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from merlin_study import duration, launchers, needs
+from merlin_study.errors import Fault
+from merlin_study.launchers import Kind, Launch
+from merlin_study.needs import WALLTIME, Sizes
+from merlin_study.notyet import LAUNCHERS_SIZES, size_fault
+from merlin_study.shape import Shape
+from merlin_study.spec import Run
+from merlin_study.template import Template, tokens
+
+_FIELDS: Final = {
+    "nodes": "nodes",
+    "procs": "procs",
+    "cores per task": "cores",
+    "gpus": "gpus",
+    "gpus per task": "gpus_per_task",
+}
+"""Keys of ``run``, and the fields of `Sizes` and `Launch` that they become."""
+_STAND_IN: Final = {
+    "slurm": Kind.SRUN,
+    "flux": Kind.FLUX_RUN,
+    "lsf": Kind.JSRUN,
+    "lsf-srun": Kind.SRUN,
+    "pbs": Kind.HYDRA,
+}
+"""A launcher for each batch type, to see what no launcher of its kind could do; which one it is, the agent finds out."""
+_MOST: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What a step takes: the largest of its combinations, and the texts of what differs between them."""
+
+    shape: Shape = field(default_factory=Shape)
+    launch: Launch | None = None
+    walltime: int | None = None
+    varies: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Author:
+    """What a step's author wrote, and what its tokens stand for.
+
+    Attributes:
+        path: Where the step stands.
+        run: Its block.
+        kind: Its batch type.
+        minutes: Whether a bare walltime in quotes is minutes.
+        expand: Replaces variables.
+        columns: The values of each parameter.
+    """
+
+    path: str
+    run: Run
+    kind: str
+    minutes: bool
+    expand: Callable[[str], str]
+    columns: Mapping[str, Sequence[str]]
+
+
+def size(author: Author, scripts: Mapping[str, str]) -> tuple[Sized, list[Fault]]:
+    """Read the sizes and the walltime of a step, and see that its launches fit them, for each of its combinations.
+
+    Args:
+        author: What is written.
+        scripts: ``cmd`` and ``restart``, variables expanded.
+    """
+    reader = _Reader(author)
+    found = reader.rows()
+    if reader.faults:
+        return Sized(), reader.faults
+    launched, own = author.kind in _STAND_IN, list(found)
+    shapes = [needs.shape(sizes, launched=launched, walltime=limit) for sizes, limit in own]
+    largest = Shape(
+        nodes=max(each.nodes for each in shapes),
+        cores=max(each.cores for each in shapes),
+        gpus=max(each.gpus for each in shapes),
+        walltime_class=max(each.walltime_class for each in shapes),
+    )
+    limit = max((limit for _, limit in own if limit is not None), default=None)
+    launch, faults = None, reader.too_large(own)
+    if launched:
+        arguments = _arguments(author)
+        for sizes in dict.fromkeys(sizes for sizes, _ in own):
+            launch = needs.launch(author.kind, sizes, arguments)
+            if bad := _unlaunchable(author, scripts, launch):
+                return Sized(), [*faults, *bad]
+        launch = needs.launch(author.kind, _most(own), arguments)
+    return Sized(largest, launch, limit, reader.varies), faults
+
+
+class _Reader:
+    """Reads numbers and times, once for each distinct row of the parameters that they use."""
+
+    def __init__(self, author: Author) -> None:
+        self._author = author
+        self.faults: list[Fault] = []
+        given = {key: getattr(author.run, key.replace(" ", "_")) for key in _FIELDS}
+        self._sizes = {key: author.expand(str(value)).strip() for key, value in given.items() if value is not None}
+        limit = author.run.walltime
+        self._limit = None if limit is None else author.expand(str(limit))
+        self._minutes = author.minutes and isinstance(limit, str)
+        texts = {_FIELDS[key]: text for key, text in self._sizes.items()}
+        texts |= {} if self._limit is None else {WALLTIME: self._limit}
+        self.varies = {name: text for name, text in texts.items() if not author.columns.keys().isdisjoint(tokens(text))}
+        self._keys = sorted({token for text in self.varies.values() for token in tokens(text)} & author.columns.keys())
+
+    def rows(self) -> dict[tuple[Sizes, int | None], None]:
+        """Return the distinct sizes and times."""
+        columns = [self._author.columns[key] for key in self._keys]
+        rows = dict.fromkeys(zip(*columns, strict=False)) if columns else {(): None}
+        found: dict[tuple[Sizes, int | None], None] = {}
+        for row in rows:
+            values = dict(zip(self._keys, row, strict=True))
+            numbers = {_FIELDS[key]: self._number(key, text, values) for key, text in self._sizes.items()}
+            found[Sizes(**numbers), self._seconds(values)] = None
+            if self.faults:
+                break
+        return found
+
+    def too_large(self, own: Sequence[tuple[Sizes, int | None]]) -> list[Fault]:
+        """Return what is more than is built."""
+        most, faults = _most(own), []
+        for key, name in _FIELDS.items():
+            number = getattr(most, name)
+            if number is not None and not (self._author.kind == "local" and key in LAUNCHERS_SIZES):
+                faults.append(size_fault(key, number, f"{self._author.path}.run.{key}"))
+        return [fault for fault in faults if fault is not None]
+
+    def _number(self, key: str, text: str, values: Mapping[str, str]) -> int:
+        filled = Template.parse(text).render(values.get)
+        least = 0 if key.startswith("gpus") else 1
+        if filled.isdecimal() and filled.isascii() and least <= int(filled) <= _MOST:
+            return int(filled)
+        origin = "" if filled == text else f" of {text}"
+        wanted = f"expected a whole number from {least} to {_MOST}, found {filled!r}{origin}"
+        self.faults.append(Fault(f"{self._author.path}.run.{key}", wanted))
+        return least
+
+    def _seconds(self, values: Mapping[str, str]) -> int | None:
+        if self._limit is None:
+            return None
+        try:
+            return duration.seconds(Template.parse(self._limit).render(values.get), minutes=self._minutes)
+        except ValueError as error:
+            self.faults.append(Fault(f"{self._author.path}.run.walltime", str(error)))
+            return None
+
+
+def _most(own: Sequence[tuple[Sizes, int | None]]) -> Sizes:
+    def most(name: str) -> int | None:
+        return max((number for sizes, _ in own if (number := getattr(sizes, name)) is not None), default=None)
+
+    return Sizes(*(most(name) for name in _FIELDS.values()))
+
+
+def _arguments(author: Author) -> dict[str, str]:
+    run = author.run
+    given = {
+        "slurm": run.slurm,
+        "flux": run.flux,
+        "lsf": run.lsf,
+        "bind": run.bind,
+        "num resource set": run.num_resource_set,
+        "launch_distribution": run.launch_distribution,
+        "exit_on_error": run.exit_on_error,
+    }
+    return {key: author.expand(str(value)) for key, value in given.items() if value is not None}
+
+
+def _unlaunchable(author: Author, scripts: Mapping[str, str], launch: Launch) -> list[Fault]:
+    faults = []
+    for key, script in scripts.items():
+        try:
+            launchers.expand(script, launch, _STAND_IN[author.kind])
+        except launchers.LaunchError as error:
+            faults.append(Fault(f"{author.path}.run.{key}", str(error)))
+    return faults
