@@ -54,6 +54,20 @@ def test_only_agents_of_a_study_leave_when_it_lets_them_go(broker: Broker, tmp_p
         assert not operator.heartbeats[name][-1].leaving
 
 
+def test_agents_that_were_started_for_studies_of_a_name_leave_at_the_word_of_one(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """As `merlin run-workers` starts them: before any study has a uid, and without having run anything of it."""
+    with Standin(broker, tmp_path) as operator:
+        operator.up(a_plan(a_step("sim", "true")), timing=QUICK)
+        ours, theirs = operator.agent("--study-name", "mine"), operator.agent("--study-name", "another")
+        operator.id_of(ours)
+        name = operator.id_of(theirs)
+        operator.word(retired=True, name="mine")
+        assert ours.wait(timeout=20) == 0
+        assert not operator.heartbeats[name][-1].leaving
+
+
 def test_a_task_that_fails_where_the_disk_is_full_is_handed_back_and_told(broker: Broker, tmp_path: Path) -> None:
     """ENOSPC from the kernel itself, through /dev/full in the place where the agent looks for room."""
     with Standin(broker, tmp_path) as operator:

@@ -270,7 +270,8 @@ class Agent:
             _log.info("study %s is deleted", word.study)
             self._intake.cancel(word.study)
         self._lives.obey(word.study)
-        if word.study == self._settings.study and self._is_retired(word):
+        ours = word.study == self._settings.study or (word.name and word.name == self._settings.study_name)
+        if ours and self._is_retired(word):
             _log.info("a task of study %s asked to stop its agents; draining", word.study)
             self._leave.set()
 

@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     workspace: Path = Field(default_factory=Path.cwd)
     drain_grace: float = Field(default=30.0, ge=0)
     study: str = ""
+    study_name: str = ""
     idle_exit: float | None = Field(default=None, gt=0)
     lifeline: bool = False
     submissions: bool = True
@@ -181,6 +182,11 @@ def parser() -> argparse.ArgumentParser:
         "--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (30)"
     )
     made.add_argument("--study", metavar="UID", help="serve only this study")
+    made.add_argument(
+        "--study-name",
+        metavar="NAME",
+        help="leave where a task of a study of this name stops its agents (exit 102 or 105); others are served, too",
+    )
     made.add_argument(
         "--idle-exit", metavar="S", type=float, help="leave when nothing came for so long (default: stay)"
     )

@@ -166,7 +166,7 @@ def launcher(batch_type: str, environ: Mapping[str, str], ask: Ask) -> Kind | No
         case "lsf":
             return Kind.JSRUN
         case "pbs":
-            return flux_kind(flux_version(ask)) if environ.get("FLUX_URI") else _mpi(ask)
+            return flux_kind(flux_version(ask)) if environ.get("FLUX_URI") else mpi_kind(ask)
         case _:
             return None
 
@@ -177,7 +177,8 @@ def flux_version(ask: Ask) -> str:
     return named[1] if named else ""
 
 
-def _mpi(ask: Ask) -> Kind:
+def mpi_kind(ask: Ask) -> Kind:
+    """Return the family of this machine's ``mpiexec``."""
     said = ask(["mpiexec", "--version"]) or ""
     if "PALS" in said:
         return Kind.PALS

@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="run a study, here or in a cluster", allow_abbrev=False))
     grammar.add(commands)
+    _add_run_workers(commands.add_parser("run-workers", help="start a specification's agents here", allow_abbrev=False))
     convert = commands.add_parser("convert", help="print a specification as a manifest for kubectl", allow_abbrev=False)
     convert.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a manifest")
     _add_site(commands.add_parser("site", help="set up machines that run agents", allow_abbrev=False))
@@ -117,6 +118,34 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     upstream.add_flags(run, upstream.RUN_FLAGS)
 
 
+def _add_run_workers(run_workers: argparse.ArgumentParser) -> None:
+    run_workers.description = (
+        "Start the agents that merlin.resources.workers asks for, inside of an allocation: in its batch script, "
+        "or at its prompt. They stay until they are stopped, or the allocation ends."
+    )
+    run_workers.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a Study manifest")
+    run_workers.add_argument("--echo", action="store_true", help="print the launch lines and start nothing")
+    run_workers.add_argument("--wait", action="store_true", help="stay until the agents have left, and pass signals on")
+    run_workers.add_argument(
+        "--steps", nargs="+", action="extend", default=[], metavar="STEP", help="only for these steps (default: all)"
+    )
+    run_workers.add_argument(
+        "--worker-args", default="", metavar="TEXT", help="added to each worker's args, such as '-c 4' for four slots"
+    )
+    run_workers.add_argument(
+        "--agent-args", default="", metavar="TEXT", help="added to each agent's flags, such as '--idle-exit 600'"
+    )
+    run_workers.add_argument(
+        "--vars",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace variables of the specification (after SPEC)",
+    )
+    upstream.add_flags(run_workers, upstream.RUN_WORKERS_FLAGS)
+
+
 def _add_site(site: argparse.ArgumentParser) -> None:
     what = site.add_subparsers(title="commands", dest="what", metavar="COMMAND", required=True)
     get = what.add_parser("credentials", help="write the one file that an agent needs", allow_abbrev=False)
@@ -148,8 +177,8 @@ def _seconds(text: str) -> float:
 def _dispatch(arguments: argparse.Namespace) -> int:
     # Each command imports what it needs: the help of one must not wait for the client of another's cluster.
     match arguments.command:
-        case "run":
-            return _run_study(arguments)
+        case "run" | "run-workers":
+            return _run_study(arguments) if arguments.command == "run" else _run_workers(arguments)
         case "convert":
             from merlin_cli import convert
 
@@ -175,6 +204,13 @@ def _run_study(arguments: argparse.Namespace) -> int:
         return run.run_locally(request, Output())
     desk = None if request.namespace else inside.Desk.of(os.environ)
     return submit.submit(request, Output()) if desk is None else inside.submit(request, desk, Output())
+
+
+def _run_workers(arguments: argparse.Namespace) -> int:
+    from merlin_cli import runworkers
+    from merlin_cli.console import Output
+
+    return runworkers.run_workers(runworkers.Request.of(arguments), Output())
 
 
 def _fail(code: Exit, message: str) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 COMMANDS: Final = {
-    "run-workers": "start agents with `merlin-agent`, or use `merlin run SPEC --local`, which brings its own",
     "example": "there are examples in docs/examples of this project",
     "server": "`merlin run SPEC --local` brings its own broker",
     "config": "agents are configured in ~/.merlin/agent.yaml, and clusters by kubeconfig",
@@ -17,6 +16,11 @@ RUN_FLAGS: Final = {
     "--no-errors": "leave it out",
 }
 """Flags of ``merlin run``, each with what to do instead."""
+
+RUN_WORKERS_FLAGS: Final = {
+    "--disable-logs": "agents write to standard error, which the batch script may send where you like; leave it out",
+}
+"""Flags of ``merlin run-workers``, each with what to do instead."""
 
 STATUS_FLAGS: Final = {
     "--cb-help": "nothing is told by colour alone, so leave it out",

@@ -206,6 +206,7 @@ class Control:
         )
         return wire.Control(
             study=study,
+            name=ledger.plan.name,
             drop_below=ledger.next_fence if held else max(ledger.drop_below, default=0),
             kill_below=ledger.kill_below,
             retired=self.stopped,

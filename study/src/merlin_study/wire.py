@@ -312,9 +312,11 @@ class Control(Message):
     ``cancelled``: it was deleted; nothing of it runs any more. Of chunks whose fence is below ``drop_below`` nothing more
     starts, and of those below ``kill_below`` what runs ends, too. Agents that were started for this study leave where
     ``retired`` is set, or names all queues that they serve. ``retained``: deleted, and the broker keeps what it holds of it.
+    ``name``: what the study calls itself, by which agents know one that they were started for before it had a uid.
     """
 
     study: str
+    name: str = ""
     cancelled: bool = False
     drop_below: int = 0
     kill_below: int = 0
