@@ -149,7 +149,7 @@ class Slurm:
 
     def job_state(self, job: str) -> str:
         """PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED, FAILED, TIMEOUT and so on; known for five minutes."""
-        shown = self._run("scontrol", "show", "job", job)
+        shown = self.show(job)
         found = re.search(r"JobState=(\w+)", shown)
         assert found is not None, f"scontrol shows no JobState:\n{shown}"
         return found[1]
@@ -163,6 +163,14 @@ class Slurm:
     def scancel(self, job: str, signal: str | None = None) -> None:
         """Cancel the job; with a signal (`"TERM"`), only send that to the batch script and all that it started."""
         self._run("scancel", *([f"--signal={signal}", "--full"] if signal else []), job)
+
+    def signal_batch(self, job: str, signal: str) -> None:
+        """Send a signal to the batch shell alone, as `--signal=B:` does before a job's end."""
+        self._run("scancel", f"--signal={signal}", "--batch", job)
+
+    def show(self, job: str) -> str:
+        """What scontrol says of a job."""
+        return self._run("scontrol", "show", "job", job)
 
     def nodes_idle(self) -> list[str]:
         """The names of the nodes that run nothing and answer."""

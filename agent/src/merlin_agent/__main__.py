@@ -14,6 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from merlin_agent import config, doctor
 
     given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["script"]:
+        from merlin_agent import batchscript
+
+        return batchscript.main(given[1:])
     try:
         settings = config.load(given, os.environ)
         if "doctor" in given:

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -149,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=["doctor"],
         default=None,
-        help="look at this host and say what an agent finds here, what is missing and the cure; then end",
+        help="look at this host and say what an agent finds here, what is missing and the cure; then end "
+        "(`merlin-agent script --help`: print a batch script that starts agents)",
     )
     made.add_argument("--config", metavar="FILE", help=f"the configuration file (default {_DEFAULT_FILE})")
     made.add_argument("--server", metavar="URL", help="the NATS server (default nats://127.0.0.1:4222)")
@@ -200,6 +202,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--verbose", action="store_true", help="log more")
     made.add_argument("--version", action="version", version=f"merlin-agent {version('merlin-agent')}")
     return made
+
+
+def program() -> str:
+    """Return the command that this agent was started by, so that a batch script starts the same one."""
+    started = Path(os.path.abspath(sys.argv[0]))
+    return str(started) if os.access(started, os.X_OK) and started.suffix != ".py" else "merlin-agent"
 
 
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
