@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -110,6 +111,69 @@ def test_deleting_a_study_leaves_nothing_in_the_broker(site: Site) -> None:
     site.control_plane.kubectl("delete", "study", "brief", "-n", site.namespace, "--timeout=30s", timeout=60)
     gone = site.control_plane.kubectl("get", "study", "brief", "-n", site.namespace, check=False)
     assert "NotFound" in gone.stderr
+
+
+def _patch(site: Site, name: str, **spec: Any) -> None:
+    change = json.dumps({"spec": spec})
+    site.control_plane.kubectl("patch", "study", name, "-n", site.namespace, "--type=merge", "-p", change)
+
+
+def _phase(site: Site, name: str) -> str:
+    return str(site.study(name).get("status", {}).get("phase"))
+
+
+def _running(site: Site, name: str) -> int:
+    return int(site.study(name)["status"].get("counts", {}).get("running", 0))
+
+
+def test_a_user_holds_ends_and_repeats_studies_with_kubectl(site: Site) -> None:
+    """Each switch takes effect within seconds, and the phase and the conditions tell it."""
+    if not site.agent_pids():
+        site.allocate()
+    gate = site.root / "gate"
+    site.apply(manifest("held", samples=150, before=f"while [ ! -e {gate} ]; do sleep 0.05; done"))
+    eventually(lambda: _running(site, "held") > 0, timeout=120, message="tasks run")
+
+    _patch(site, "held", suspend=True)
+    eventually(lambda: _phase(site, "held") == "Suspended", timeout=20, message="it is suspended")
+    assert condition(site.study("held"), "Suspended")["reason"] == "Suspended"
+    gate.touch()
+    eventually(lambda: _running(site, "held") == 0, timeout=20, message="what runs ends")
+    begun = site.done("held")
+    assert 0 < begun < 300, "what had not started waits"
+    gate.unlink()
+
+    _patch(site, "held", suspend=False, maxInFlight=1)
+    eventually(lambda: _phase(site, "held") == "Running", timeout=20, message="it goes on")
+    eventually(lambda: _running(site, "held") == 1, timeout=20, message="one task runs, though there are more slots")
+
+    site.apply(manifest("urgent", samples=3).replace("\nspec:", "\nspec:\n  priority: 10"))
+    _patch(site, "held", cancel=True)
+    site.wait_finished("held", seconds=30)
+    assert _phase(site, "held") == "Cancelled"
+    assert condition(site.study("held"), "Finished")["reason"] == "Cancelled"
+
+    gate.touch()
+    _patch(site, "held", cancel=False, maxInFlight=None, restart={"id": "1", "steps": ["say"]})
+    eventually(lambda: _phase(site, "held") != "Cancelled", timeout=20, message="the restart is carried out")
+    site.wait_finished("held", seconds=120)
+    assert condition(site.study("held"), "Succeeded")["status"] == "True", (
+        "what was cancelled ran, and what waited for it"
+    )
+    site.wait_finished("urgent", seconds=60)
+
+    gate.unlink()
+    _patch(site, "held", restart={"id": "2", "exitCodes": [0], "steps": ["say"]})
+    eventually(lambda: _running(site, "held") > 0, timeout=20, message="successes run again where they are named")
+    site.apply(manifest("first", samples=2).replace("\nspec:", "\nspec:\n  priority: 10"))
+    _patch(site, "held", purge="1")
+    gate.touch()
+    site.wait_finished("first", seconds=60)
+    site.wait_finished("held", seconds=60)
+    held = site.study("held")
+    assert held["status"]["phase"] == "CompletedWithFailures"
+    assert held["status"]["counts"]["cancelled"] > 0, "what waited is dropped"
+    assert held["status"]["doubled"] == 0
 
 
 ROUNDS = """

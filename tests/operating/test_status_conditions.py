@@ -91,16 +91,17 @@ def test_all_conditions_are_there_from_the_first_visit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "suspended", "progressing"),
+    ("view", "phase", "suspended", "progressing"),
     [
-        (replace(RUNNING, suspended=True), "True Suspended", "False Suspended"),
-        (replace(RUNNING, stopped=True), "True StopWorkers", "False StopWorkers"),
-        (replace(RUNNING, cancelled=True), "False NotSuspended", "True Cancelling"),
-        (replace(SUCCEEDED, suspended=True), "False NotSuspended", "False Completed"),
+        (replace(RUNNING, suspended=True), "Suspended", "True Suspended", "False Suspended"),
+        (replace(RUNNING, stopped=True), "Suspended", "True StopWorkers", "False StopWorkers"),
+        (replace(RUNNING, cancelled=True, suspended=True), "Cancelling", "True Suspended", "True Cancelling"),
+        (replace(SUCCEEDED, suspended=True), "Succeeded", "False NotSuspended", "False Completed"),
     ],
 )
-def test_a_study_that_is_held_says_by_whom(view: StudyView, suspended: str, progressing: str) -> None:
+def test_a_study_that_is_held_says_by_whom(view: StudyView, phase: str, suspended: str, progressing: str) -> None:
     found = told(view)
+    assert conditions.state_of(view) == phase
     assert [" ".join(found[name]) for name in ("Suspended", "Progressing")] == [suspended, progressing]
 
 

@@ -77,11 +77,15 @@ COMPLETED_WITH_FAILURES: Final = "CompletedWithFailures"
 CANCELLED: Final = "Cancelled"
 """The study was cancelled before its end."""
 
-State = Literal["Pending", "Refused", "Running", "Succeeded", "CompletedWithFailures", "Cancelled"]
+State = Literal[
+    "Pending", "Refused", "Running", "Suspended", "Cancelling", "Succeeded", "CompletedWithFailures", "Cancelled"
+]
 STATES: Final[tuple[State, ...]] = (
     "Pending",
     "Refused",
     "Running",
+    "Suspended",
+    "Cancelling",
     "Succeeded",
     "CompletedWithFailures",
     "Cancelled",
@@ -118,11 +122,17 @@ def state_of(view: StudyView) -> State:
         return "Refused"
     if not view.plan_hash:
         return "Pending"
-    if not view.finished:
-        return "Running" if view.started_at is not None else "Pending"
     if view.cancelled:
-        return "Cancelled"
-    return "Succeeded" if view.succeeded else "CompletedWithFailures"
+        return "Cancelled" if view.finished else "Cancelling"
+    if view.finished:
+        return "Succeeded" if view.succeeded else "CompletedWithFailures"
+    return _going(view)
+
+
+def _going(view: StudyView) -> State:
+    if view.suspended or view.stopped:
+        return "Suspended"
+    return "Running" if view.started_at is not None else "Pending"
 
 
 def is_over(view: StudyView) -> bool:
