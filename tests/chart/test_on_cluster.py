@@ -261,7 +261,7 @@ def watch(cluster: Cluster, values: list[str], began: float) -> Iterator[Prometh
             cluster.directory, target=f"127.0.0.1:{port}", path=service, rules=RULES, prefix=PREFIX
         ) as prometheus:
             scraped = "merlin_broker_connected == 1"
-            eventually(lambda: prometheus.now(scraped), timeout=30, message="the operator is scraped")
+            eventually(lambda: prometheus.now(scraped), message="the operator is scraped")
             yield prometheus
     finally:
         proxy.stop()
@@ -313,7 +313,7 @@ def test_a_study_outlives_every_pod_and_an_upgrade(cluster: Cluster, values: lis
     allocations = cluster.get("allocations")["items"]
     assert {each["spec"]["jobId"] for each in allocations} == {"1001", "1002"}
     total = f'sum(merlin_tasks{{study="{NAME}", state="succeeded"}}) == {TASKS + 2}'
-    eventually(lambda: watch.now(total), timeout=30, message="the end is scraped")
+    eventually(lambda: watch.now(total), message="the end is scraped")
     for agent in (first, second):
         agent.stop()
         assert agent.returncode == 0, agent.describe()

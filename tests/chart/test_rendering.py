@@ -134,9 +134,8 @@ def test_an_old_kubernetes_is_refused(helm: Helm) -> None:
 
 
 def test_the_definitions_are_those_of_crds(helm: Helm) -> None:
-    """The chart's copies are equal byte for byte (`cp crds/*.yaml charts/merlin/files/crds/`), and render to the same."""
+    """That the chart's copies are equal is seen to in tests/repository; they render to the same, too."""
     ours = {path.name: path.read_text() for path in (ROOT / "crds").glob("*.yaml")}
-    assert {path.name: path.read_text() for path in (CHART / "files" / "crds").glob("*.yaml")} == ours
     manifests = helm.render()
     for text in ours.values():
         definition = yaml.safe_load(text)
@@ -195,13 +194,13 @@ def test_every_pod_passes_the_restricted_standard(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_lasting_pod_has_a_network_policy(helm: Helm, case: str) -> None:
-    """Of what the chart runs, the test pod alone has none: it is an agent. The Job's is there before its pod."""
+def test_every_pod_has_a_network_policy(helm: Helm, case: str) -> None:
+    """One each, so that a namespace that forbids all else by default will do. A hook's is there before its pod."""
     manifests = helm.render(case=case)
     policies = [each for each in manifests if each["kind"] == "NetworkPolicy"]
     for manifest in manifests:
         pod = pod_of(manifest)
-        if pod is None or manifest["kind"] == "Pod" or not policies:
+        if pod is None or not policies:
             continue
         labels = pod["metadata"]["labels"].items()
         (policy,) = [each for each in policies if each["spec"]["podSelector"]["matchLabels"].items() <= labels]
@@ -219,6 +218,12 @@ def test_the_job_reaches_the_api_server_alone(helm: Helm) -> None:
     assert spec["egress"] == [
         {"ports": [{"port": 6443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "198.51.100.1/32"}}]}
     ]
+
+
+def test_the_test_pod_reaches_what_the_operator_reaches_and_is_reached_by_nobody(helm: Helm) -> None:
+    rendered = helm.render(case="load-balancer-values.yaml")
+    test, operator = (named(rendered, "NetworkPolicy", f"merlin-{name}")["spec"] for name in ("test", "operator"))
+    assert (test["ingress"], test["egress"]) == ([], operator["egress"])
 
 
 def test_no_role_has_a_wildcard_or_may_list_secrets(helm: Helm) -> None:

@@ -12,10 +12,12 @@ T = TypeVar("T")
 
 # Short enough that a test's time is the neighbour's, long enough that polling does not slow the neighbour on two cores.
 INTERVAL = 0.02
+# Seconds: what a machine of two cores that does much else may take. Nobody waits so long where all is well.
+GENEROUS = 60.0
 
 
 def eventually(
-    predicate: Callable[[], T], *, timeout: float = 10.0, message: str = "", interval: float = INTERVAL
+    predicate: Callable[[], T], *, timeout: float = GENEROUS, message: str = "", interval: float = INTERVAL
 ) -> T:
     """Poll until the predicate is truthy and return that value; AssertionError with the last value otherwise.
 
@@ -34,7 +36,7 @@ def eventually(
 async def eventually_async(
     predicate: Callable[[], Awaitable[T]],
     *,
-    timeout: float = 10.0,  # noqa: ASYNC109 - asyncio.timeout knows neither the last value nor the message
+    timeout: float = GENEROUS,  # noqa: ASYNC109 - asyncio.timeout knows neither the last value nor the message
     message: str = "",
     interval: float = INTERVAL,
 ) -> T:

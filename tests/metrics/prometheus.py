@@ -83,7 +83,7 @@ class Prometheus:
         """Start it and wait until it answers."""
         self._config.write_text(json.dumps(self._settings))  # JSON is YAML
         self.process.start()
-        eventually(self._ready, timeout=30, message="Prometheus is ready")
+        eventually(self._ready, message="Prometheus is ready")
         return self
 
     def __exit__(

@@ -147,7 +147,7 @@ def run(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
             finally:
                 for process in (*parts.agents, operator):
                     process.stop()
-            eventually(lambda: prometheus.now("absent(merlin_build_info)"), timeout=20, message="the operator is gone")
+            eventually(lambda: prometheus.now("absent(merlin_build_info)"), message="the operator is gone")
             yield Watched(prometheus, start, time.time(), study="mixed")
 
 

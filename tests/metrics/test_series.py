@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from merlin_agent import measure
 from merlin_operator import cluster, metrics
 from merlin_operator.board import AgentView
+from merlin_operator.load import ConsumerLoad
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study.outcome import Outcome
 from tests.metrics.prometheus import promtool
 from tests.metrics.test_measures import beat
-from tests.operating.running import RecordingEngine
+from tests.operating.running import LOAD, RecordingEngine
 from tests.operating.views import FAILED, RUNNING, agent
 
 MOST = 20_000
@@ -37,7 +38,12 @@ def scrape(studies: int, sites: int, queues: int) -> str:
         for number, view in ((number, FAILED if number % 2 else RUNNING) for number in range(studies))
     ]
     agents = [agent(f"a{number}", site=f"site-{number % sites}") for number in range(5 * sites)]
-    engine = RecordingEngine()
+    consumers = [
+        ConsumerLoad(f"site-{site}", f"queue-{queue}", pending=1, ack_pending=1, ack_limit=40, redelivered=0)
+        for site in range(sites)
+        for queue in range(queues)
+    ]
+    engine = RecordingEngine(load=replace(LOAD, consumers=tuple(consumers)))
     for each in agents:
         told = measure.Measures()
         engine.tally.hear(beat(each.heartbeat.agent, told, site=each.heartbeat.site))
@@ -58,6 +64,7 @@ def test_ten_thousand_studies_on_many_sites_stay_below_the_bound() -> None:
     assert len(found) < MOST
     assert 'merlin_task_duration_seconds_count{queue="other",site="other"}' in found
     assert 'merlin_agents{site="other",state="active"}' in found
+    assert 'merlin_consumer_pending_chunks{queue="other",site="other"}' in found
 
 
 def test_no_histogram_has_a_label_of_a_study_or_a_step() -> None:

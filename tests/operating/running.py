@@ -128,7 +128,7 @@ class Running:
 
     def show(self, *views: Any, agents: Any = ()) -> None:
         """Show views as an engine would."""
-        asyncio.run_coroutine_threadsafe(self.board.show(views, agents), self.loop).result(5)
+        asyncio.run_coroutine_threadsafe(self.board.show(views, agents), self.loop).result(60)
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def running(
     forget_seconds: float = 1.0,
     interval: float = 60.0,
 ) -> Iterator[Running]:
-    """Run an operator until the block ends, and require that it ends within seconds and without failures."""
+    """Run an operator until the block ends, and require that it ends and without failures."""
     api = cluster.Api(configuration, namespace)
     board = cluster.ClusterBoard(api)
     judged = health.Health(engine, api, interval=interval)
@@ -169,7 +169,7 @@ def running(
     finally:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the operator has ended by itself
             loops[0].call_soon_threadsafe(operator.stop.set)
-        thread.join(15)
-        assert not thread.is_alive(), "the operator ends within seconds"
+        thread.join(60)
+        assert not thread.is_alive(), "the operator ends"
     assert not errors, errors
     assert not operator.failures, operator.failures

@@ -227,7 +227,7 @@ def test_an_outage_of_the_api_server_neither_blocks_nor_loses(
                 assert api.traffic.errors
             finally:
                 await asyncio.to_thread(control_plane.restart_apiserver)
-            await eventually_async(lambda: _done(api, 19), timeout=20)
+            await eventually_async(lambda: _done(api, 19))
 
     asyncio.run(story())
 

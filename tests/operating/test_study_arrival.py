@@ -140,7 +140,7 @@ def test_a_study_goes_away_although_the_broker_was_not_cleaned(
         control_plane.apply(json.dumps(STUDY), namespace=namespace)
         eventually(lambda: handled(control_plane, namespace))
         with caplog.at_level(logging.WARNING):
-            control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=20s")
+            control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=50s")
     assert "study deleted without cleaning the broker: study=probe" in caplog.text
     events = control_plane.get("events", "--namespace", namespace)["items"]
     assert isinstance(events, list)
@@ -157,7 +157,7 @@ def test_what_is_remembered_on_a_large_study_is_small_even_while_its_handler_fai
     with running(restricted, namespace, engine):
         control_plane.apply(text, "--server-side", namespace=namespace)
         failing = eventually(lambda: annotations(control_plane, namespace))
-        eventually(lambda: handled(control_plane, namespace), timeout=20)
+        eventually(lambda: handled(control_plane, namespace))
     done = annotations(control_plane, namespace)
     assert len(json.dumps(failing)) < 1024
     assert list(done) == [storages.SPEC_HASH]

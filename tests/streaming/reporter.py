@@ -55,11 +55,13 @@ class Reporter:
         try:
             yield
         finally:
+            ended = [task for task in tasks if task.done()]
             self._stopped = True  # nats-py may swallow a cancellation on 3.11
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._client.close()
+            assert not ended, f"the agent ended by itself: {ended}"
 
     async def _beat(self) -> None:
         subject = self.space.heartbeat(SITE, self.name)

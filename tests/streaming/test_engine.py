@@ -58,7 +58,7 @@ class Shown:
         return self.view is not None and self.view.finished
 
 
-async def until(holds: Callable[[], bool], *, seconds: float = 60) -> None:
+async def until(holds: Callable[[], bool], *, seconds: float = 240) -> None:
     """Wait until something holds."""
 
     async def ask() -> bool:
@@ -79,6 +79,14 @@ async def running(
     task = asyncio.create_task(engine.run())
     try:
         yield engine, shown
+    except AssertionError:
+        for study in engine.studies.values():
+            out = study.ledger.fences if study.ledger is not None else None
+            print(
+                f"done={shown.done} synced={study.synced} folded={study.folded} pending={len(study.pending)} out={out}"
+            )
+        print(engine.counters())
+        raise
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -135,7 +143,7 @@ def test_two_engines_at_once_double_nothing(broker: Broker, plan: Plan) -> None:
             running(broker, keyring, plan) as (_, first),
             running(broker, keyring, plan) as (_, second),
         ):
-            await until(lambda: first.finished and second.finished, seconds=100)
+            await until(lambda: first.finished and second.finished)
             _check([reporter], first, plan)
             _check([reporter], second, plan)
 
@@ -151,7 +159,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_a_pause(broker: Broker, pl
                 await until(functools.partial(more, shown, least))
                 broker.kill()
                 broker.start()
-            await until(lambda: shown.finished, seconds=100)
+            await until(lambda: shown.finished)
             _check([reporter], shown, plan)
 
     asyncio.run(scenario())
@@ -258,7 +266,7 @@ def test_a_broker_that_comes_back_empty_does_not_stall_the_study(broker: Broker,
             broker.kill()
             shutil.rmtree(broker.directory / "store")
             broker.start()
-            await until(lambda: shown.finished, seconds=90)
+            await until(lambda: shown.finished)
             assert shown.view is not None
             assert shown.view.succeeded
 

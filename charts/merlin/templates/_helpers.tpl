@@ -172,6 +172,17 @@ priorityClassName: {{ . }}
   {{- end }}
 {{- end -}}
 
+{{/* Rules of egress of who speaks to the API server and to NATS: the operator, and the test pod. */}}
+{{- define "merlin.operatorEgress" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{ include "merlin.toApiServer" . }}
+- ports: [{port: nats, protocol: TCP}]
+  to:
+    - podSelector:
+        matchLabels:
+          {{- include "merlin.selector" (dict "root" . "component" "nats") | nindent 10 }}
+{{- end -}}
+
 {{- define "merlin.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
