@@ -161,11 +161,6 @@ HEAD = "description: {name: n, description: d}\n"
         (STEP % '"ls $(b.workspace)"', "UndefinedToken", "b.workspace"),
         (STEP % '"ls $(MERLIN_PATHS_ALL)"', "UndefinedToken", "without merlin.samples"),
         ("env: {variables: {A: $(B), B: $(A)}}\n" + STEP % "echo", "InvalidSpec", "uses itself"),
-        (
-            "batch: {type: flux}\nenv: {variables: {Q: 2}}\nstudy: [{name: a, description: d, run: {cmd: x, nodes: $(Q)}}]",
-            "NotYetSupported",
-            "nodes",
-        ),
         (STEP % "echo" + "\nmerlin: {samples: {file: a.txt}}", "InvalidSpec", ".csv"),
         (STEP % "echo" + "\nmerlin: {samples: {file: a.csv, level_max_dirs: 1}}", "InvalidSpec", "level_max_dirs"),
         ("study: [{name: a, description: d, run: {cmd: x, walltime: soon}}]", "InvalidSpec", "walltime"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from merlin_study.notyet import TABLE, not_yet, size_fault
+from merlin_study.notyet import TABLE, not_yet
 from merlin_study.parse import parse_spec
 from merlin_study.spec import StudySpec
 
@@ -22,16 +22,6 @@ def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("run", "message"),
-    [
-        ({"nodes": 2}, "nodes: 2 is not supported yet; use 1, with as many procs as a host has cores"),
-    ],
-)  # fmt: skip
-def test_a_step_that_asks_for_what_is_missing_is_refused(run: dict[str, Any], message: str) -> None:
-    assert faults(run, batch={"type": "slurm"}) == [f"spec.study[0].run.{message}"]
-
-
-@pytest.mark.parametrize(
     ("top", "message"),
     [
         ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
@@ -43,16 +33,9 @@ def test_a_study_that_asks_for_what_is_missing_is_refused(top: dict[str, Any], m
     assert faults(**top) == [f"spec.{message}"]
 
 
-def test_sizes_mean_nothing_to_a_step_without_a_launcher() -> None:
-    sizes = {"nodes": 2, "procs": 4, "cores per task": 3}
-    assert faults(sizes) == []
-    assert faults({**sizes, "batch": {"type": "local"}}, batch={"type": "flux"}) == []
-    assert len(faults({**sizes, "batch": {"type": "flux"}})) == 1
-
-
 def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
     run = {
-        "nodes": 1,
+        "nodes": 2,
         "procs": "$(N)",
         "cores per task": 4,
         "gpus": 2,
@@ -110,11 +93,6 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
         "user": {"x": "$(LAUNCHER)"},
     }
     assert faults(run, **top) == []
-
-
-def test_what_a_token_becomes_is_judged_again() -> None:
-    assert size_fault("nodes", 1, "p") is None
-    assert str(size_fault("nodes", 2, "p")).startswith("p: 2 is not supported yet")
 
 
 def test_every_key_of_the_table_is_a_key_of_the_language() -> None:

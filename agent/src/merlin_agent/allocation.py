@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
@@ -18,6 +19,11 @@ from merlin_agent import schedulers
 from merlin_agent.schedulers import Found
 from merlin_study.wire import AllocationFacts
 
+TIME_LEFT: Final = "MERLIN_TIME_LEFT"
+"""Seconds that a step may run from its start on until the allocation's end makes the agent end it."""
+RESERVE: Final = 10.0
+"""Seconds before the allocation's end at which what runs gets its TERM: five until KILL, the rest for the reports."""
+FOREVER: Final = float("inf")
 _PATIENCE: Final = 10.0
 """Seconds that a scheduler's command may take; a busy slurmctld answers late, and an agent must start all the same."""
 
@@ -55,9 +61,44 @@ def facts(found: Found, now: float) -> AllocationFacts:
     )
 
 
-def seconds_left(allocation: AllocationFacts, now: float) -> float:
-    """Return how long the allocation still lasts at the Unix time ``now``; infinite where no limit is known."""
-    return max(0.0, allocation.ends_at - now) if allocation.ends_at else float("inf")
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When what happens towards the end of the allocation; Unix times, infinite where no limit is known.
+
+    Attributes:
+        span: Seconds that were left when the agent began.
+        ends_at: The scheduler's own end.
+    """
+
+    span: float
+    ends_at: float
+
+    def leaves_at(self, margin: float) -> float:
+        """Return when the agent takes nothing more; short allocations have a shorter margin."""
+        return self.ends_at - max(self._share(margin), self._share(RESERVE)) if self.span < FOREVER else FOREVER
+
+    @property
+    def steps_end(self) -> float:
+        """When what still runs gets its TERM."""
+        return self.ends_at - self._share(RESERVE) if self.span < FOREVER else FOREVER
+
+    def seconds_left(self, now: float) -> float:
+        """Return for how long a step that starts now may run."""
+        return max(0.0, self.steps_end - now)
+
+    def variables(self, now: float) -> dict[bytes, bytes]:
+        """Return what a step that starts now is told of it, where it is known."""
+        return {} if self.span == FOREVER else {TIME_LEFT.encode(): b"%d" % self.seconds_left(now)}
+
+    def _share(self, seconds: float) -> float:
+        return min(seconds, self.span / 5)
+
+
+@cache
+def clock() -> Clock:
+    """Return the clock of this process's job; its span begins with the first call."""
+    span, now = here().seconds_left, time.time()
+    return Clock(FOREVER, FOREVER) if span is None else Clock(span, now + span)
 
 
 def slots(found: Found, usable: int) -> int:

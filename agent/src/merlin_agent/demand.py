@@ -60,10 +60,11 @@ def _tasks_within(load: Load, seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What there is to give: cores, and how many GPUs."""
+    """What there is to give: cores, how many GPUs, and how many such hosts."""
 
     cores: int
     gpus: int = 0
+    nodes: int = 1
 
 
 def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_left: float) -> bool:
@@ -75,7 +76,12 @@ def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_lef
         needs = shape.parse(consumer.shape)
     except ValueError:  # made by a newer operator
         return False
-    return needs.fits(nodes=1, cores=host.cores, gpus=host.gpus) and needs.least_seconds <= seconds_left
+    return needs.fits(nodes=host.nodes, cores=host.cores, gpus=host.gpus) and needs.least_seconds <= seconds_left
+
+
+def is_wide(consumer: Consumer) -> bool:
+    """Whether tasks of a consumer that `serves` run over several hosts."""
+    return shape.parse(consumer.shape).nodes > 1
 
 
 def in_order(consumers: Iterable[Consumer], turn: int) -> list[Consumer]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
-from merlin_agent import badges, files, launching
+from merlin_agent import allocation, badges, files, launching
 from merlin_agent.badges import Speaker
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
@@ -88,7 +88,6 @@ class StepWork:
         Raises:
             RowError: the sample's row can't be read.
             UnfillableError: a token would not fit into the script.
-            LaunchError: it asks for what this machine's launcher can't do.
         """
         combination, sample = self._layout.geometry.split(self._step, task)
         shared = self._scripts.get(combination)
@@ -137,9 +136,22 @@ class StepWork:
         return text
 
     def _filled(self, combination: int, sample: int, values: Sequence[str]) -> str:
-        text = self._tokens.render(self._template, combination=combination, sample=sample, values=values)
+        return self._tokens.render(self._template, combination=combination, sample=sample, values=values)
+
+    def launched(self, text: str, task: int, hosts: tuple[str, ...]) -> str:
+        """Return a task's script with launch lines for these hosts; empty: for this one.
+
+        Raises:
+            LaunchError: it asks for what this machine's launcher can't do.
+        """
+        combination = self._layout.geometry.split(self._step, task)[0]
         launch, walltime = self._exact(combination)
-        return launching.expand(text, launch, walltime=walltime, shell=self._shell(combination))
+        return launching.expand(text, launch, walltime=walltime, shell=self._shell(combination), hosts=hosts)
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a launcher starts this step's processes."""
+        return self._planned.launch is not None and self._planned.launch.parallel
 
     def _exact(self, combination: int) -> tuple[Launch | None, int | None]:
         """Return what the launch lines of one combination ask for, and its walltime."""
@@ -158,7 +170,8 @@ class StepWork:
     def variables(self) -> dict[bytes, bytes]:
         """Return what the environment of this step's tasks has besides the agent's."""
         launch = self._planned.launch
-        return {} if launch is None or not launch.parallel else launching.variables(launch.type, os.environ)
+        launched = launching.variables(launch.type, os.environ) if launch is not None and launch.parallel else {}
+        return launched | allocation.clock().variables(time.time())
 
     def walltime(self, task: int) -> float | None:
         """Return how many seconds a task may run."""
@@ -179,6 +192,7 @@ class ChunkWork:
         """See `slots.Work`."""
         try:
             script, text = self._step.script(task)
+            text = self._step.launched(text, task, slot.share.hosts)
         except (RowError, NpyError, UnfillableError, LaunchError) as error:
             # It would fail everywhere and every time, so it is no fault of this host.
             return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
@@ -194,16 +208,33 @@ class ChunkWork:
         token = slot.badges.issue(self._step.speaker(run, task))
         try:
             own = badges.variables(token, self._step.cores) | slot.share.variables() | self._step.variables()
-            script = replace(script, own=own)
-            return run_script(slot, task, script, walltime=self._step.walltime(task), tells=self._tells)
+            script = replace(script, own=own, text=text)
+            return run_script(
+                slot,
+                task,
+                script,
+                walltime=self._step.walltime(task),
+                tells=self._tells,
+                launched=self._step.is_launched,
+            )
         finally:
             slot.badges.revoke(token)
 
 
 def run_script(
-    slot: Slot, task: int, script: Script, *, walltime: float | None, tells: Callable[[], bool], marker: str = FINISHED
+    slot: Slot,
+    task: int,
+    script: Script,
+    *,
+    walltime: float | None,
+    tells: Callable[[], bool],
+    marker: str = FINISHED,
+    launched: bool = False,
 ) -> Ended:
-    """Run a script that is written, and return what became of it; ``marker`` is left behind by success."""
+    """Run a script that is written, and return what became of it.
+
+    ``marker`` is left behind by success; ``launched``: a launcher starts its processes.
+    """
     began = time.monotonic()
     try:
         code, late = slot.launch(script, walltime)
@@ -215,7 +246,7 @@ def run_script(
     seconds = time.monotonic() - began
     if code == 0 and not late:
         return _succeeded(task, script, seconds, marker)
-    if slot.struck is Stop.HANDED_BACK:
+    if slot.struck is Stop.HANDED_BACK or (not slot.struck and not late and slot.is_swept(code, launched=launched)):
         return Ended(task, None, seconds=seconds)
     if not slot.struck and (full := files.room(script.directory)) is not None:
         return unwritable(task, script.directory, full)  # whatever it says, it could not write

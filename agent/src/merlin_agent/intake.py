@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pydantic import ValidationError
@@ -41,7 +41,8 @@ class Held:
     consumer: str
     urgent: bool
     width: int
-    """How many slots' worth of tasks it holds."""
+    """How many slots' worth of tasks it holds; none where they run over several hosts."""
+    wide: bool = False
 
 
 @dataclass(slots=True)
@@ -75,12 +76,28 @@ class Intake:
         taste: Taste,
         *,
         load: Callable[[], Load],
+        hosts: Callable[[], int] = lambda: 1,
+        wide_room: Callable[[], bool] = lambda: False,
         seconds_left: Callable[[], float],
         accept: Callable[[Held], None],
         refuse: Callable[[str], None],
         retimed: Callable[[], None],
     ) -> None:
+        """Keep what is needed.
+
+        Args:
+            post: How messages travel.
+            taste: What we serve.
+            load: How our slots stand.
+            hosts: Over how many hosts a task of ours may run now.
+            wide_room: Whether there is room for a chunk of tasks that run over several.
+            seconds_left: For how long a task may run.
+            accept: Begins a chunk's life.
+            refuse: Told of what does not open.
+            retimed: Told that the clocks have changed.
+        """
         self._post, self._taste, self._retimed = post, taste, retimed
+        self._hosts, self._wide_room = hosts, wide_room
         self._load, self._seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
         self._wake = asyncio.Event()
         self._offer_wanted = asyncio.Event()
@@ -148,11 +165,11 @@ class Intake:
             while True:
                 self._wake.clear()
                 self._hand_over()
-                wanted = self._wanted()
-                if wanted and await self._sweep(wanted):
+                wanted, wide = self._wanted(), self._wants_wide()
+                if (wanted or wide) and await self._sweep(wanted, wide=wide):
                     continue
-                if wanted:
-                    self._arm()
+                if wanted or wide:
+                    self._arm(narrow=wanted > 0, wide=wide)
                 await self._rest()
         finally:
             rereading.cancel()
@@ -171,37 +188,60 @@ class Intake:
             return
 
     def _hand_over(self) -> None:
-        while self._held and not self._stopped and demand.room(self._load()) > 0:
-            urgent = next((at for at, held in enumerate(self._held) if held.urgent), 0)
-            held = self._held.pop(urgent)
+        while not self._stopped:
+            narrow, wide = demand.room(self._load()) > 0, self._wide_room()
+            fit = [held for held in self._held if (wide if held.wide else narrow)]
+            if not fit:
+                return
+            held = next((held for held in fit if held.urgent), fit[0])
+            self._held.remove(held)
             self._accepted[held.chunk.study, held.chunk.fence] = held
             self._accept(held)
 
     def _wanted(self) -> int:
         if self._stopped or time.monotonic() < self._paused.until:
             return 0
-        return demand.to_fetch(self._load(), held=len(self._held), width=self._width)
+        return demand.to_fetch(self._load(), held=self._count(wide=False), width=self._width)
 
-    def _consumers(self) -> list[Consumer]:
-        left = self._seconds_left()
-        host, queues = self._taste.host, self._taste.queues
-        fit = [c for c in self.offer.consumers if demand.serves(c, host=host, queues=queues, seconds_left=left)]
+    def _wants_wide(self) -> bool:
+        if self._stopped or time.monotonic() < self._paused.until or self._hosts() == 1:
+            return False
+        return self._wide_room() and not self._count(wide=True)
+
+    def _count(self, *, wide: bool) -> int:
+        return sum(held.wide is wide for held in self._held)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a study that we serve has work left, though it may not be there yet."""
+        return bool(self._fitting())
+
+    def _fitting(self) -> list[Consumer]:
+        left, queues = self._seconds_left(), self._taste.queues
+        host = replace(self._taste.host, nodes=self._hosts())
+        return [c for c in self.offer.consumers if demand.serves(c, host=host, queues=queues, seconds_left=left)]
+
+    def _consumers(self, *, narrow: bool, wide: bool) -> list[Consumer]:
+        fit = [c for c in self._fitting() if (wide if demand.is_wide(c) else narrow)]
         now = time.monotonic()
         return [c for c in demand.in_order(fit, self._turn) if not self._source(c.name).rests(now)]
 
-    async def _sweep(self, wanted: int) -> bool:
+    async def _sweep(self, wanted: int, *, wide: bool) -> bool:
         """Ask one consumer after the other for what it has; return whether there was anything."""
         self._turn += 1
-        before = len(self._held)
-        for consumer in self._consumers():
-            missing = wanted - (len(self._held) - before)
-            if missing <= 0 or self._stopped:
+        before, at_first = len(self._held), self._count(wide=False)
+        for consumer in self._consumers(narrow=wanted > 0, wide=wide):
+            missing = 1 - self._count(wide=True)
+            if not demand.is_wide(consumer):
+                missing = wanted - (self._count(wide=False) - at_first)
+            if self._stopped:
                 break
-            await self._pull(consumer, batch=missing, expires=0.0)
+            if missing > 0:
+                await self._pull(consumer, batch=missing, expires=0.0)
         return len(self._held) > before
 
-    def _arm(self) -> None:
-        for consumer in self._consumers():
+    def _arm(self, *, narrow: bool, wide: bool) -> None:
+        for consumer in self._consumers(narrow=narrow, wide=wide):
             self._source(consumer.name).armed = True
             poll = asyncio.create_task(self._poll(consumer))
             self._polls.add(poll)
@@ -242,14 +282,21 @@ class Intake:
             self._answer(message, Answer.DONE)
         elif (same := self._here(chunk)) is not None:
             same.copies.append(message)
-        elif self._stopped or len(self._held) >= demand.may_hold(self._load(), width=self._width):
+        elif self._stopped or self._is_full(wide=(wide := demand.is_wide(consumer))):
             self._answer(message, Answer.BACK)
+        elif wide:
+            self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", 0, wide=True))
+            self.wake()
         else:
             host = self._taste.host
             width = len(chunk.tasks) * shape.parse(consumer.shape).cost(cores=host.cores, gpus=host.gpus)
             self._width = 0.7 * self._width + 0.3 * width
             self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", width))
             self.wake()
+
+    def _is_full(self, *, wide: bool) -> bool:
+        most = 1 if wide else demand.may_hold(self._load(), width=self._width)
+        return self._count(wide=wide) >= most
 
     async def answer(self, held: Held, answer: Answer, *, delay: float = 0.0) -> None:
         """Say what became of a chunk; until then nothing is said of any copy of it, for a copy's ack deletes the chunk."""

@@ -17,8 +17,12 @@ def kind(batch_type: str) -> Kind | None:
     return schedulers.launcher(batch_type, os.environ, allocation.ask)
 
 
-def expand(text: str, launch: Launch | None, *, walltime: int | None, shell: str) -> str:
+def expand(
+    text: str, launch: Launch | None, *, walltime: int | None, shell: str, hosts: tuple[str, ...] = ()
+) -> str:
     """Return a task's script with launch lines in the place of their tokens.
+
+    Without ``hosts`` they name this one where the job has several: its cores are what the task was given.
 
     Raises:
         launchers.LaunchError: the step asks for what this machine's launcher can't do.
@@ -26,7 +30,11 @@ def expand(text: str, launch: Launch | None, *, walltime: int | None, shell: str
     if launch is None or "LAUNCHER)" not in text:
         return text
     found = kind(launch.type)
-    return text if found is None else launchers.expand(text, launch, found, walltime=walltime, shell=shell)
+    if found is None:
+        return text
+    if not hosts and len(allocation.here().hosts) > 1 and (own := allocation.here().host):
+        hosts = (own,)
+    return launchers.expand(text, launch, found, walltime=walltime, shell=shell, hosts=hosts)
 
 
 def variables(batch_type: str, environ: Mapping[str, str]) -> dict[bytes, bytes]:

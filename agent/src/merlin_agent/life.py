@@ -69,13 +69,15 @@ class Life:
 class _Reserved:
     """Slots' work that is on its way, so that no more is claimed for them; released once."""
 
-    def __init__(self, lives: Lives, width: int) -> None:
-        self._lives, self._width = lives, width
-        lives.entering += width
+    def __init__(self, lives: Lives, held: Held) -> None:
+        self._lives, self._width, self._wide = lives, held.width, int(held.wide)
+        lives.entering += self._width
+        lives.entering_wide += self._wide
 
     def release(self) -> None:
         self._lives.entering -= self._width
-        self._width = 0
+        self._lives.entering_wide -= self._wide
+        self._width = self._wide = 0
 
 
 class Lives:
@@ -91,8 +93,10 @@ class Lives:
         recorder: Recorder,
         presence: Presence,
         timing: Callable[[], wire.Timing],
+        seconds_left: Callable[[], float] = lambda: float("inf"),
         complain: Callable[[str], None],
     ) -> None:
+        self._seconds_left = seconds_left
         self._agent, self._post, self._studies, self._slots = agent, post, studies, slots
         self._recorder, self._presence, self._timing, self._complain = recorder, presence, timing, complain
         self._intake: Intake | None = None
@@ -101,6 +105,8 @@ class Lives:
         self._logging: set[asyncio.Task[None]] = set()
         self.entering = 0
         """Slots' worth of tasks in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
+        self.entering_wide = 0
+        """Chunks of tasks of several hosts that are not fed yet."""
         self._draining = False
         self._holder_logs = HolderLogs()
         self.by_run: dict[ChunkRun, Life] = {}
@@ -124,7 +130,7 @@ class Lives:
 
     def accept(self, held: Held) -> None:
         """Begin a chunk's life."""
-        task = asyncio.create_task(self._live(held, _Reserved(self, held.width)))
+        task = asyncio.create_task(self._live(held, _Reserved(self, held)))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -275,9 +281,23 @@ class Lives:
             run.stop(Stop.HANDED_BACK)
         if (why := self._studies.stopped(run.chunk)) is not None:
             run.stop(why)
-        self._slots.feed.add(run, work, shape.parse(life.study.plan.steps[run.chunk.step].shape))
+        self._start(life, work)
         reserved.release()
         life.settle()
+
+    def _start(self, life: Life, work: Work) -> None:
+        step = life.study.plan.steps[life.run.chunk.step]
+        needs = shape.parse(step.shape)
+        if needs.nodes == 1:
+            self._slots.feed.add(life.run, work, needs)
+        elif self._slots.wide.can(needs):
+            self._slots.wide.add(life.run, work, needs)
+        else:
+            self._decline(life, f"expected {needs.nodes} hosts for a task, found fewer by now")
+            return
+        if step.walltime is not None and (left := self._seconds_left()) < float("inf"):
+            # What has not started by then would not end in time.
+            asyncio.get_running_loop().call_later(max(0.0, left - step.walltime), self.hand_back, life)
 
     async def _prepare(self, life: Life, reserved: _Reserved) -> Work:
         """Enter the workspace, and inherit what lost holders of the chunk finished."""

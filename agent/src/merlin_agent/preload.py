@@ -59,8 +59,9 @@ def _serve(names):
         os.dup2(handle, number)
         os.close(handle)
     own = {b"TOKEN": token} if token else {}
-    if extra:
-        own[extra.partition(b"=")[0]] = extra.partition(b"=")[2]
+    for pair in extra.split(b"\x1f"):
+        if pair:
+            own[pair.partition(b"=")[0]] = pair.partition(b"=")[2]
     os.environb.update(own)
     import io
     def stream(old, number, mode, how):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,10 +14,18 @@ _VISIBLE: Final = (b"CUDA_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one running task has: how many cores, and which GPUs."""
+    """What one running task has: how many cores, and which GPUs.
+
+    ``cpus``: to which of the kernel's processors it is bound; empty: to none in particular. A task of several ``hosts`` has
+    nothing of this pool by itself: what it has stands under ``task``, see `wide`.
+    """
 
     cores: int
     gpus: tuple[str, ...] = ()
+    cpus: frozenset[int] = frozenset()
+    hosts: tuple[str, ...] = ()
+    task: str = ""
+    parts: tuple[frozenset[int], ...] = ()
 
     def variables(self) -> dict[bytes, bytes]:
         """Return what the task's environment says of it; nothing where it has no GPU, so that it sees what the job does."""
@@ -26,13 +35,27 @@ class Share:
 NOTHING: Final = Share(0)
 
 
+def parts(cpus: Sequence[int], cores: int) -> tuple[frozenset[int], ...]:
+    """Divide processors among cores, neighbours together (threads of a core often are); none where there are too few."""
+    each = len(cpus) // cores
+    return tuple(frozenset(cpus[at * each : (at + 1) * each]) for at in range(cores)) if each else ()
+
+
 class Pool:
     """The host's cores and GPUs, each with at most one task."""
 
-    def __init__(self, cores: int, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(self, cores: int, gpus: tuple[str, ...] = (), bound: tuple[frozenset[int], ...] = ()) -> None:
+        """Have everything free.
+
+        Args:
+            cores: How many.
+            gpus: Their names.
+            bound: The processors of each core (see `parts`); empty: tasks are bound to none.
+        """
         self.cores, self.gpus = cores, gpus
         self._free_cores = cores
         self._free_gpus = list(gpus)
+        self._free_parts = list(reversed(bound))
 
     @property
     def busy(self) -> int:
@@ -44,14 +67,18 @@ class Pool:
         if needs.cores > self._free_cores or needs.gpus > len(self._free_gpus):
             return None
         self._free_cores -= needs.cores
-        if not needs.gpus:
-            return Share(needs.cores)
         taken, self._free_gpus = self._free_gpus[: needs.gpus], self._free_gpus[needs.gpus :]
-        return Share(needs.cores, tuple(taken))
+        if not self._free_parts:
+            return Share(needs.cores, tuple(taken))
+        # The last that came back first: who gives back and takes again keeps its core, and what that has in its caches.
+        own = tuple(self._free_parts[-needs.cores :])
+        del self._free_parts[-needs.cores :]
+        return Share(needs.cores, tuple(taken), frozenset().union(*own), parts=own)
 
     def give(self, share: Share) -> None:
         """Take a share back, once."""
         self._free_cores += share.cores
         self._free_gpus += share.gpus
+        self._free_parts += share.parts
         if self._free_cores > self.cores or len(self._free_gpus) > len(self.gpus):
             raise AssertionError(f"more came back than was given out ({share}); this is a bug")

@@ -21,6 +21,11 @@ Ask = Callable[[Sequence[str]], str | None]
 """Runs a command and returns what it printed; None where it is not there, fails, or takes too long."""
 
 _MEGA: Final = 1 << 20
+_PEERS: Final = (
+    *("SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE", "JSM_NAMESPACE_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE"),
+    "MERLIN_AGENT_PEERS",
+)
+"""How many processes the launcher started that started this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ class Found:
         gpus: Of this host, as ``CUDA_VISIBLE_DEVICES`` and its like name them.
         seconds_left: Until the job ends; None where no limit is known.
         problems: What should be known and is not, each with its cure.
+        host: This host's name as ``hosts`` spells it.
+        together: Whether a launcher started this process as one of several.
+        run: Which run of a job that was requeued.
     """
 
     scheduler: str = "none"
@@ -46,6 +54,14 @@ class Found:
     gpus: tuple[str, ...] = ()
     seconds_left: float | None = None
     problems: tuple[str, ...] = field(default=())
+    host: str = ""
+    together: bool = False
+    run: str = ""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first of several hosts."""
+        return len(self.hosts) > 1 and self.host == self.hosts[0]
 
 
 def found(environ: Mapping[str, str], ask: Ask, *, host: str, now: float) -> Found:
@@ -59,7 +75,22 @@ def found(environ: Mapping[str, str], ask: Ask, *, host: str, now: float) -> Fou
     """
     outer = _outer(environ, ask, host=host, now=now)
     result = _flux(environ, ask, outer) if environ.get("FLUX_URI") else outer
-    return replace(result, gpus=_visible_gpus(environ) or result.gpus)
+    return replace(
+        result,
+        gpus=_visible_gpus(environ) or result.gpus,
+        host=_own_name(environ, result.hosts, host),
+        together=any(_number(environ.get(name)) > 1 for name in _PEERS),
+        run=environ.get("SLURM_RESTART_COUNT", "") if result.scheduler == "slurm" else "",
+    )
+
+
+def _own_name(environ: Mapping[str, str], hosts: tuple[str, ...], host: str) -> str:
+    """Return this host's name in the job's list, where it may be longer, shorter, or Slurm's own."""
+    named = environ.get("SLURMD_NODENAME", "")
+    if named in hosts:
+        return named
+    short = host.split(".", maxsplit=1)[0]
+    return next((name for name in hosts if name.split(".", maxsplit=1)[0] == short), "")
 
 
 def _outer(environ: Mapping[str, str], ask: Ask, *, host: str, now: float) -> Found:

@@ -18,14 +18,15 @@ import select
 import signal
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher, Script
-from merlin_agent.resources import NOTHING, Pool, Share
+from merlin_agent.resources import NOTHING, Pool, Share, parts
+from merlin_agent.wide import Wide
 from merlin_agent.warm import LONGEST_POLL, ColdError, Warm, WarmShell
 from merlin_study.shape import Shape
 
@@ -34,6 +35,11 @@ _log: Final = logging.getLogger(__name__)
 GATHER: Final = 0.05
 """How long ended tasks are gathered before the loop hears of them."""
 _STACK: Final = 512 * 1024
+_SWEEPING: Final = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP})
+"""Signals by which schedulers end jobs, or warn of their end."""
+_SWEPT_WITHIN: Final = 0.5
+"""Seconds within which the agent hears of it, too."""
+_ALLOWED: Final = frozenset(os.sched_getaffinity(0))
 
 
 class Work(Protocol):
@@ -56,7 +62,8 @@ class Feed:
     """The chunks whose tasks may start, urgent ones first, as far as the host's cores and GPUs go.
 
     Within its queue no task overtakes another: where the first one needs more than is free, what becomes free is kept for it.
-    Else small tasks would take each core as it comes, and a large one would wait for ever.
+    Else small tasks would take each core as it comes, and a large one would wait for ever. What is kept for tasks that run over several
+    hosts (`keep`) goes before all: other hosts wait with theirs meanwhile.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -64,6 +71,9 @@ class Feed:
         self._queues: tuple[deque[tuple[ChunkRun, Work, Shape]], ...] = (deque(), deque())
         self._closed = False
         self._pool = pool
+        self._ready: deque[Next] = deque()
+        self._wanted: OrderedDict[str, tuple[Shape, Callable[[str], None]]] = OrderedDict()
+        self._kept: dict[str, Share] = {}
         self.idle = 0
 
     def add(self, run: ChunkRun, work: Work, needs: Shape) -> None:
@@ -72,6 +82,47 @@ class Feed:
             run.feed()
             self._queues[0 if run.urgent else 1].append((run, work, needs))
             self._condition.notify(min(run.left, self.idle))
+
+    def start(self, run: ChunkRun, work: Work, share: Share) -> bool:
+        """Let a slot run the next task of a chunk with a share that is its own already; False where it has none left."""
+        with self._condition:
+            task = run.take()
+            if task is not None:
+                self._ready.append(Next(run, work, task, share))
+                self._condition.notify()
+            return task is not None
+
+    def keep(self, key: str, needs: Shape, kept: Callable[[str], None]) -> None:
+        """Keep cores and GPUs under a key, as they become free; tell ``kept`` then, from any thread."""
+        with self._condition:
+            self._wanted[key] = needs, kept
+            self._keep_what_can()
+
+    def release(self, key: str) -> None:
+        """Give back what is kept, or keep it no more."""
+        with self._condition:
+            self._wanted.pop(key, None)
+            self._pool.give(self._kept.pop(key, NOTHING))
+            self._keep_what_can()
+            self._condition.notify_all()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of what is kept or to be kept."""
+        with self._condition:
+            return (*self._kept, *self._wanted)
+
+    def _keep_what_can(self) -> bool:
+        """Keep in their order; return whether nothing is left to be kept."""
+        while self._wanted:
+            key, (needs, kept) = next(iter(self._wanted.items()))
+            share = self._pool.take(needs)
+            if share is None:
+                return False
+            del self._wanted[key]
+            self._kept[key] = share
+            kept(key)
+        return True
 
     def take(self, back: Share = NOTHING) -> Next | None:
         """Give back what the last task had, and wait for a task to run; None when there will be none."""
@@ -88,6 +139,10 @@ class Feed:
             return None
 
     def _first(self) -> Next | None:
+        if self._ready:
+            return self._ready.popleft()
+        if not self._keep_what_can():
+            return None
         for queue in self._queues:
             while queue:
                 run, work, needs = queue[0]
@@ -142,14 +197,17 @@ class Slot:
         grace: float,
         badges: Badges,
         warm: Warm | None = None,
+        leaving: threading.Event | None = None,
     ) -> None:
         self.number, self.badges = number, badges
+        self._leaving = leaving or threading.Event()
         self._launcher, self._watch, self._grace, self._warm = launcher, watch, grace, warm
         self._guard = threading.Lock()
         self._group = 0
         self._shell: WarmShell | None = None
         self.run: ChunkRun | None = None
         self.share: Share = NOTHING
+        self._bound: frozenset[int] = frozenset()
         self.struck: Stop | None = None
         """Why the running task was signalled from outside, if it was."""
 
@@ -158,6 +216,16 @@ class Slot:
         if self._warm is not None:
             self._warm.close()
 
+    def is_swept(self, code: int, *, launched: bool) -> bool:
+        """Whether a task that ended so was ended by what ends the allocation, and so by no fault of its own.
+
+        The scheduler signals all processes of a job at once, or a task's launcher, and a task may die of it before the agent hears.
+        """
+        if self._leaving.is_set() and launched:
+            return True
+        signalled = -code if code < 0 else code - 128
+        return (launched or signalled in _SWEEPING) and self._leaving.wait(_SWEPT_WITHIN)
+
     def launch(self, script: Script, walltime: float | None) -> tuple[int, bool]:
         """Run a script to its end; return its exit code (a signal negated) and whether its time was up.
 
@@ -165,6 +233,9 @@ class Slot:
             NotStartedError, OSError: as `Launcher.start`.
         """
         self.struck = None
+        if self.share.cpus != self._bound:
+            _bind(0, self.share.cpus)  # this thread, and so what it starts
+            self._bound = self.share.cpus
         if script.warm is not None and self._warm is not None:
             shell = self._warm.shell(script.warm, script.text)
             if shell is not None:
@@ -188,6 +259,9 @@ class Slot:
         """
         assert self._warm is not None, "a warm shell came from nowhere; this is a bug"
         kept = False
+        if self.share.cpus != shell.cpus:
+            _bind(shell.pid, self.share.cpus)
+            shell.cpus = self.share.cpus
         with self._guard:
             self._shell = shell
         try:
@@ -281,14 +355,35 @@ class Slots:
         count: int,
         *,
         gpus: tuple[str, ...] = (),
+        wide: int = 0,
+        cpus: tuple[int, ...] = (),
+        impossible: Callable[[ChunkRun], None] = lambda _: None,
         launcher: Launcher,
         watch: Callable[[int, int], None],
         deliver: Callable[[list[tuple[ChunkRun, Ended]]], None],
         grace: float,
         warm: Callable[[], Warm] | None = None,
     ) -> None:
-        self.feed = Feed(Pool(count, gpus))
+        """Make them.
+
+        Args:
+            count: Tasks of one core at once.
+            gpus: Names of those that tasks may have.
+            wide: How many tasks of several hosts may run besides; each has a slot that has no core.
+            cpus: The processors that tasks are bound to; empty: none in particular.
+            impossible: Told of a chunk for which the allocation has too few hosts by now.
+            launcher: What starts scripts.
+            watch: Told of each slot's process group.
+            deliver: Told, in the loop, what became of tasks.
+            grace: Seconds between TERM and KILL.
+            warm: Makes a slot's warm interpreters.
+        """
+        self.feed = Feed(Pool(count, gpus, parts(cpus, count)))
+        self.count = count
+        self.wide = Wide(self.feed.start, impossible, most=wide)
         self._grace = grace
+        self.leaving = threading.Event()
+        """Set when the agent was told to leave."""
         self.badges = Badges()
         """Which task speaks, of those that run."""
         self._slots = [
@@ -299,8 +394,9 @@ class Slots:
                 grace=grace,
                 badges=self.badges,
                 warm=None if warm is None else warm(),
+                leaving=self.leaving,
             )
-            for number in range(count)
+            for number in range(count + wide)
         ]
         self._deliver = deliver
         self._ended: deque[tuple[ChunkRun, Ended]] = deque()
@@ -327,11 +423,6 @@ class Slots:
         return self._loop
 
     @property
-    def count(self) -> int:
-        """How many tasks of one core run at once at most."""
-        return len(self._slots)
-
-    @property
     def busy(self) -> int:
         """How many cores have a task."""
         return self.feed.busy
@@ -339,12 +430,14 @@ class Slots:
     def stop(self, run: ChunkRun, why: Stop, *, strike: bool) -> None:
         """Start nothing more of a chunk; ``strike`` ends what runs of it too: TERM, and KILL after the grace."""
         self.feed.stop(run, why)
+        self.wide.plan()
         if strike and self._strike(run, why, signal.SIGTERM):
             self.loop.call_later(self._grace, self._strike, run, why, signal.SIGKILL)
 
     def kill(self, run: ChunkRun, why: Stop) -> None:
         """End what runs of a chunk without any grace."""
         self.feed.stop(run, why)
+        self.wide.plan()
         self._strike(run, why, signal.SIGKILL)
 
     def _strike(self, run: ChunkRun, why: Stop, number: signal.Signals) -> bool:
@@ -365,6 +458,9 @@ class Slots:
                 _log.exception("a task could not be run; this is a bug, please report it")
                 ended = Ended(task, None, problem=f"task {task}: {type(error).__name__}: {error}; this is a bug")
             slot.run = None
+            if slot.share.task:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
+                    self.loop.call_soon_threadsafe(self.wide.over, slot.share.task)
             self._hand_over(run, ended)
         slot.close()
 
@@ -384,6 +480,12 @@ class Slots:
             batch.append(self._ended.popleft())
         if batch:
             self._deliver(batch)
+
+
+def _bind(process: int, cpus: frozenset[int]) -> None:
+    """Bind a thread (0: this one) or process to processors; none: to all that are allowed."""
+    with contextlib.suppress(OSError):  # what was allowed when we began no longer is; the task runs all the same
+        os.sched_setaffinity(process, cpus or _ALLOWED)
 
 
 def _kill_group(group: int, number: signal.Signals) -> None:

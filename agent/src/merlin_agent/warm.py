@@ -77,7 +77,10 @@ exit 1
 }}
 {old}
 [[ -z $_merlin_t ]] || builtin export {token}="$_merlin_t"
-[[ -z $_merlin_x ]] || builtin export "$_merlin_x"
+while [[ -n $_merlin_x ]]; do
+builtin export "${{_merlin_x%%$'\\037'*}}"
+_merlin_x=${{_merlin_x#*$'\\037'}}
+done
 set +m
 SECONDS=0
 if {names}; then
@@ -118,6 +121,8 @@ class WarmShell:
         self.kind = kind
         self.names = False
         """Whether scripts can be told their names."""
+        self.cpus: frozenset[int] = frozenset()
+        """The processors that it was bound to after it was started."""
         self._base: tuple[str, ...] | None = None
         self._running = False
         self._struck: set[int] = set()
@@ -159,11 +164,13 @@ class WarmShell:
         directory = script.directory
         own = dict(script.own)
         token = own.pop(_TOKEN, b"").decode("ascii")
-        if not script.path.startswith(f"{directory}/") or len(own) > 1:
+        if not script.path.startswith(f"{directory}/") :
             raise ColdError("more than can be told to it")
         parent, _, last = directory.rpartition("/")
         cut = len(directory) + 1
-        constant = b"".join(name + b"=" + value for name, value in own.items())
+        if any(b"\x1f" in value for value in own.values()):
+            raise ColdError("a variable with a unit separator")
+        constant = b"".join(name + b"=" + value + b"\x1f" for name, value in own.items())
         base = (parent, script.path[cut:], script.out[cut:], script.err[cut:], os.fsdecode(constant))
         text = f"{token}/{last}\n"
         if base != self._base:

@@ -138,7 +138,8 @@ def _script(works: Sequence["StepWork"], task: int) -> None:
     for work in works:
         script, content = work.script(task)
         files.make_directory(script.directory)
-        files.write_script(script.path, script.shell, content, replace=False)
+        text = work.launched(content, task, ())
+        files.write_script(script.path, script.shell, text, replace=False)
 
 
 def _ordinary(plan: Plan) -> Iterator[int]:

@@ -34,11 +34,7 @@ class Fleet:
         """Note a heartbeat; return whether it changes what may be issued (a new agent, other queues, one that leaves)."""
         old = self.members.get(heartbeat.agent)
         self.members[heartbeat.agent] = Member(heartbeat, now)
-        return old is None or (old.heartbeat.leaving, old.heartbeat.queues, old.heartbeat.slots) != (
-            heartbeat.leaving,
-            heartbeat.queues,
-            heartbeat.slots,
-        )
+        return old is None or _offered(old.heartbeat) != _offered(heartbeat)
 
     def start_clocks(self, now: float) -> None:
         """Start every silence anew: from here on agents could be heard again."""
@@ -69,18 +65,24 @@ class Fleet:
         self.members = {name: member for name, member in self.members.items() if now - member.heard < max(limit, 60.0)}
 
 
+def _offered(heartbeat: wire.Heartbeat) -> tuple[object, ...]:
+    return (heartbeat.leaving, heartbeat.queues, heartbeat.slots, heartbeat.nodes)
+
+
 def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: str) -> bool:
     """Whether an agent may run tasks of a queue and shape, for a study bound to ``site`` (None: to none yet)."""
     if site is not None and heartbeat.site != site:
         return False
     if heartbeat.queues and queue not in heartbeat.queues:
         return False
-    return shape.parse(needs).fits(nodes=1, cores=heartbeat.slots, gpus=heartbeat.gpus)
+    return shape.parse(needs).fits(nodes=heartbeat.nodes, cores=heartbeat.slots, gpus=heartbeat.gpus)
 
 
 def room(heartbeat: wire.Heartbeat, needs: str) -> int:
     """Return how many tasks of a shape an agent that `serves` it runs at once."""
-    return heartbeat.slots // shape.parse(needs).cost(cores=heartbeat.slots, gpus=heartbeat.gpus)
+    each = shape.parse(needs)
+    on_each_node = heartbeat.slots // each.cost(cores=heartbeat.slots, gpus=heartbeat.gpus)
+    return on_each_node if each.nodes == 1 else on_each_node * heartbeat.nodes // each.nodes
 
 
 def routes(studies: Iterable[tuple[str, Plan]], agents: Sequence[wire.Heartbeat]) -> dict[str, set[subjects.Route]]:

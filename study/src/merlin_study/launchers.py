@@ -77,6 +77,7 @@ class _Size:
     walltime: int | None
     gpus: int | str | None
     gpus_per_task: int | None
+    hosts: tuple[str, ...] = ()
 
 
 def flux_kind(version: str) -> Kind:
@@ -91,7 +92,15 @@ def flux_kind(version: str) -> Kind:
     return Kind.FLUX_MINI if number >= (0, 13) else Kind.FLUX_WRECK
 
 
-def expand(text: str, launch: Launch, kind: Kind, *, walltime: int | None = None, shell: str = "/bin/bash") -> str:
+def expand(
+    text: str,
+    launch: Launch,
+    kind: Kind,
+    *,
+    walltime: int | None = None,
+    shell: str = "/bin/bash",
+    hosts: tuple[str, ...] = (),
+) -> str:
     """Return a script with its launcher tokens replaced.
 
     Args:
@@ -100,6 +109,8 @@ def expand(text: str, launch: Launch, kind: Kind, *, walltime: int | None = None
         kind: The launcher of the machine.
         walltime: The step's, in seconds.
         shell: Decides how ``$(VLAUNCHER)``'s variables are set.
+        hosts: Those that the launches have, and no others; several launches share them in their order. Empty: all of the
+            allocation. jsrun and flux before 0.48 can't be told.
 
     Raises:
         LaunchError: the step asks for what the launcher can't do.
@@ -107,18 +118,22 @@ def expand(text: str, launch: Launch, kind: Kind, *, walltime: int | None = None
     if not launch.parallel:
         return text
     _check_shares(text, launch)
+    rest = list(hosts)
 
     def replaced(match: re.Match[str]) -> str:
         nodes, procs = share(match["share"]) if match["share"] is not None else (launch.nodes, launch.procs)
         whole = match["share"] is None
-        size = _Size(nodes, procs, launch.cores, walltime, launch.gpus if whole else None, launch.gpus_per_task)
-        return _line(kind, size, launch)
+        own = tuple(rest[:nodes]) if not whole and nodes else hosts[:procs] if not whole else hosts
+        if not whole and nodes:
+            del rest[:nodes]
+        gpus = launch.gpus if whole else None
+        return _line(kind, _Size(nodes, procs, launch.cores, walltime, gpus, launch.gpus_per_task, own), launch)
 
     expanded = LAUNCHER.sub(replaced, text)
     if VLAUNCHER not in expanded:
         return expanded
     gpus = "${MERLIN_GPUS}" if launch.gpus else None
-    size = _Size("${MERLIN_NODES}", "${MERLIN_PROCS}", "${MERLIN_CORES}", None, gpus, None)
+    size = _Size("${MERLIN_NODES}", "${MERLIN_PROCS}", "${MERLIN_CORES}", None, gpus, None, hosts)
     return _settings(expanded, launch, shell) + expanded.replace(VLAUNCHER, _line(kind, size, launch))
 
 
@@ -166,7 +181,8 @@ def _srun(size: _Size, launch: Launch) -> list[str]:
     return [
         "srun",
         *_option("-n", size.procs),
-        *_option("-N", size.nodes),
+        *_option("-N", size.nodes if size.nodes is not None else len(size.hosts) or None),
+        *_hosts("-w", size),
         *(["-t", clock(size.walltime)] if size.walltime else []),
         *_option("-c", size.cores),
         *([f"--gpus-per-task={size.gpus_per_task}"] if size.gpus_per_task else _long("--gpus", size.gpus)),
@@ -174,7 +190,7 @@ def _srun(size: _Size, launch: Launch) -> list[str]:
     ]
 
 
-def _flux(command: str, walltime_option: str) -> Callable[[_Size, Launch], list[str]]:
+def _flux(command: str, walltime_option: str, *, requires: bool = False) -> Callable[[_Size, Launch], list[str]]:
     def build(size: _Size, launch: Launch) -> list[str]:
         # flux counts processes: hosts alone are one process on each
         procs = size.procs if size.procs is not None else size.nodes
@@ -182,6 +198,7 @@ def _flux(command: str, walltime_option: str) -> Callable[[_Size, Launch], list[
             command,
             *_option("-n", procs),
             *_option("-N", size.nodes),
+            *([f"--requires=hosts:{','.join(size.hosts)}"] if requires and size.hosts else []),
             *([walltime_option, f"{float(size.walltime)}s"] if size.walltime else []),
             *_option("-g", _gpus_of_each(size, procs, "flux")),
             *_option("-c", size.cores),
@@ -211,34 +228,36 @@ def _jsrun(size: _Size, launch: Launch) -> list[str]:
 def _aprun(size: _Size, launch: Launch) -> list[str]:
     del launch
     procs = size.procs if size.procs is not None else size.nodes
-    return ["aprun", *_option("-n", procs), *_per_node("-N", size), *_option("-d", size.cores)]
+    return ["aprun", *_option("-n", procs), *_per_node("-N", size), *_option("-d", size.cores), *_hosts("-L", size)]
 
 
 def _pals(size: _Size, launch: Launch) -> list[str]:
     del launch
     procs = size.procs if size.procs is not None else size.nodes
     depth = [f"--depth={size.cores}", "--cpu-bind=depth"] if size.cores else []
-    return ["mpiexec", *_option("-n", procs), *_per_node("--ppn", size), *depth]
+    return ["mpiexec", *_option("-n", procs), *_per_node("--ppn", size), *_hosts("--hosts", size), *depth]
 
 
 def _hydra(size: _Size, launch: Launch) -> list[str]:
     del launch
     procs = size.procs if size.procs is not None else size.nodes
-    return ["mpiexec", *_option("-n", procs), *_per_node("-ppn", size)]
+    return ["mpiexec", *_option("-n", procs), *_per_node("-ppn", size), *_hosts("-hosts", size)]
 
 
 def _openmpi(size: _Size, launch: Launch) -> list[str]:
     del launch
     procs = size.procs if size.procs is not None else size.nodes
     each = f":PE={size.cores}" if size.cores else ""
+    on_each = _quotient(procs, len(size.hosts) or 1)
+    named = ["--host", ",".join(f"{host}:{on_each}" for host in size.hosts)] if size.hosts else []
     if size.nodes is not None:
-        return ["mpiexec", *_option("-n", procs), "--map-by", f"ppr:{_quotient(procs, size.nodes)}:node{each}"]
-    return ["mpiexec", *_option("-n", procs), *(["--map-by", f"slot{each}"] if each else [])]
+        return ["mpiexec", *_option("-n", procs), *named, "--map-by", f"ppr:{_quotient(procs, size.nodes)}:node{each}"]
+    return ["mpiexec", *_option("-n", procs), *named, *(["--map-by", f"slot{each}"] if each else [])]
 
 
 _BUILDERS: Final[Mapping[Kind, Callable[[_Size, Launch], list[str]]]] = {
     Kind.SRUN: _srun,
-    Kind.FLUX_RUN: _flux("flux run", "-t"),
+    Kind.FLUX_RUN: _flux("flux run", "-t", requires=True),
     Kind.FLUX_MINI: _flux("flux mini run", "-t"),
     Kind.FLUX_WRECK: _flux("flux wreckrun", "-T"),
     Kind.JSRUN: _jsrun,
@@ -258,6 +277,10 @@ def clock(seconds: int) -> str:
 
 def _option(name: str, value: int | str | None) -> list[str]:
     return [] if value is None else [name, str(value)]
+
+
+def _hosts(name: str, size: _Size) -> list[str]:
+    return [name, ",".join(size.hosts)] if size.hosts else []
 
 
 def _long(name: str, value: int | str | None) -> list[str]:

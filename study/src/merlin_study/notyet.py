@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from merlin_study.errors import NOT_YET_SUPPORTED, Fault
-from merlin_study.spec import Step, StudySpec
+from merlin_study.spec import StudySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,63 +32,32 @@ def _is(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-def _at_most(most: int) -> Callable[[Any], bool]:
-    """A number up to this is harmless, and a token until it is expanded (see `size_fault`)."""
-    return lambda value: isinstance(value, str) or value <= most
-
-
 _EMPTY: Final = _is((), {}, [])
-_ONE: Final = "use 1, with as many procs as a host has cores"
-_RUN: Final = ("study", "[]", "run")
 
 TABLE: Final = (
     Missing(("batch", "dry_run"), _is(False)),
-    Missing((*_RUN, "nodes"), _at_most(1), _ONE),
     Missing(("outputs",), _is("full"), "remove it, or use full"),
     Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),
 )
 """Every key that is not built yet."""
-
-LAUNCHERS_SIZES: Final = ("nodes",)
-"""Sizes that only a launcher reads: under ``batch.type: local`` there is none, and any size is fine, as upstream."""
 
 
 def not_yet(spec: StudySpec) -> list[Fault]:
     """Find everything in a study that is not built yet.
 
     Args:
-        spec: The study as written. What tokens become is the compiler's to check, with `size_fault`.
+        spec: The study as written.
 
     Returns:
         Faults with reason ``NotYetSupported``, in the order of the table, then of the text.
     """
     document = spec.model_dump(by_alias=True, exclude_unset=True)
-    local = tuple(f"spec.study[{at}].run." for at, step in enumerate(spec.study) if _type(spec, step) == "local")
     return [
         _fault(path, _shown(value), entry.cure)
         for entry in TABLE
         for path, value in _find(document, entry.key, "spec")
-        if value is not None
-        and not entry.harmless(value)
-        and not (entry.key[-1] in LAUNCHERS_SIZES and path.startswith(local))
+        if value is not None and not entry.harmless(value)
     ]
-
-
-def size_fault(key: str, value: int, path: str) -> Fault | None:
-    """Judge a size whose token is expanded now.
-
-    Args:
-        key: Which of ``run``'s.
-        value: What it became.
-        path: Where it stands.
-    """
-    entry = next((entry for entry in TABLE if entry.key == (*_RUN, key)), None)
-    return None if entry is None or entry.harmless(value) else _fault(path, _shown(value), entry.cure)
-
-
-def _type(spec: StudySpec, step: Step) -> str:
-    """The flavour of a step's launcher, as it is written."""
-    return (step.run.batch.type if step.run.batch is not None else None) or spec.batch.type
 
 
 def _fault(path: str, what: str, cure: str) -> Fault:

@@ -1,0 +1,250 @@
+"""The agents of one allocation as one: the first host's leads, the others keep cores for it and otherwise work by themselves.
+
+Each agent has its own connection to the broker and takes tasks of its own host. The leader alone takes tasks of several hosts: it has
+the others keep cores for one, and starts it with a launcher over just these hosts. Without a leader, or without a way to it, the others
+go on; what they keep for it they give back after `PATIENCE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from merlin_agent import pairing
+from merlin_agent.pairing import Channel, Hello, Idle, Keep, Kept, Leave, PairingError, Release, Rendezvous
+from merlin_agent.slots import Feed
+from merlin_agent.wide import Wide
+from merlin_study.shape import Shape
+
+_log: Final = logging.getLogger(__name__)
+
+PATIENCE: Final = 20.0
+"""Seconds of silence after which the other side counts as gone."""
+SIGN_OF_LIFE: Final = 2.0
+_LOOK_EVERY: Final = 1.0
+_TRY_FOR: Final = 3.0
+
+
+class OwnNode:
+    """The leader's own host."""
+
+    def __init__(self, host: str, feed: Feed, size: tuple[int, int], kept: Callable[[str], None]) -> None:
+        self.host, self._feed, self._kept = host, feed, kept
+        self.cores, self.gpus = size
+
+    def keep(self, key: str, needs: Shape) -> None:
+        """See `wide.Node`."""
+        self._feed.keep(key, needs, self._kept)
+
+    def release(self, key: str) -> None:
+        """See `wide.Node`."""
+        self._feed.release(key)
+
+
+class _Member:
+    """Another host, at the other end of a connection."""
+
+    def __init__(self, channel: Channel, hello: Hello) -> None:
+        self.host, self.cores, self.gpus, self.agent = hello.host, hello.cores, hello.gpus, hello.agent
+        self.channel = channel
+        self.idle = 0.0
+
+    def keep(self, key: str, needs: Shape) -> None:
+        """See `wide.Node`."""
+        self.channel.say(Keep(key=key, cores=needs.cores, gpus=needs.gpus))
+
+    def release(self, key: str) -> None:
+        """See `wide.Node`."""
+        self.channel.say(Release(key=key))
+
+
+class Leader:
+    """The agent of the first host: listens for the others and lends their cores to `Wide`."""
+
+    def __init__(self, wide: Wide, *, path: str, toward: str, changed: Callable[[], None]) -> None:
+        """Keep what is needed.
+
+        Args:
+            wide: What uses the hosts.
+            path: The rendezvous file.
+            toward: See `pairing.addresses`.
+            changed: Told that a host joined or left.
+        """
+        self._wide, self._path, self._toward, self._changed = wide, path, toward, changed
+        self._members: dict[str, _Member] = {}
+        self._server: asyncio.Server | None = None
+        self._key = secrets.token_bytes(32)
+
+    async def open(self) -> None:
+        """Listen, and say where.
+
+        Raises:
+            OSError: that can't be done here.
+        """
+        self._server = await asyncio.start_server(self._serve, port=0, limit=pairing.LONGEST_LINE)
+        port = self._server.sockets[0].getsockname()[1]
+        place = Rendezvous(pairing.addresses(self._toward), port, self._key)
+        await asyncio.to_thread(pairing.publish, self._path, place)
+
+    def close(self) -> None:
+        """Tell the others to leave, and listen no more."""
+        for member in self._members.values():
+            member.channel.say(Leave())
+        if self._server is not None:
+            self._server.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    @property
+    def size(self) -> int:
+        """How many other agents there are."""
+        return len(self._members)
+
+    @property
+    def idle(self) -> float:
+        """For how long none of the others has had anything to do; infinite without others."""
+        return min((member.idle for member in self._members.values()), default=float("inf"))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        channel = Channel(reader, writer, self._key, leads=True)
+        member: _Member | None = None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await channel.open()
+                hello = await channel.hear()
+            member = self._welcome(channel, hello)
+            await self._listen(member)
+        except (OSError, TimeoutError, PairingError) as error:
+            _log.info("%s: %s", member.host if member else "a connection", str(error) or type(error).__name__)
+        finally:
+            channel.close()
+            if member is not None and self._members.get(member.host) is member:
+                del self._members[member.host]
+                self._wide.part(member)
+                self._changed()
+
+    def _welcome(self, channel: Channel, hello: pairing.Line) -> _Member:
+        if not isinstance(hello, Hello):
+            raise PairingError(f"expected a hello, found {hello.kind}")
+        before = self._members.get(hello.host)
+        if hello.host in self._wide.nodes and (before is None or before.agent != hello.agent):
+            raise PairingError(f"{hello.agent}: {hello.host} has an agent already; start one on each host")
+        if before is not None:
+            self._wide.part(before)
+        member = self._members[hello.host] = _Member(channel, hello)
+        for key in hello.keys:
+            if not self._wide.knows(key):
+                member.release(key)
+        self._wide.join(member)
+        self._changed()
+        return member
+
+    async def _listen(self, member: _Member) -> None:
+        while True:
+            async with asyncio.timeout(PATIENCE):
+                line = await member.channel.hear()
+            match line:
+                case Kept():
+                    self._wide.kept(line.key)
+                case Idle():
+                    member.idle = line.seconds
+                    member.channel.say(Idle(seconds=0))
+                case _:
+                    raise PairingError(f"an unexpected {line.kind}")
+
+
+class Member:
+    """The agent of another host: keeps cores for the leader while there is one."""
+
+    def __init__(  # noqa: PLR0913 - what a member tells of itself
+        self,
+        feed: Feed,
+        *,
+        path: str,
+        host: str,
+        agent: str,
+        size: tuple[int, int],
+        idle: Callable[[], float],
+        leave: Callable[[], None],
+    ) -> None:
+        self._feed, self._path, self._idle, self._leave = feed, path, idle, leave
+        self._me = Hello(host=host, agent=agent, cores=size[0], gpus=size[1])
+        self.led = False
+        """Whether there is a leader, which decides when all leave."""
+
+    async def run(self) -> None:
+        """Keep to the leader until cancelled."""
+        loop = asyncio.get_running_loop()
+        alone_since = loop.time()
+        while True:
+            try:
+                if (place := await asyncio.to_thread(pairing.read, self._path)) is not None:
+                    await self._follow(place)
+            except (OSError, TimeoutError, PairingError) as error:
+                _log.debug("the leader: %s", error)
+            if self.led:
+                self.led, alone_since = False, loop.time()
+                _log.info("the allocation's leading agent is gone; going on alone")
+            if loop.time() - alone_since > PATIENCE:
+                self.forsake()
+            await asyncio.sleep(_LOOK_EVERY)
+
+    def forsake(self) -> None:
+        """Keep nothing any more."""
+        for key in self._feed.keys:
+            self._feed.release(key)
+
+    async def _follow(self, place: Rendezvous) -> None:
+        reader, writer = await _connect(place)
+        channel = Channel(reader, writer, place.key, leads=False)
+        signs: asyncio.Task[None] | None = None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await channel.open()
+            channel.say(self._me.model_copy(update={"keys": self._feed.keys}))
+            signs = asyncio.create_task(self._give_signs(channel))
+            while True:
+                async with asyncio.timeout(PATIENCE):
+                    line = await channel.hear()
+                self.led = True
+                self._obey(channel, line)
+        finally:
+            if signs is not None:
+                signs.cancel()
+            channel.close()
+
+    def _obey(self, channel: Channel, line: pairing.Line) -> None:
+        loop = asyncio.get_running_loop()
+
+        def kept(key: str) -> None:
+            loop.call_soon_threadsafe(channel.say, Kept(key=key))
+
+        match line:
+            case Keep():
+                self._feed.keep(line.key, Shape(cores=line.cores, gpus=line.gpus), kept)
+            case Release():
+                self._feed.release(line.key)
+            case Leave():
+                self._leave()
+            case Idle():
+                pass
+            case _:
+                raise PairingError(f"an unexpected {line.kind}")
+
+    async def _give_signs(self, channel: Channel) -> None:
+        while True:
+            channel.say(Idle(seconds=self._idle()))
+            await asyncio.sleep(SIGN_OF_LIFE)
+
+
+async def _connect(place: Rendezvous) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    for address in place.addresses:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_TRY_FOR):
+                return await asyncio.open_connection(address, place.port, limit=pairing.LONGEST_LINE)
+    raise ConnectionError(f"none of {', '.join(place.addresses)} answers on port {place.port}")
