@@ -169,9 +169,22 @@ def test_what_the_allocation_decides() -> None:
     assert allocation.site({"SLURM_CLUSTER_NAME": "quartz"}, "login1") == "quartz"
     assert allocation.site({}, "quartz-1188.site.example") == "quartz"
     assert allocation.site({}, "123") == "123"
-    assert allocation.seconds_left(AllocationFacts(), 5.0) == float("inf")
-    assert allocation.seconds_left(AllocationFacts(ends_at=100.0), 40.0) == 60.0
-    assert allocation.seconds_left(AllocationFacts(ends_at=100.0), 140.0) == 0.0
+
+
+def test_the_end_of_an_allocation_leaves_steps_time_to_end_and_the_agent_time_to_tell() -> None:
+    clock = allocation.Clock(3600.0, 10_000.0)
+    assert (clock.leaves_at(60.0), clock.steps_end, clock.seconds_left(9000.0)) == (9940.0, 9990.0, 990.0)
+    assert clock.variables(9000.5) == {b"MERLIN_TIME_LEFT": b"989"}
+    assert clock.variables(11_000.0) == {b"MERLIN_TIME_LEFT": b"0"}
+    assert clock.leaves_at(0.0) == clock.steps_end, "what runs is never cut off untold"
+    short = allocation.Clock(20.0, 10_000.0)
+    assert (short.leaves_at(60.0), short.steps_end) == (9996.0, 9996.0)
+    endless = allocation.Clock(allocation.FOREVER, allocation.FOREVER)
+    assert (endless.leaves_at(60.0), endless.seconds_left(5.0), endless.variables(5.0)) == (
+        float("inf"),
+        float("inf"),
+        {},
+    )
 
 
 SITE = {

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,26 @@ class Site:
     http_port: int
     jobs: list[str] = field(default_factory=list)
 
-    def allocate(self, *, slots: int = 2) -> str:
-        """Submit a batch script whose one line starts an agent; return the job's number."""
+    def allocate(
+        self,
+        *flags: str,
+        slots: int | None = 2,
+        nodes: int = 1,
+        launcher: str = "",
+        time: str = "10:00",
+        env: Mapping[str, str] | None = None,
+        **options: str | int | bool,
+    ) -> str:
+        """Submit a batch script whose one line starts an agent, or a launcher that does; return the job's number."""
         agent = Path(sys.executable).with_name("merlin-agent")
+        given = [*flags] if slots is None else ["--slots", str(slots), *flags]
         script = (
             "#!/bin/bash\n"
-            f"exec {agent} --server {self.broker.url} --credentials {self.root}/credentials.json "
-            f"--keys {self.root}/keys --namespace {self.namespace} --site testsite --slots {slots} "
-            f"--workspace {self.root}/work --drain-grace 2\n"
+            f"exec {launcher} {agent} --server {self.broker.url} --credentials {self.root}/credentials.json "
+            f"--keys {self.root}/keys --namespace {self.namespace} --site testsite "
+            f"--workspace {self.root}/work --drain-grace 2 {' '.join(given)}\n"
         )
-        job = self.slurm.sbatch(script, nodes=1)
+        job = self.slurm.sbatch(script, nodes=nodes, time=time, env=env, **options)
         self.jobs.append(job)
         return job
 

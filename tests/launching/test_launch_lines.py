@@ -214,3 +214,34 @@ def test_vlauncher_s_line_means_what_launcher_s_does(kind: Kind) -> None:
 def test_nothing_of_a_token_is_left(kind: Kind) -> None:
     for token in ("$(LAUNCHER)", "$(LAUNCHER)[2p]", "$(VLAUNCHER)"):
         assert not re.search(r"LAUNCHER", line(step("slurm", **WIDE), kind, token=token))
+
+
+HOSTS = ("n3", "n4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "expected"),
+    [
+        (Kind.SRUN, "slurm", "srun -n 4 -N 2 -w n3,n4 ./app"),
+        (Kind.FLUX_RUN, "flux", "flux run -n 4 -N 2 --requires=hosts:n3,n4 ./app"),
+        (Kind.PALS, "pbs", "mpiexec -n 4 --ppn 2 --hosts n3,n4 ./app"),
+        (Kind.HYDRA, "pbs", "mpiexec -n 4 -ppn 2 -hosts n3,n4 ./app"),
+        (Kind.OPENMPI, "pbs", "mpiexec -n 4 --host n3:2,n4:2 --map-by ppr:2:node ./app"),
+        (Kind.APRUN, "pbs", "aprun -n 4 -N 2 -L n3,n4 ./app"),
+    ],
+)
+def test_a_launch_stays_on_the_hosts_that_its_task_was_given(kind: Kind, family: str, expected: str) -> None:
+    assert launchers.expand("$(LAUNCHER) ./app", step(family, **WIDE), kind, hosts=HOSTS) == expected
+
+
+def test_launches_in_a_line_share_the_hosts_in_their_order() -> None:
+    text = "$(LAUNCHER)[1n, 1p] ./a & $(LAUNCHER)[1n, 2p] ./b"
+    expected = "srun -n 1 -N 1 -w n3 ./a & srun -n 2 -N 1 -w n4 ./b"
+    assert launchers.expand(text, step("slurm", **WIDE), Kind.SRUN, hosts=HOSTS) == expected
+
+
+def test_a_launch_that_names_no_nodes_has_as_many_as_it_was_given() -> None:
+    """In a job of several, srun would take all of them."""
+    assert (
+        launchers.expand("$(LAUNCHER) a", step("slurm", procs=2), Kind.SRUN, hosts=("n2",)) == "srun -n 2 -N 1 -w n2 a"
+    )

@@ -1,6 +1,7 @@
 """What a scheduler's variables and commands say, as tables; the commands' answers are those of their manuals."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def asking(answers: Mapping[str, str]) -> schedulers.Ask:
 
 
 def found(environ: Mapping[str, str], answers: Mapping[str, str] | None = None) -> Found:
-    return schedulers.found(environ, asking(answers or {}), host="n1", now=NOW)
+    return replace(schedulers.found(environ, asking(answers or {}), host="n1", now=NOW), host="")
 
 
 def test_outside_of_any_job_nothing_is_found_and_nothing_is_wrong() -> None:
@@ -175,3 +176,25 @@ def test_what_is_no_host_list_is_refused(text: str) -> None:
 )
 def test_times_as_schedulers_write_them(text: str, seconds: float | None) -> None:
     assert schedulers.clock(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("more", "host", "name", "leads", "together"),
+    [
+        ({}, "n1.example.org", "n1", True, False),
+        ({"SLURMD_NODENAME": "n2"}, "n1", "n2", False, False),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "n1", "n1", True, True),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, "n1", "n1", True, False),
+        ({}, "login", "", False, False),
+    ],
+)
+def test_which_host_we_are_and_whether_others_were_started_with_us(
+    more: dict[str, str],
+    host: str,
+    name: str,
+    leads: bool,  # noqa: FBT001 - a column of the table
+    together: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    environ = {**SLURM, "SLURM_JOB_END_TIME": "1000600", **more}
+    job = schedulers.found(environ, asking({}), host=host, now=NOW)
+    assert (job.host, job.leads, job.together) == (name, leads, together)

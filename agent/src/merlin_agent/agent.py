@@ -13,20 +13,22 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
-from merlin_agent import allocation, launch, warm
+from merlin_agent import allocation, launch, party, warm
 from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import Credentials, Settings
 from merlin_agent.demand import Host, Load, Mean
 from merlin_agent.desk import Desk
-from merlin_agent.intake import Intake, Taste
+from merlin_agent.intake import Intake, Reach, Taste
 from merlin_agent.life import Lives
 from merlin_agent.link import Link
 from merlin_agent.measure import Measures
+from merlin_agent.party import Party
 from merlin_agent.post import Post
 from merlin_agent.presence import Presence
 from merlin_agent.reaper import Reaper
@@ -41,6 +43,8 @@ from merlin_study.subjects import Space
 
 _log: Final = logging.getLogger(__name__)
 
+AWAITING: Final = 10
+"""How much longer an idle agent stays while a study that it serves has work left: retries that are due later, other agents' tasks."""
 TERM_GRACE: Final = 5.0
 """Seconds between SIGTERM and SIGKILL for a task that has to end."""
 
@@ -64,11 +68,16 @@ class Agent:
         self._done = self._refused = 0
         self._full: set[str] = set()
         """Studies whose workspace has no room, as far as we know."""
-        self._leaving = self._left = False
+        self._leaving = self._left = self._awaited = False
+        self._busy_at = time.monotonic()
+        self._grace = settings.drain_grace
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
         self._link = Link(server=settings.server, credentials=credentials, name=self.id)
         post = Post(self._link, keys, Space(settings.namespace))
-        self._reaper = Reaper(settings.slots)
+        found = allocation.here()
+        self._clock = allocation.clock()
+        wide = party.wide_slots(found, settings.slots, alone=settings.lifeline)
+        self._reaper = Reaper(settings.slots + wide)
         self._desk = Desk(has_command=importlib.util.find_spec("merlin_cli") is not None)
         for path in self._desk.leftovers():
             self._reaper.remove_at_end(path)
@@ -77,6 +86,9 @@ class Agent:
         self._slots = Slots(
             settings.slots,
             gpus=settings.gpus,
+            wide=wide,
+            cpus=allocation.processors(found) if settings.bind else (),
+            impossible=self._on_impossible,
             launcher=launch.DirectLauncher(environ),
             warm=warm.makers(environ, self._complain_from_slot),
             watch=self._reaper.watch,
@@ -96,6 +108,21 @@ class Agent:
             timing=lambda: self._intake.offer.timing,
             complain=self._complain,
         )
+        self._party = Party(
+            found,
+            self._slots,
+            agent=self.id,
+            workspace=str(settings.workspace),
+            group=(settings.namespace, settings.site, ",".join(settings.queues), settings.study),
+            server=settings.server,
+            gpus=len(settings.gpus),
+            alone=settings.lifeline,
+            spreads=not settings.this_node,
+            idle=self._idle_for,
+            changed=self._on_hosts_changed,
+            leave=self._leave.set,
+            complain=self._complain,
+        )
         self._submissions = Submissions(
             post,
             self._slots.badges,
@@ -109,7 +136,11 @@ class Agent:
             post,
             Taste(settings.site, settings.queues, settings.study, Host(settings.slots, len(settings.gpus))),
             load=self._load,
-            seconds_left=lambda: allocation.seconds_left(self._allocation, time.time()),
+            reach=Reach(
+                hosts=lambda: self._party.hosts,
+                has_room=lambda: self._lives.entering_wide == 0 and self._slots.wide.waiting == 0,
+            ),
+            seconds_left=lambda: self._clock.seconds_left(time.time()),
             accept=self._lives.accept,
             refuse=self._on_refused,
             retimed=self._beat.soon,
@@ -123,13 +154,13 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            loop.add_signal_handler(number, self._on_warning)
         await self._desk.open(self._submissions.serve)
         self._slots.start()
         _log.info("agent %s serves site %s with %d slots", self.id, self._settings.site, self._slots.count)
         linked = asyncio.create_task(self._link.run())
-        helpers = [asyncio.create_task(part) for part in (self._beat.run(), self._intake.run(), self._be_present())]
-        if self._settings.idle_exit is not None:
-            helpers.append(asyncio.create_task(self._leave_when_idle(self._settings.idle_exit)))
+        helpers = [asyncio.create_task(part) for part in self._parts()]
         if self._settings.lifeline:
             self._watch_lifeline(loop)
         leaving = asyncio.create_task(self._leave.wait())
@@ -141,11 +172,40 @@ class Agent:
         finally:
             await self._go(helpers, linked)
 
+    def _parts(self) -> list[Coroutine[Any, Any, None]]:
+        parts = [self._beat.run(), self._intake.run(), self._be_present(), self._take_part(), self._leave_in_time()]
+        settings = self._settings
+        if settings.idle_exit is not None and not settings.keep_alive and not settings.lifeline:
+            parts.append(self._leave_when_idle(settings.idle_exit))
+        return parts
+
+    async def _take_part(self) -> None:
+        await self._party.run()
+        await asyncio.Event().wait()
+
+    async def _leave_in_time(self) -> None:
+        """Drain before the allocation's end, so that nothing is cut off untold."""
+        while True:
+            left = self._clock.leaves_at(self._settings.end_margin) - time.time()
+            if left <= 0:
+                _log.info("the allocation ends; draining")
+                self._leave_late()
+                return
+            await asyncio.sleep(min(left, 60.0))
+
+    def _leave_late(self) -> None:
+        """Leave, and let what runs go on as long as the allocation allows."""
+        left = self._clock.seconds_left(time.time())
+        self._grace = self._settings.drain_grace if left == allocation.FOREVER else left
+        self._leave.set()
+
     async def _go(self, helpers: list[asyncio.Task[None]], linked: asyncio.Task[None]) -> None:
         self._leaving = True
+        self._slots.leaving.set()
         await self._intake.stop()
         self._beat.soon()
-        await self._lives.drain(self._settings.drain_grace, self._hurry)
+        await self._lives.drain(self._grace, self._hurry)
+        await self._party.leave(self._settings.drain_grace + 4 * TERM_GRACE)
         for helper in helpers:
             helper.cancel()
         await asyncio.wait(helpers, timeout=3)  # not for ever: nats-py swallows a cancellation now and then
@@ -161,7 +221,13 @@ class Agent:
         await asyncio.wait({linked}, timeout=3)
         self._reaper.close()
 
+    def _on_warning(self) -> None:
+        if not self._leave.is_set():
+            _log.info("warned of the allocation's end; draining")
+            self._leave_late()
+
     def _on_signal(self) -> None:
+        self._slots.leaving.set()  # what the same signal ended must not count as failed
         if self._leave.is_set():
             _log.warning("leaving at once")
             self._hurry.set()
@@ -184,16 +250,26 @@ class Agent:
         threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
     async def _leave_when_idle(self, seconds: float) -> None:
-        last = time.monotonic()
         while True:
-            if not self._lives.empty or self._intake.waiting:
-                last = time.monotonic()
-            left = max(last, self._intake.last_arrival) + seconds - time.monotonic()
+            left = seconds - self._party.idle
             if left <= 0:
                 _log.info("nothing came for %g s; leaving", seconds)
                 self._leave.set()
                 return
             await asyncio.sleep(min(left, 1.0))
+
+    def _idle_for(self) -> float:
+        """Return for how many seconds there was nothing to do; while a study that we serve is not over they count a tenth."""
+        now = time.monotonic()
+        if (
+            not self._lives.empty
+            or self._intake.waiting
+            or self._slots.feed.keys
+            or self._intake.awaits is not self._awaited
+        ):
+            self._busy_at, self._awaited = now, self._intake.awaits
+        idle = now - max(self._busy_at, self._intake.last_arrival)
+        return idle / AWAITING if self._awaited else idle
 
     async def _be_present(self) -> None:
         loop = asyncio.get_running_loop()
@@ -218,6 +294,7 @@ class Agent:
             version=version("merlin-agent"),
             slots=self._slots.count,
             gpus=len(self._settings.gpus),
+            nodes=self._party.hosts,
             busy=self._slots.busy,
             queues=self._settings.queues,
             allocation=self._allocation,
@@ -279,6 +356,16 @@ class Agent:
         """Whether the study that this agent was started for lets it go: whole, or each queue that it serves."""
         queues = set(self._settings.queues)
         return word.retired or (bool(queues) and queues <= set(word.retired_queues))
+
+    def _on_hosts_changed(self) -> None:
+        self._busy_at = time.monotonic()  # what can be offered now is not there yet
+        self._beat.soon()
+        self._intake.wake()
+
+    def _on_impossible(self, run: ChunkRun) -> None:
+        if (life := self._lives.by_run.get(run)) is not None:
+            self._complain("too few hosts are left for a task of several; handing it back")
+            self._lives.hand_back(life)
 
     def _on_refused(self, problem: str) -> None:
         self._refused += 1

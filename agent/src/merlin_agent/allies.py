@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -86,7 +87,12 @@ class Leader:
         Raises:
             OSError: that can't be done here.
         """
-        self._server = await asyncio.start_server(self._serve, port=0, limit=pairing.LONGEST_LINE)
+        # One socket for both families: each would have a port of its own.
+        both = socket.has_dualstack_ipv6()
+        listening = socket.create_server(
+            ("", 0), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+        )
+        self._server = await asyncio.start_server(self._serve, sock=listening, limit=pairing.LONGEST_LINE)
         port = self._server.sockets[0].getsockname()[1]
         place = Rendezvous(pairing.addresses(self._toward), port, self._key)
         await asyncio.to_thread(pairing.publish, self._path, place)
@@ -161,7 +167,7 @@ class Leader:
 class Member:
     """The agent of another host: keeps cores for the leader while there is one."""
 
-    def __init__(  # noqa: PLR0913 - what a member tells of itself
+    def __init__(
         self,
         feed: Feed,
         *,
@@ -180,13 +186,15 @@ class Member:
     async def run(self) -> None:
         """Keep to the leader until cancelled."""
         loop = asyncio.get_running_loop()
-        alone_since = loop.time()
+        alone_since, problem = loop.time(), ""
         while True:
             try:
                 if (place := await asyncio.to_thread(pairing.read, self._path)) is not None:
                     await self._follow(place)
             except (OSError, TimeoutError, PairingError) as error:
-                _log.debug("the leader: %s", error)
+                if str(error) != problem:
+                    problem = str(error)
+                    _log.info("the allocation's leading agent can't be reached: %s", error)
             if self.led:
                 self.led, alone_since = False, loop.time()
                 _log.info("the allocation's leading agent is gone; going on alone")

@@ -21,6 +21,7 @@ from merlin_study.wire import AllocationFacts
 
 TIME_LEFT: Final = "MERLIN_TIME_LEFT"
 """Seconds that a step may run from its start on until the allocation's end makes the agent end it."""
+IDLE_EXIT: Final = 120.0
 RESERVE: Final = 10.0
 """Seconds before the allocation's end at which what runs gets its TERM: five until KILL, the rest for the reports."""
 FOREVER: Final = float("inf")
@@ -107,6 +108,18 @@ def slots(found: Found, usable: int) -> int:
     ``usable`` is `usable_cores`. A launcher that binds the agent to fewer than the job has here wins, for tasks inherit that.
     """
     return max(1, min(found.cores or usable, usable))
+
+
+def idle_exit(found: Found) -> float | None:
+    """Return after how many idle seconds an agent leaves unless told otherwise: the job should not burn hours for nothing."""
+    return None if found.scheduler == "none" else IDLE_EXIT
+
+
+def processors(found: Found) -> tuple[int, ...]:
+    """Return the processors that tasks may be bound to; none outside of a job, where others have them, too."""
+    if found.scheduler == "none" or not hasattr(os, "sched_getaffinity"):
+        return ()
+    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def usable_cores() -> int:

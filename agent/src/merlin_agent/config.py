@@ -85,10 +85,14 @@ class Settings(BaseSettings):
     )
     gpus: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=lambda: allocation.here().gpus)
     workspace: Path = Field(default_factory=Path.cwd)
-    drain_grace: float = Field(default=30.0, ge=0)
+    drain_grace: float = Field(default=15.0, ge=0)
+    end_margin: float = Field(default=60.0, ge=0)
     study: str = ""
     study_name: str = ""
-    idle_exit: float | None = Field(default=None, gt=0)
+    idle_exit: float | None = Field(default_factory=lambda: allocation.idle_exit(allocation.here()), gt=0)
+    keep_alive: bool = False
+    this_node: bool = False
+    bind: bool = True
     lifeline: bool = False
     submissions: bool = True
     verbose: bool = False
@@ -181,7 +185,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--workspace", metavar="DIR", help="where studies' directories lie (default: here)")
     made.add_argument(
-        "--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (30)"
+        "--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (15)"
+    )
+    made.add_argument(
+        "--end-margin", metavar="S", type=float, help="take nothing more so long before the allocation's end (60)"
     )
     made.add_argument("--study", metavar="UID", help="serve only this study")
     made.add_argument(
@@ -190,7 +197,18 @@ def parser() -> argparse.ArgumentParser:
         help="leave where a task of a study of this name stops its agents (exit 102 or 105); others are served, too",
     )
     made.add_argument(
-        "--idle-exit", metavar="S", type=float, help="leave when nothing came for so long (default: stay)"
+        "--idle-exit",
+        metavar="S",
+        type=float,
+        help="leave when nothing came for so long (default: 120 in an allocation)",
+    )
+    made.add_argument("--keep-alive", action="store_true", help="stay until the allocation ends, whatever comes")
+    made.add_argument("--this-node", action="store_true", help="start no agents on the other hosts of this batch job")
+    made.add_argument(
+        "--no-bind",
+        dest="bind",
+        action="store_false",
+        help="bind no task to the cores that it was given (bind: false in the file)",
     )
     made.add_argument(
         "--no-submissions",

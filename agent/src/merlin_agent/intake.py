@@ -67,6 +67,14 @@ class Taste:
     host: Host
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Over how many hosts a task of ours may run now, and whether there is room for a chunk of tasks that run over several."""
+
+    hosts: Callable[[], int]
+    has_room: Callable[[], bool]
+
+
 class Intake:
     """Fetches chunks and hands each to ``accept`` when there is room for it."""
 
@@ -76,8 +84,7 @@ class Intake:
         taste: Taste,
         *,
         load: Callable[[], Load],
-        hosts: Callable[[], int] = lambda: 1,
-        wide_room: Callable[[], bool] = lambda: False,
+        reach: Reach,
         seconds_left: Callable[[], float],
         accept: Callable[[Held], None],
         refuse: Callable[[str], None],
@@ -89,16 +96,15 @@ class Intake:
             post: How messages travel.
             taste: What we serve.
             load: How our slots stand.
-            hosts: Over how many hosts a task of ours may run now.
-            wide_room: Whether there is room for a chunk of tasks that run over several.
+            reach: How far tasks may spread.
             seconds_left: For how long a task may run.
             accept: Begins a chunk's life.
             refuse: Told of what does not open.
             retimed: Told that the clocks have changed.
         """
         self._post, self._taste, self._retimed = post, taste, retimed
-        self._hosts, self._wide_room = hosts, wide_room
-        self._load, self._seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
+        self._hosts, self._wide_room = reach.hosts, reach.has_room
+        self._load, self.seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
         self._wake = asyncio.Event()
         self._offer_wanted = asyncio.Event()
         self._sources: dict[str, _Source] = {}
@@ -217,7 +223,7 @@ class Intake:
         return bool(self._fitting())
 
     def _fitting(self) -> list[Consumer]:
-        left, queues = self._seconds_left(), self._taste.queues
+        left, queues = self.seconds_left(), self._taste.queues
         host = replace(self._taste.host, nodes=self._hosts())
         return [c for c in self.offer.consumers if demand.serves(c, host=host, queues=queues, seconds_left=left)]
 

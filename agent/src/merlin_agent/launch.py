@@ -39,6 +39,10 @@ _AGENTS_OWN: Final = re.compile(
     rb"|SLURM_(?:PROCID|LOCALID|NODEID|STEPID|STEP_.*|TASK_PID|GTIDS|LAUNCH_NODE_IPADDR|SRUN_COMM_.*|CPU_BIND.*|MEM_BIND.*"
     rb"|PMIX.*|PMI_.*|MPI_TYPE)"
 )
+_STEPS_OWN: Final = re.compile(
+    rb"SLURM_(?:NTASKS|NPROCS|NNODES|NODELIST|NTASKS_PER_NODE|CPUS_PER_TASK|TASKS_PER_NODE|DISTRIBUTION|OVERLAP|EXACT|INPUT)"
+)
+"""What ``srun`` sets for a step, and would take as options of one that is started inside of it."""
 _EXIT_CODES: Final = {
     errno.ENOENT: NOT_FOUND,
     errno.ENOTDIR: NOT_FOUND,
@@ -95,8 +99,11 @@ def environment(environ: Mapping[bytes, bytes], *, coerced: frozenset[bytes] = f
     it where a task of that one started it. ``coerced`` are variables that Python set for itself.
     """
     not_theirs = coerced | {name.encode() for name in nested.VARIABLES}
+    in_step = environ.get(b"SLURM_STEP_ID", b"").isdigit()
     return {
-        name: value for name, value in environ.items() if name not in not_theirs and not _AGENTS_OWN.fullmatch(name)
+        name: value
+        for name, value in environ.items()
+        if name not in not_theirs and not _AGENTS_OWN.fullmatch(name) and not (in_step and _STEPS_OWN.fullmatch(name))
     }
 
 

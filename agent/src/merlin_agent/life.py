@@ -93,10 +93,8 @@ class Lives:
         recorder: Recorder,
         presence: Presence,
         timing: Callable[[], wire.Timing],
-        seconds_left: Callable[[], float] = lambda: float("inf"),
         complain: Callable[[str], None],
     ) -> None:
-        self._seconds_left = seconds_left
         self._agent, self._post, self._studies, self._slots = agent, post, studies, slots
         self._recorder, self._presence, self._timing, self._complain = recorder, presence, timing, complain
         self._intake: Intake | None = None
@@ -295,7 +293,8 @@ class Lives:
         else:
             self._decline(life, f"expected {needs.nodes} hosts for a task, found fewer by now")
             return
-        if step.walltime is not None and (left := self._seconds_left()) < float("inf"):
+        left = float("inf") if self._intake is None else self._intake.seconds_left()
+        if step.walltime is not None and left < float("inf"):
             # What has not started by then would not end in time.
             asyncio.get_running_loop().call_later(max(0.0, left - step.walltime), self.hand_back, life)
 

@@ -1,8 +1,8 @@
 """This agent's part among those of its allocation: the only one, the leader, or one of the others.
 
-    several hosts, and we are on the first ─► lead; start the others unless somebody did ─► listen
-    several hosts, and we are on another   ─► keep cores for the leader
-    one host                               ─► nothing
+several hosts, and we are on the first ─► lead; start the others unless somebody did ─► listen
+several hosts, and we are on another   ─► keep cores for the leader
+one host                               ─► nothing
 """
 
 from __future__ import annotations
@@ -116,12 +116,18 @@ class Party:
             return
         loop = asyncio.get_running_loop()
         wide = self._slots.wide
-        wide.join(OwnNode(self._found.host, self._slots.feed, self._size, lambda key: loop.call_soon_threadsafe(wide.kept, key)))
+
+        def kept(key: str) -> None:
+            loop.call_soon_threadsafe(wide.kept, key)
+
+        wide.join(OwnNode(self._found.host, self._slots.feed, self._size, kept))
         self._leader = Leader(wide, path=self._path, toward=self._toward, changed=self._changed)
         try:
             await self._leader.open()
         except OSError as error:
-            self._complain(f"{self._path}: can't lead the agents of this allocation: {error}; no task runs over several hosts")
+            self._complain(
+                f"{self._path}: can't lead the agents of this allocation: {error}; no task runs over several hosts"
+            )
         if self._spreads and not self._found.together:
             await self._spread()
 
@@ -145,7 +151,9 @@ class Party:
             return
         code = await self._others.wait()
         if code:
-            self._complain(f"{command[0]} ended with {code}: agents of other hosts could not be started, or ended badly")
+            self._complain(
+                f"{command[0]} ended with {code}: agents of other hosts could not be started, or ended badly"
+            )
 
     async def leave(self, patience: float) -> None:
         """Let the others leave, too, and wait for those that we started: the batch job ends with us."""
@@ -170,5 +178,3 @@ def _agent_command() -> list[str]:
     program = os.path.abspath(sys.argv[0])
     runs_module = os.path.basename(program) == "__main__.py"
     return [sys.executable, *(["-m", "merlin_agent"] if runs_module else [program]), *sys.argv[1:], "--this-node"]
-
-

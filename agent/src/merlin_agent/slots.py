@@ -26,8 +26,8 @@ from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher, Script
 from merlin_agent.resources import NOTHING, Pool, Share, parts
-from merlin_agent.wide import Wide
 from merlin_agent.warm import LONGEST_POLL, ColdError, Warm, WarmShell
+from merlin_agent.wide import Wide
 from merlin_study.shape import Shape
 
 _log: Final = logging.getLogger(__name__)
@@ -350,7 +350,7 @@ class Slot:
 class Slots:
     """All slots of the agent, and the way from their threads to the event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a host has, and whom to tell
         self,
         count: int,
         *,

@@ -164,7 +164,7 @@ class WarmShell:
         directory = script.directory
         own = dict(script.own)
         token = own.pop(_TOKEN, b"").decode("ascii")
-        if not script.path.startswith(f"{directory}/") :
+        if not script.path.startswith(f"{directory}/"):
             raise ColdError("more than can be told to it")
         parent, _, last = directory.rpartition("/")
         cut = len(directory) + 1

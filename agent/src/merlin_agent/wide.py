@@ -155,13 +155,19 @@ class Wide:
         short = [each for each in self._placed if len(each.grants) < each.needs.nodes]
         for placement in itertools.chain(short, self._next_ones()):
             if not self._fill(placement, spare):
-                break
+                self._give_back(spare)  # of another size; together with what is free it may do
+                if not self._fill(placement, spare):
+                    break
             if placement not in self._placed:
                 self._placed.append(placement)
+        self._give_back(spare)
+        self._start_what_can()
+
+    def _give_back(self, spare: list[_Grant]) -> None:
         for grant in spare:
             del self._grants[grant.key]
             self.nodes[grant.host].release(grant.key)
-        self._start_what_can()
+        spare.clear()
 
     def _withdrawn(self) -> list[_Grant]:
         """Take back what is placed for tasks that will not start."""
