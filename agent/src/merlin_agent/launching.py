@@ -17,9 +17,7 @@ def kind(batch_type: str) -> Kind | None:
     return schedulers.launcher(batch_type, os.environ, allocation.ask)
 
 
-def expand(
-    text: str, launch: Launch | None, *, walltime: int | None, shell: str, hosts: tuple[str, ...] = ()
-) -> str:
+def expand(text: str, launch: Launch | None, *, walltime: int | None, shell: str, hosts: tuple[str, ...] = ()) -> str:
     """Return a task's script with launch lines in the place of their tokens.
 
     Without ``hosts`` they name this one where the job has several: its cores are what the task was given.

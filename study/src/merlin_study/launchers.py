@@ -123,7 +123,7 @@ def expand(
     def replaced(match: re.Match[str]) -> str:
         nodes, procs = share(match["share"]) if match["share"] is not None else (launch.nodes, launch.procs)
         whole = match["share"] is None
-        own = tuple(rest[:nodes]) if not whole and nodes else hosts[:procs] if not whole else hosts
+        own = tuple(rest[:nodes]) if not whole and nodes else hosts[:procs] if not whole else hosts[:nodes]
         if not whole and nodes:
             del rest[:nodes]
         gpus = launch.gpus if whole else None

@@ -15,7 +15,6 @@ from merlin_study import duration, launchers, needs
 from merlin_study.errors import Fault
 from merlin_study.launchers import Kind, Launch
 from merlin_study.needs import WALLTIME, Sizes
-from merlin_study.notyet import LAUNCHERS_SIZES, size_fault
 from merlin_study.shape import Shape
 from merlin_study.spec import Run
 from merlin_study.template import Template, tokens
@@ -90,15 +89,15 @@ def size(author: Author, scripts: Mapping[str, str]) -> tuple[Sized, list[Fault]
         walltime_class=max(each.walltime_class for each in shapes),
     )
     limit = max((limit for _, limit in own if limit is not None), default=None)
-    launch, faults = None, reader.too_large(own)
+    launch = None
     if launched:
         arguments = _arguments(author)
         for sizes in dict.fromkeys(sizes for sizes, _ in own):
             launch = needs.launch(author.kind, sizes, arguments)
             if bad := _unlaunchable(author, scripts, launch):
-                return Sized(), [*faults, *bad]
+                return Sized(), bad
         launch = needs.launch(author.kind, _most(own), arguments)
-    return Sized(largest, launch, limit, reader.varies), faults
+    return Sized(largest, launch, limit, reader.varies), []
 
 
 class _Reader:
@@ -129,15 +128,6 @@ class _Reader:
             if self.faults:
                 break
         return found
-
-    def too_large(self, own: Sequence[tuple[Sizes, int | None]]) -> list[Fault]:
-        """Return what is more than is built."""
-        most, faults = _most(own), []
-        for key, name in _FIELDS.items():
-            number = getattr(most, name)
-            if number is not None and not (self._author.kind == "local" and key in LAUNCHERS_SIZES):
-                faults.append(size_fault(key, number, f"{self._author.path}.run.{key}"))
-        return [fault for fault in faults if fault is not None]
 
     def _number(self, key: str, text: str, values: Mapping[str, str]) -> int:
         filled = Template.parse(text).render(values.get)
