@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="print a specification as a manifest for kubectl", allow_abbrev=False)
     convert.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a manifest")
     _add_site(commands.add_parser("site", help="set up machines that run agents", allow_abbrev=False))
+    _add_server(commands.add_parser("server", help="run studies without Kubernetes", allow_abbrev=False))
+    _add_context(commands.add_parser("context", help="choose the cluster or server", allow_abbrev=False))
     commands.add_parser("info", help="show versions", allow_abbrev=False)
     return parser
 
@@ -146,6 +148,31 @@ def _add_run_workers(run_workers: argparse.ArgumentParser) -> None:
     upstream.add_flags(run_workers, upstream.RUN_WORKERS_FLAGS)
 
 
+def _add_server(server: argparse.ArgumentParser) -> None:
+    what = server.add_subparsers(title="commands", dest="what", metavar="COMMAND", required=True)
+    for name, meaning in (("start", "start it"), ("stop", "end it"), ("status", "say what it runs")):
+        one = what.add_parser(name, help=meaning, allow_abbrev=False)
+        one.add_argument(
+            "-d",
+            "--directory",
+            type=Path,
+            default=Path("~/.merlin/server"),
+            metavar="DIR",
+            help="keys and addresses, of mode 0700 (default: ~/.merlin/server)",
+        )
+        if name == "start":
+            one.add_argument("--address", default="", metavar="HOST", help="how agents reach it (default: this host)")
+            one.add_argument("--state", default="", metavar="DIR", help="on a local disk (default: below /var/tmp)")
+            one.add_argument("--name", default="server", metavar="NAME", help="the context's name (default: server)")
+
+
+def _add_context(context: argparse.ArgumentParser) -> None:
+    what = context.add_subparsers(title="commands", dest="what", metavar="COMMAND", required=True)
+    what.add_parser("list", help="list contexts; a star marks the one that counts", allow_abbrev=False)
+    use = what.add_parser("use", help="choose one", allow_abbrev=False)
+    use.add_argument("name", metavar="NAME", help="a server's name, or cluster for the kubeconfig's")
+
+
 def _add_site(site: argparse.ArgumentParser) -> None:
     what = site.add_subparsers(title="commands", dest="what", metavar="COMMAND", required=True)
     get = what.add_parser("credentials", help="write the one file that an agent needs", allow_abbrev=False)
@@ -177,8 +204,8 @@ def _seconds(text: str) -> float:
 def _dispatch(arguments: argparse.Namespace) -> int:
     # Each command imports what it needs: the help of one must not wait for the client of another's cluster.
     match arguments.command:
-        case "run" | "run-workers":
-            return _run_study(arguments) if arguments.command == "run" else _run_workers(arguments)
+        case "run" | "run-workers" | "server" | "context":
+            return _DIRECT[arguments.command](arguments)
         case "convert":
             from merlin_cli import convert
 
@@ -211,6 +238,26 @@ def _run_workers(arguments: argparse.Namespace) -> int:
     from merlin_cli.console import Output
 
     return runworkers.run_workers(runworkers.Request.of(arguments), Output())
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from merlin_cli import server
+    from merlin_cli.console import Output
+
+    directory = arguments.directory.expanduser().absolute()
+    if arguments.what == "start":
+        given = {name: getattr(arguments, name) for name in ("address", "state", "name")}
+        return server.start(directory, Output(), **given)
+    return (server.stop if arguments.what == "stop" else server.status)(directory, Output())
+
+
+def _choose(arguments: argparse.Namespace) -> int:
+    from merlin_cli import contexts
+
+    return contexts.command(arguments.what, getattr(arguments, "name", ""))
+
+
+_DIRECT = {"run": _run_study, "run-workers": _run_workers, "server": _serve, "context": _choose}
 
 
 def _fail(code: Exit, message: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from merlin_cli import contexts
 from merlin_cli.exits import CliError, Exit
 
 GROUP: Final = "merlin.dev"
@@ -40,11 +41,15 @@ class KubeConfig:
         from kubernetes import config as untyped
 
         config: Any = untyped  # the client comes without types
+        file = contexts.chosen()
         try:
-            config.load_kube_config()
-            _, active = config.list_kube_config_contexts()
+            config.load_kube_config(config_file=None if file is None else str(file))
+            _, active = config.list_kube_config_contexts(None if file is None else str(file))
             self.namespace = str(active["context"].get("namespace") or "default")
         except config.ConfigException as missing:
+            if file is not None:
+                cure = "start it with `merlin server start`, or choose another with `merlin context use`"
+                raise CliError(Exit.CANNOT_RUN, f"{file}: expected the kubeconfig of a context; {cure}") from missing
             if not _IN_CLUSTER.exists():
                 cure = "set KUBECONFIG" + (f", or {instead}" if instead else "")
                 raise CliError(Exit.CANNOT_RUN, f"found no cluster ({missing}); {cure}") from missing

@@ -20,7 +20,7 @@ from typing import Final
 
 from rich.console import Console
 
-from merlin_cli import local, source
+from merlin_cli import contexts, local, source
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.summary import say
 from merlin_study import celery, workerlines, workspace
@@ -93,7 +93,8 @@ def _lines(request: Request, spec: StudySpec, variables: Variables, machine: Mac
     notes = (*planned.warnings, *chosen.warnings, *(f"--worker-args: {each}" for each in extra.warnings))
     for note in dict.fromkeys(notes):
         print(f"warning: {note}", file=sys.stderr)
-    name, agent, more = variables.expand(spec.description.name), _agent(), _words(request.agent_args)
+    name, agent = variables.expand(spec.description.name), _agent()
+    more = (*_credentials(os.environ), *_words(request.agent_args))
     for worker in chosen.workers:
         wished = worker if extra.slots is None else dataclasses.replace(worker, slots=extra.slots)
         command = workerlines.agent_command(wished, study=name, agent=agent, more=more)
@@ -166,6 +167,12 @@ def here() -> Machine:
     flux = flux_kind(schedulers.flux_version(allocation.ask)) if scheduler == "flux" else Kind.FLUX_RUN
     mpi = schedulers.mpi_kind(allocation.ask) if scheduler == "pbs" else Kind.HYDRA
     return Machine(scheduler, max(1, len(found.hosts)), allocated=allocated, flux=flux, mpi=mpi)
+
+
+def _credentials(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Where the agents find the server that we speak to; those of a cluster have it in their own configuration."""
+    site = None if "MERLIN_AGENT_CREDENTIALS" in environ else contexts.site_file()
+    return () if site is None else ("--credentials", str(site))
 
 
 def _agent() -> str:

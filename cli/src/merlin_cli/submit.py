@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from merlin_cli import freight, names, run
+from merlin_cli import contexts, freight, names, run
 from merlin_cli.convert import manifest
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
@@ -75,6 +75,9 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
     freight.deliver(cluster, namespace, body, load.contents)
     place = f"study/{name} -n {namespace}"
     say(console, f"Created study {name} in namespace {namespace}.")
+    if contexts.chosen() is not None:
+        say(console, f"  watch it:    merlin status {name}")
+        return Exit.OK
     say(console, f"  watch it:    kubectl get {place} -w")
     say(console, f"  wait for it: kubectl wait --for=condition=Finished --timeout=-1s {place}")
     return Exit.OK

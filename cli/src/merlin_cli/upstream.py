@@ -6,7 +6,6 @@ from typing import Any, Final
 
 COMMANDS: Final = {
     "example": "there are examples in docs/examples of this project",
-    "server": "`merlin run SPEC --local` brings its own broker",
     "config": "agents are configured in ~/.merlin/agent.yaml, and clusters by kubeconfig",
     "database": "studies are objects of the cluster: `kubectl get studies`",
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from merlin_operator import family
 from merlin_operator.births import NotNowError
-from merlin_operator.cluster import Api, ApiError
+from merlin_operator.cluster import ApiError
 from merlin_operator.view import StudyRef
 from merlin_study import nested
 
@@ -17,12 +17,25 @@ REFUSED: Final = (400, 403, 413, 422)
 """What the API server answers where it will never take this Study: malformed, forbidden, too large."""
 
 
+class Objects(Protocol):
+    """Where Studies are kept; each method raises `ApiError` where it is refused."""
+
+    async def create_study(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make a Study."""
+
+    async def patch_study(self, name: str, uid: str, changes: dict[str, Any]) -> None:
+        """Set fields of a Study's spec."""
+
+    async def study(self, name: str) -> dict[str, Any]:
+        """Return a Study."""
+
+
 class ClusterNursery:
     """A `births.Nursery` that makes Studies."""
 
     remembers = True
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Objects) -> None:
         self._api = api
 
     async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:

@@ -1,0 +1,126 @@
+"""A server without Kubernetes: allocations of a real Slurm work on its studies, commands reach it, and a restart loses nothing."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ground import Slurm, eventually
+
+BIN = Path(sys.executable).parent
+HELLO = """\
+description: {name: hello, description: says hello in two languages}
+global.parameters: {WORD: {values: [hello, salut], label: WORD.%%}}
+study:
+- {name: greet, description: d, run: {cmd: echo $(WORD) > said}}
+- {name: collect, description: d, run: {cmd: cat $(greet.workspace)/*/said > all, depends: [greet_*]}}
+"""
+SAMPLED = """\
+description: {name: sampled, description: a step with samples}
+study:
+- {name: sim, description: d, run: {cmd: 'echo $(X) > x; sleep 0.3'}}
+- {name: count, description: d, run: {cmd: cat $(sim.workspace)/$(MERLIN_GLOB_PATH)/x | wc -l > n, depends: [sim_*]}}
+merlin:
+  samples: {generate: {cmd: seq 40 > $(MERLIN_INFO)/s.csv}, file: $(MERLIN_INFO)/s.csv, column_labels: [X]}
+"""
+
+
+class Site:
+    """A user's home, a workspace, and commands in the Slurm's network."""
+
+    def __init__(self, slurm: Slurm, root: Path) -> None:
+        self.slurm, self.root, self.home = slurm, root, root / "home"
+        self.directory = self.home / ".merlin" / "server"
+        self.home.mkdir()
+        self.environ = {**os.environ, "HOME": str(self.home)}
+        self.environ.pop("KUBECONFIG", None)
+
+    def merlin(self, *arguments: str, code: int = 0) -> str:
+        command = self.slurm.network.enter([str(BIN / "merlin"), *arguments])
+        done = subprocess.run(
+            command, env=self.environ, cwd=self.root, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def allocate(self, agent: str = str(BIN / "merlin-agent")) -> str:
+        script = (
+            f"exec {agent} --credentials {self.directory}/site.yaml --slots 2 --workspace {self.root}/ws --site here "
+            "--drain-grace 1"
+        )
+        return self.slurm.sbatch(script, cpus_per_task=2)
+
+    def phase(self, study: str) -> str:
+        return next((line.split()[1] for line in self.merlin("server", "status").splitlines() if study in line), "")
+
+
+@pytest.fixture(scope="module")
+def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(slurm, tmp_path_factory.mktemp("server"))
+    made.merlin("server", "start", "--address", "127.0.0.1", "--state", str(made.root / "state"))
+    try:
+        yield made
+    finally:
+        made.merlin("server", "stop")
+
+
+@pytest.mark.slurm
+def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(site: Site) -> None:
+    (site.root / "hello.yaml").write_text(HELLO)
+    (site.root / "sampled.yaml").write_text(SAMPLED)
+    jobs = [site.allocate(), site.allocate()]
+    assert "merlin status hello-" in site.merlin("run", "hello.yaml")
+    eventually(lambda: site.phase("hello-") == "Succeeded", timeout=60, interval=0.5)
+    assert "all 3 tasks succeeded" in site.merlin("status", "hello.yaml")
+    (said,) = (site.root / "ws").glob("hello_*/collect/all")
+    assert said.read_text().split() == ["hello", "salut"]
+    site.merlin("run", "sampled.yaml")
+    eventually(lambda: any((site.root / "ws").glob("sampled_*/sim/*/*/x")), message="the samples run")
+    site.merlin("server", "stop")
+    assert "does not answer" in site.merlin("server", "status", code=4)
+    site.merlin("server", "start")
+    assert site.phase("hello-") == "Succeeded"
+    eventually(lambda: site.phase("sampled-") == "Succeeded", timeout=90, interval=0.5)
+    (count,) = (site.root / "ws").glob("sampled_*/count/n")
+    assert count.read_text().strip() == "40"
+    agents = {log.name for log in (site.root / "ws").glob("*/merlin_info/outcomes/*")}
+    assert len(agents) == 2, "both allocations had a part in it"
+    for job in jobs:
+        site.slurm.scancel(job)
+        site.slurm.wait(job)
+
+
+def test_everything_secret_is_for_its_owner_alone(site: Site) -> None:
+    assert stat.S_IMODE(site.directory.stat().st_mode) == 0o700
+    for path in site.directory.rglob("*"):
+        if path.is_file() and path.suffix != ".log":
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_study_is_cancelled_and_its_name_is_not_taken_twice(site: Site) -> None:
+    (site.root / "waits.yaml").write_text(HELLO.replace("name: hello", "name: waits"))
+    site.merlin("run", "waits.yaml", "--name", "waits")
+    site.merlin("run", "waits.yaml", "--name", "waits", code=4)
+    site.merlin("cancel", "waits")
+    eventually(lambda: site.phase("waits") == "Cancelled", timeout=30, interval=0.5)
+
+
+def test_a_context_says_which_server_counts(site: Site) -> None:
+    assert "* server" in site.merlin("context", "list")
+    site.merlin("context", "use", "cluster")
+    assert "found no cluster" in site.merlin("run", "hello.yaml", code=4)
+    site.environ["MERLIN_CONTEXT"] = "server"
+    assert "* server" in site.merlin("context", "list")
+    del site.environ["MERLIN_CONTEXT"]
+    site.merlin("context", "use", "server")
+    assert "there is none of this name" in site.merlin("context", "use", "nobody", code=2)
+
+
+def test_a_directory_that_is_open_to_others_is_refused(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    said = site.merlin("server", "start", "--directory", str(tmp_path / "open"), code=4)
+    assert "expected a directory of yours with mode 0700" in said
