@@ -20,7 +20,7 @@ from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot
 from merlin_agent.surroundings import complete
 from merlin_agent.warmth import Interpreter, interpreter
-from merlin_study import needs, outcome, shape, wire
+from merlin_study import failpoints, history, needs, outcome, shape, wire
 from merlin_study.launchers import Launch, LaunchError
 from merlin_study.outcome import Outcome
 from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
@@ -209,16 +209,31 @@ class ChunkWork:
         try:
             own = badges.variables(token, self._step.cores) | slot.share.variables() | self._step.variables()
             script = replace(script, own=own, text=text)
-            return run_script(
-                slot,
-                task,
-                script,
-                walltime=self._step.walltime(task),
-                tells=self._tells,
-                launched=self._step.is_launched,
-            )
+            failpoints.reach("agent.start")
+            if history.ON:
+                return _told_of(run, task, lambda: self._run(slot, task, script))
+            return self._run(slot, task, script)
         finally:
             slot.badges.revoke(token)
+
+    def _run(self, slot: Slot, task: int, script: Script) -> Ended:
+        return run_script(
+            slot,
+            task,
+            script,
+            walltime=self._step.walltime(task),
+            tells=self._tells,
+            launched=self._step.is_launched,
+        )
+
+
+def _told_of(run: ChunkRun, task: int, execute: Callable[[], Ended]) -> Ended:
+    """Run a task, and note in the history when it began and how it ended."""
+    who = {"study": run.chunk.study, "fence": run.chunk.fence, "step": run.chunk.step, "task": task}
+    history.note("began", **who)
+    ended = execute()
+    history.note("ended", **who, outcome=ended.outcome, code=ended.code)
+    return ended
 
 
 def run_script(
@@ -244,6 +259,7 @@ def run_script(
     except OSError as error:
         return Ended(task, None, problem=f"{script.path}: can't be started: {error.strerror}")
     seconds = time.monotonic() - began
+    failpoints.reach("agent.exited")
     if code == 0 and not late:
         return _succeeded(task, script, seconds, marker)
     if slot.struck is Stop.HANDED_BACK or (not slot.struck and not late and slot.is_swept(code, launched=launched)):

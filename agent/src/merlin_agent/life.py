@@ -31,7 +31,7 @@ from merlin_agent.report import Pending
 from merlin_agent.sampling import SamplingWork
 from merlin_agent.slots import Slots, Work
 from merlin_agent.studies import NotYetError, Studies, Study, is_sampling
-from merlin_study import outcomelog, shape, wire
+from merlin_study import failpoints, history, outcomelog, shape, wire
 from merlin_study.seal import SealError
 
 _log: Final = logging.getLogger(__name__)
@@ -171,10 +171,13 @@ class Lives:
         if held.chunk.study in self._studies.cancelled:
             await self._intake.answer(held, Answer.DONE)
             return None
+        failpoints.reach("agent.claim")
         won = await claim(self._post, wire.Start(agent=self._agent, chunk=held.chunk))
+        failpoints.reach("agent.claimed")
         if won is not Claimed.WON:
             await self._intake.answer(held, Answer.DONE)
             return None
+        history.note("claimed", study=held.chunk.study, fence=held.chunk.fence, agent=self._agent)
         return study, refused
 
     async def _lead(self, held: Held, study: Study | None, refused: str, reserved: _Reserved) -> None:
@@ -389,7 +392,9 @@ class Lives:
                 life.untold.extend(reports)
                 for report in reports:
                     entry = outcomelog.Entry(study=study.uid, plan=chunk.plan, report=report)
+                    failpoints.reach("agent.record")
                     await self._record(study, entry)
+                    failpoints.reach("agent.recorded")
                     outbox.put_nowait(report)
                 if final:
                     outbox.put_nowait(None)
@@ -407,6 +412,8 @@ class Lives:
         subject = self._post.space.reports(study, report.fence)
         name = f"{study}.{report.fence}.{report.serial}"
         await until_answered(lambda: self._post.store(study, subject, report, message_id=name))
+        failpoints.reach("agent.reported")
+        history.note("reported", study=study, fence=report.fence, serial=report.serial, final=report.final)
 
     async def _record(self, study: Study, entry: outcomelog.Entry) -> None:
         await self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))

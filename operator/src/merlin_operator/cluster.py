@@ -31,6 +31,7 @@ from merlin_operator import allocations, conditions, expiry, family
 from merlin_operator.board import AgentView, Submission
 from merlin_operator.contents import ContentError
 from merlin_operator.view import StudyRef, StudyView
+from merlin_study import failpoints
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ class Api:
 
     async def patch_study_status(self, name: str, patch: list[dict[str, Any]]) -> None:
         """Apply a JSON patch to a Study's status; 422 where one of its tests fails."""
+        failpoints.reach("operator.status")
         await self._patch_status(STUDIES, name, patch, "application/json-patch+json")
         self.traffic.status_writes += 1
 

@@ -133,9 +133,9 @@ class Engine:
             study.switches = replace(study.switches, **{name: getattr(asked, name) for name in changes})
             self.core.wake.set()
 
-    def add(self, ref: StudyRef, plan: Plan, lineage: Lineage | None = None) -> None:
-        """Take a compiled study, as the local engine does."""
-        study = Study(ref, 1, created=time.time(), lineage=lineage or Lineage())
+    def add(self, ref: StudyRef, plan: Plan, lineage: Lineage | None = None, *, created: float | None = None) -> None:
+        """Take a compiled study, as the local engine does; ``created`` in Unix seconds, None for one that is new."""
+        study = Study(ref, 1, created=time.time() if created is None else created, lineage=lineage or Lineage())
         study.adopt(plan)
         self.studies[ref.uid] = study
         self.core.wake.set()

@@ -22,6 +22,7 @@ from aiohttp import web
 
 from merlin_operator import cluster, control, health, storages
 from merlin_operator.view import StudyRef
+from merlin_study import failpoints
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ async def observe(memo: Operator, body: kopf.Body, **_: object) -> None:
 
 async def forget(memo: Operator, body: kopf.Body, **_: object) -> None:
     """Let the engine clean up; once this returns, kopf takes the finalizer off and the object is gone."""
+    failpoints.reach("operator.finalizer")
     submission = cluster.submission_of(body)
     ref, retain = submission.ref, control.switches_of(submission.spec).retain
     work = memo.engine.forget(ref, timeout=memo.forget_seconds, retain=retain)

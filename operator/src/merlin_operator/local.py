@@ -72,8 +72,8 @@ async def run(arguments: argparse.Namespace) -> None:
         server=arguments.server,
         options=broker_options(arguments.credentials),
         keyring=Keyring.load(arguments.keys),
-        timing=TIMING,
-        window_seconds=10.0,
+        timing=arguments.timing,
+        window_seconds=arguments.window,
         stop_after=0.0,  # nobody else takes the study, so nothing is gained by going on for a minute
     )
     nursery = LocalNursery()
@@ -105,7 +105,8 @@ async def _begin(engine: Engine, arguments: argparse.Namespace, plan: Plan) -> N
         except Outage as error:
             logging.getLogger(__name__).info("telling the past again error=%s", error)
             await asyncio.sleep(0.2)
-    engine.add(StudyRef(subjects.escape(NAMESPACE), arguments.name, arguments.study), plan)
+    ref = StudyRef(subjects.escape(NAMESPACE), arguments.name, arguments.study)
+    engine.add(ref, plan, created=arguments.created)
     if arguments.rehearse is not None:
         engine.switch(arguments.study, {"rehearse": arguments.rehearse})
 
@@ -121,6 +122,9 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the study's name")
     parser.add_argument("--resume", type=Path, help="a merlin_info directory whose outcomes to go on from")
     parser.add_argument("--rehearse", type=float, help="report each task as done after so many seconds, run none")
+    parser.add_argument("--created", type=float, help="when the study was made, in Unix seconds; without it: now")
+    parser.add_argument("--timing", type=wire.Timing.model_validate_json, default=TIMING, help="the clocks, as JSON")
+    parser.add_argument("--window", type=float, default=10.0, help="seconds of work that may wait in the broker")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input does")
     parser.add_argument("--log-level", default="WARNING")
     arguments = parser.parse_args()

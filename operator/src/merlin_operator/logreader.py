@@ -18,7 +18,7 @@ from merlin_operator.contents import Contents
 from merlin_operator.core import Core
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
-from merlin_study import subjects, wire
+from merlin_study import failpoints, history, subjects, wire
 from merlin_study.seal import SealError, Signer
 
 log = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ class LogReader:
         self.core.broker_clock_ahead = stored.at - time.time()
         self.core.count(reports=1)
         study.entry(stored, entry)
+        if history.ON:
+            history.note("folded", study=study.ref.uid, sequence=stored.sequence, entry=entry.model_dump(mode="json"))
 
     def entry(self, uid: str, stored: Stored) -> wire.Entry:
         """Open a log entry: verdicts are the operator's, on a subject of their own, and all else is the agents'.
@@ -135,6 +137,7 @@ class LogReader:
         found = [chunk for each in waiting if (chunk := self._chunk(uid, each)) is not None]
         end = await broker.last_sequence(space.report_stream)
         await self._catch_up(study, end)
+        failpoints.reach("operator.sync")
         taken = (subjects.parse_chunk(each.subject).fence for each in waiting)
         ledger.next_fence = max(ledger.next_fence, max(taken, default=0) + 1)
         if cursor is not None:
@@ -152,6 +155,7 @@ class LogReader:
         study.synced = True
         while study.pending:
             self._fold(study, study.pending.popleft())
+        history.note("synced", study=uid, epoch=study.epoch)
         log.info("study synced study=%s folded=%d out=%d", study.ref.name, study.folded, len(ledger.fences))
 
     def _chunk(self, uid: str, stored: Stored) -> wire.Chunk | None:

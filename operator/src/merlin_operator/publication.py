@@ -9,7 +9,7 @@ from merlin_operator import fleet, unroll
 from merlin_operator.core import Core
 from merlin_operator.stream import Conflict, Outage
 from merlin_operator.study import Study
-from merlin_study import subjects, wire
+from merlin_study import failpoints, history, subjects, wire
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,10 @@ class Publisher:
         for issue in batch:
             subject = core.space.chunk(issue.route, uid, issue.chunk.fence)
             chunks.append((subject, core.seal(uid, subject, issue.chunk.encode())))
+        if history.ON:
+            for issue in batch:
+                history.note("issued", chunk=issue.chunk.model_dump(mode="json"))
+        failpoints.reach("operator.publish")
         try:
             study.cursor = await core.broker.publish_batch(
                 (cursor_subject, core.seal(uid, cursor_subject, cursor.encode())), chunks, expected=study.cursor
@@ -73,6 +77,7 @@ class Publisher:
             study.synced = False
             log.warning("publication unsure study=%s error=%s", study.ref.name, error)
             return
+        failpoints.reach("operator.published")
         core.count(issued_chunks=len(batch), issued_tasks=sum(len(issue.chunk.tasks) for issue in batch))
 
     def _capacity(self, candidates: list[unroll.Candidate], now: float) -> dict[tuple[str, str, str], unroll.Capacity]:

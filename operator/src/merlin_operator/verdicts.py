@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from merlin_operator.core import Core
 from merlin_operator.stream import Conflict
 from merlin_operator.study import Study
-from merlin_study import wire
+from merlin_study import failpoints, wire
 from merlin_study.ledger import Ledger
 from merlin_study.seal import SealError
 
@@ -113,8 +113,10 @@ class Judge:
         """Append a verdict; False where another operator was first: the study is read again then."""
         core, subject = self.core, self.core.space.verdicts(study.ref.uid)
         envelope = core.seal(study.ref.uid, subject, verdict.encode())
+        failpoints.reach("operator.verdict")
         try:
             study.verdict = await core.broker.append(subject, envelope, expected=study.verdict)
+            failpoints.reach("operator.judged")
         except Conflict:
             last = await core.broker.last(core.space.report_stream, subject)
             study.verdict = last.sequence if last is not None else 0

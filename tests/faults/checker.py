@@ -1,0 +1,170 @@
+"""Reads the histories of all processes of a run and proves the promise, or says where it was broken.
+
+From the agents' own words: every execution, when it began and how it ended. From the operators': what was issued when, and
+which results each of them knew by then. Then, for every task:
+
+- it has an outcome that an agent told;
+- it was never issued by an operator that had folded a success of it (no success is accepted twice);
+- it ran again only after a try that asked for it or was handed back, or under a fence that names the lost holder's;
+- two executions overlap only in the last case; these are counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merlin_study import wire
+from merlin_study.outcome import Outcome
+
+AGAIN = {None, Outcome.RETRY, Outcome.RESTART, Outcome.LOST}
+"""Ends after which a task may run again (None: handed back)."""
+Task = tuple[str, int, int]
+"""Study, step, index."""
+
+
+@dataclass
+class Execution:
+    """One run of a task; ``ended`` None where its agent died first."""
+
+    fence: int
+    began: int
+    ended: int | None = None
+    outcome: str | None = None
+
+
+@dataclass
+class Finding:
+    """What a run came to."""
+
+    faults: list[str] = field(default_factory=list)
+    executions: int = 0
+    repeated: int = 0
+    """Executions beyond each task's first."""
+    overlaps: int = 0
+    """Executions that began while an earlier one might still run, each after a verdict of loss."""
+    losses: int = 0
+    """Verdicts of loss."""
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """Return the events of all processes by time; a last line that was cut short is left out."""
+    events = []
+    for path in directory.glob("*.jsonl"):
+        lines = path.read_bytes().split(b"\n")
+        lines.pop()
+        events += [json.loads(line) for line in lines]
+    return sorted(events, key=lambda event: int(event["at"]))
+
+
+def check(events: Iterable[Mapping[str, Any]], totals: Mapping[int, int]) -> Finding:
+    """Check a run of one study.
+
+    Args:
+        events: all events in their order; see `read`.
+        totals: how many tasks each step has that has to be complete.
+    """
+    finding = Finding()
+    known = list(events)
+    chunks = dict(_chunks(known))
+    executions = _executions(known)
+    finding.executions = sum(map(len, executions.values()))
+    for task, runs in executions.items():
+        _check_task(task, runs, chunks, finding)
+    succeeded = _check_operators(known, finding)
+    for step, total in totals.items():
+        missing = total - len({index for at, index in succeeded if at == step})
+        if missing:
+            finding.faults.append(f"step {step}: {missing} of {total} tasks have no outcome that stands")
+    return finding
+
+
+def _chunks(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, wire.Chunk]]:
+    """Yield what was claimed of each fence; an operator may have planned another chunk that another one forestalled."""
+    for event in events:
+        if event["event"] == "issued":
+            chunk = wire.Chunk.model_validate(event["chunk"])
+            yield chunk.fence, chunk
+    for event in events:
+        if event["event"] == "folded" and event["entry"]["kind"] == "start":
+            chunk = wire.Chunk.model_validate(event["entry"]["chunk"])
+            yield chunk.fence, chunk
+
+
+def _executions(events: Iterable[Mapping[str, Any]]) -> dict[Task, list[Execution]]:
+    found: dict[Task, list[Execution]] = defaultdict(list)
+    running: dict[tuple[Task, int, int], Execution] = {}
+    for event in events:
+        if event["event"] not in ("began", "ended"):
+            continue
+        task = (event["study"], event["step"], event["task"])
+        key = (task, event["fence"], event["pid"])
+        if event["event"] == "began":
+            running[key] = Execution(event["fence"], event["at"])
+            found[task].append(running[key])
+        else:
+            running[key].ended, running[key].outcome = event["at"], event["outcome"]
+    return found
+
+
+def _check_task(task: Task, runs: list[Execution], chunks: Mapping[int, wire.Chunk], finding: Finding) -> None:
+    for number, later in enumerate(runs[1:], start=1):
+        finding.repeated += 1
+        chunk = chunks.get(later.fence)
+        lost = {each.fence for each in chunk.lost} if chunk is not None else set()
+        for earlier in runs[:number]:
+            over = earlier.ended is not None and earlier.ended <= later.began
+            if over and earlier.outcome in AGAIN:
+                continue
+            if earlier.fence not in lost:
+                finding.faults.append(
+                    f"task {task}: fence {later.fence} ran it again after fence {earlier.fence} "
+                    f"({earlier.outcome if over else 'which may still run'}), without a verdict of loss"
+                )
+            elif not over:
+                finding.overlaps += earlier.ended is not None
+
+
+@dataclass
+class _Operator:
+    """What one operator process knew at a moment."""
+
+    chunks: set[int] = field(default_factory=set)
+    succeeded: set[tuple[int, int]] = field(default_factory=set)
+    over: set[tuple[int, int]] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+
+    def fold(self, entry: wire.Entry) -> None:
+        if isinstance(entry, wire.Start):
+            self.chunks.add(entry.chunk.fence)
+        elif isinstance(entry, wire.Lost):
+            self.lost.add(entry.fence)
+        elif isinstance(entry, wire.Report) and entry.fence in self.chunks:
+            for result in entry.results:
+                tasks = {(entry.step, index) for index in result.tasks.indices()}
+                self.over |= tasks if result.outcome not in AGAIN else set()
+                self.succeeded |= tasks if result.outcome is Outcome.SUCCEEDED else set()
+
+
+def _check_operators(events: Iterable[Mapping[str, Any]], finding: Finding) -> set[tuple[int, int]]:
+    """Check what each operator issued against what it knew; return (step, index) of tasks with a final outcome."""
+    operators: dict[int, _Operator] = defaultdict(_Operator)
+    for event in events:
+        operator = operators[event["pid"]]
+        if event["event"] == "issued":
+            chunk = wire.Chunk.model_validate(event["chunk"])
+            again = {(chunk.step, index) for index in chunk.tasks.indices()} & operator.succeeded
+            if again and not chunk.fresh:
+                finding.faults.append(
+                    f"fence {chunk.fence} was issued with tasks that had succeeded: {sorted(again)[:3]}"
+                )
+        elif event["event"] == "folded":
+            operator.fold(wire.decode_log(json.dumps(event["entry"]).encode()))
+        elif event["event"] == "started over":
+            operator.succeeded.clear()  # its log is gone; what it learns anew counts
+    finding.losses = len(set().union(*(each.lost for each in operators.values())))
+    return set().union(*(each.over for each in operators.values()))

@@ -1,0 +1,185 @@
+"""One study on real processes that tests kill: nats-server, the engine, agents, bash tasks; and the history they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from merlin_study import wire
+from merlin_study.plan import Plan
+from merlin_study.seal import Keyring
+from tests.faults.checker import Finding, check, read
+from tests.folding.studies import plan_of
+from tests.ground import Broker, Process, eventually
+
+TIMING = wire.Timing(heartbeat=0.25, lost_after=2.0, presence=0.25, presence_stale=1.5)
+"""So short that a verdict of loss takes seconds, and long enough for two busy cores."""
+
+
+class Rig:
+    """A site of one study, ``sim`` with a task for each sample; what is started here ends with it."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        directory: Path,
+        *,
+        tasks: int,
+        cmd: str = ":",
+        plan: Plan | None = None,
+        timing: wire.Timing = TIMING,
+        window: float = 10.0,
+        server: str = "",
+    ) -> None:
+        """Write plan, keys and credentials.
+
+        Args:
+            broker: the server, started.
+            directory: where all of it lies.
+            tasks: how many samples.
+            cmd: what each task runs, in its own directory.
+            plan: another plan than that, if any.
+            timing: the clocks of operator and agents.
+            window: seconds of work that the operator publishes ahead.
+            server: where agents connect, if not to the broker itself.
+        """
+        self.broker, self.directory, self.tasks, self.timing, self.window = broker, directory, tasks, timing, window
+        self.plan = plan or plan_of(_spec(tasks, cmd))
+        self.study, self.created = str(uuid.uuid4()), time.time()
+        self.history, self.workspace = directory / "history", directory / "ws"
+        self.workspace.mkdir()
+        self.server = server or broker.url
+        Keyring.generate().save(directory / "keys")
+        (directory / "plan.json").write_bytes(self.plan.to_json())
+        credentials = directory / "credentials.json"
+        credentials.touch(0o600)
+        credentials.write_text(json.dumps(dict(broker.credentials)))
+        self.processes: list[Process] = []
+        self.operators: list[Process] = []
+
+    @property
+    def root(self) -> Path:
+        """The study's directory."""
+        return self.workspace / self.plan.workspace
+
+    def operator(self, *, failpoints: str = "", server: str = "") -> Process:
+        """Start an engine for the study."""
+        made = self._start(
+            f"operator-{len(self.processes)}",
+            ["merlin_operator.local", "--plan", self.directory / "plan.json", "--study", self.study, "--name", "study",
+             "--timing", self.timing.model_dump_json(), "--window", self.window, "--created", self.created,
+             "--log-level", "INFO", "--server", server or self.broker.url],
+            failpoints,
+        )  # fmt: skip
+        self.operators.append(made)
+        return made
+
+    def agent(self, *, failpoints: str = "", slots: int = 2, server: str = "", site: str = "local") -> Process:
+        """Start an agent."""
+        return self._start(
+            f"agent-{len(self.processes)}",
+            ["merlin_agent", "--namespace", "local", "--site", site, "--slots", slots, "--workspace", self.workspace,
+             "--server", server or self.server],
+            failpoints,
+        )  # fmt: skip
+
+    def _start(self, name: str, words: list[object], failpoints: str) -> Process:
+        common = ["--credentials", self.directory / "credentials.json", "--keys", self.directory / "keys"]
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("MERLIN_")}
+        environ |= {"HOME": str(self.directory), "MERLIN_HISTORY": str(self.history), "MERLIN_FAILPOINTS": failpoints}
+        argv = [sys.executable, "-m", *map(str, [*words, *common])]
+        made = Process(argv, log=self.directory / f"{name}.log", env=environ)
+        made.start()
+        self.processes.append(made)
+        return made
+
+    def view(self) -> dict[str, Any]:
+        """What the engine that was started last shows; nothing before it has shown anything."""
+        with self.operators[-1].log.open("rb") as log:
+            lines = [line for line in log if line.startswith(b'{"type": "view"') and line.endswith(b"\n")]
+        return json.loads(lines[-1]) if lines else {}
+
+    def done(self) -> int:
+        """How many tasks are over, as that engine says."""
+        return sum(step["done"] if "done" in step else _done(step) for step in self.view().get("steps", ()))
+
+    def until_done(self, least: int, *, seconds: float = 60) -> None:
+        """Wait until more than so many tasks are over."""
+        eventually(lambda: self.done() > least, timeout=seconds, interval=0.05, message=f"more than {least} tasks done")
+
+    def finish(self, *, seconds: float = 90) -> Finding:
+        """Wait for the study's end, and check its history: nothing lost, nothing doubled, every success accepted once."""
+        eventually(lambda: self.view().get("finished"), timeout=seconds, interval=0.05, message="the study ends")
+        view = self.view()
+        counts = {step["name"]: _done(step) for step in view["steps"]}
+        assert counts == {step["name"]: step["total"] for step in view["steps"]}, view
+        assert counts["sim"] == self.tasks
+        assert view["doubled"] == 0, view
+        finding = check(read(self.history), {1: self.tasks})
+        assert finding.faults == [], "\n".join(finding.faults[:10])
+        return finding
+
+    def succeeded(self) -> bool:
+        """Whether every task succeeded."""
+        return all(step["succeeded"] == step["total"] for step in self.view()["steps"])
+
+    def runs(self) -> dict[str, int]:
+        """How often each task's script has begun, from the files that they left."""
+        return {
+            str(path.parent.relative_to(self.root / "sim")): len(path.read_text().splitlines())
+            for path in self.root.glob("sim/**/runs")
+        }
+
+    def describe(self) -> str:
+        """What every process last said."""
+        said = "\n".join(process.describe() for process in self.processes)
+        return "\n".join(line for line in said.splitlines() if not line.startswith('{"type": "view"'))
+
+    def close(self) -> None:
+        """Kill what runs."""
+        for process in self.processes:
+            if process.alive:
+                process.kill()
+
+
+def _spec(tasks: int, cmd: str) -> str:
+    lines = "".join(f"\n      {line}" for line in ("echo run >> runs", *cmd.split("\n")))
+    return f"""
+description: {{name: study, description: d}}
+study:
+- name: sim
+  description: d
+  run:
+    retry_delay: 0
+    cmd: |{lines}
+      : $(S)
+merlin:
+  samples:
+    generate: {{cmd: "seq {tasks} > $(MERLIN_INFO)/s.csv"}}
+    file: $(MERLIN_INFO)/s.csv
+    column_labels: [S]
+"""
+
+
+def _done(step: dict[str, Any]) -> int:
+    return sum(step[name] for name in ("succeeded", "soft_failed", "failed", "timed_out", "cancelled"))
+
+
+@contextmanager
+def a_rig(broker: Broker, directory: Path, **says: Any) -> Iterator[Rig]:
+    """Make a rig, and show what its processes said where a test fails."""
+    made = Rig(broker, directory, **says)
+    try:
+        yield made
+    except BaseException:
+        print(made.describe())
+        raise
+    finally:
+        made.close()
