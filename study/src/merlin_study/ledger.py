@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from merlin_study import wire
@@ -47,12 +47,33 @@ RESTART: Final = "restart:"
 
 @dataclass(slots=True)
 class Fence:
-    """A chunk that is out: published, and started once ``holder`` is known. ``open`` has a bit per task without a result."""
+    """A chunk that is out: published, and started once ``holder`` is known. ``open`` has a bit per task without a result.
+
+    All reports up to ``serial`` are in, and those in ``ahead``; ``end`` is the last one's serial, once it is known.
+    """
 
     chunk: wire.Chunk
     open: int
     holder: str | None = None
     serial: int = 0
+    ahead: set[int] = field(default_factory=set)
+    end: int = 0
+    refused: bool = False
+
+    def note(self, serial: int) -> bool:
+        """Note that a report came; False where it did before."""
+        if serial <= self.serial or serial in self.ahead:
+            return False
+        self.ahead.add(serial)
+        while self.serial + 1 in self.ahead:
+            self.serial += 1
+            self.ahead.remove(self.serial)
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether the holder gave the chunk up, and all that it told before is in."""
+        return 0 < self.end <= self.serial
 
     @property
     def remaining(self) -> TaskSet | None:
@@ -82,6 +103,10 @@ class Ledger:
         self.last_at: float | None = None
         self._closed = Bitmap()
         self._lost_serials: dict[int, tuple[wire.Chunk, int]] = {}
+        self._superseded: dict[int, list[TaskSet]] = {}
+        """Fences whose start has not come, with what later chunks that name them as lost hold: only in a log that was told anew."""
+        self.recalled: dict[str, wire.Recalled] = {}
+        """By site, the last word on what its workspace recorded."""
         self._backlog = Backlog()
         self._fold_now = 0.0
         self.honoured: set[str] = set()
@@ -121,8 +146,8 @@ class Ledger:
         if self.first_at is None and isinstance(entry, wire.Bound | wire.Start | wire.Report):
             self.first_at = at
         match entry:
-            case wire.Bound():
-                self.bound = self.bound or entry
+            case wire.Bound() | wire.Recalled():
+                self._place(entry)
             case wire.Start():
                 self._start(entry)
             case wire.Report():
@@ -141,6 +166,12 @@ class Ledger:
             case _:
                 assert_never(entry)
 
+    def _place(self, entry: wire.Bound | wire.Recalled) -> None:
+        if isinstance(entry, wire.Bound):
+            self.bound = self.bound or entry
+        else:
+            self.recalled[entry.site] = entry
+
     def issue(self, chunk: wire.Chunk) -> None:
         """Note that a chunk is in the task stream; nothing changes where the log knows it already.
 
@@ -158,21 +189,53 @@ class Ledger:
         self.fences[chunk.fence] = Fence(chunk, chunk.tasks.bits)
 
     def _start(self, entry: wire.Start) -> None:
-        self.issue(entry.chunk)
-        fence = self.fences.get(entry.chunk.fence)
+        chunk = entry.chunk
+        if (
+            chunk.fence not in self.fences
+            and chunk.fence not in self._closed
+            and self.dag.fits(chunk.step, chunk.tasks)
+        ):
+            self._catch_up(chunk)
+        self.issue(chunk)
+        fence = self.fences.get(chunk.fence)
         if fence is not None and fence.holder is None:
             fence.holder = entry.agent
-            self.steps[fence.chunk.step].issue(fence.chunk.tasks)
+            self.steps[chunk.step].issue(chunk.tasks)
+        if fence is not None and chunk.fence in self._superseded:
+            self._supersede(
+                fence, self._superseded.pop(chunk.fence), (wire.LostHolder(fence=chunk.fence, agent=entry.agent),)
+            )
+
+    def _catch_up(self, chunk: wire.Chunk) -> None:
+        """Conclude from a chunk that another operator issued what had happened before: what it holds waits no more.
+
+        The holders that it names were lost, also where the log that said so is gone.
+        """
+        if self.steps[chunk.step].issued.read(chunk.tasks.first, chunk.tasks.width) & chunk.tasks.bits:
+            self._backlog.drop_out([(chunk.step, chunk.tasks.first, chunk.tasks.bits)])
+        for lost in chunk.lost:
+            fence = self.fences.get(lost.fence)
+            if fence is not None and fence.holder == lost.agent:
+                self._supersede(fence, [chunk.tasks], chunk.lost)
+            elif fence is None and lost.fence not in self._closed:
+                self._superseded.setdefault(lost.fence, []).append(chunk.tasks)
+
+    def _supersede(self, fence: Fence, by: list[TaskSet], lost: tuple[wire.LostHolder, ...]) -> None:
+        """Close a fence that was called lost: what no later chunk has of it waits."""
+        self._close(fence.chunk.fence)
+        self._lost_serials[fence.chunk.fence] = (fence.chunk, fence.serial)
+        for tasks in by:
+            fence.open &= ~_shifted(tasks, fence.chunk.tasks.first)
+        self._again(fence, self._fold_now, lost=lost)
 
     def _report(self, report: wire.Report, at: float) -> None:
         fence = self.fences.get(report.fence)
         if fence is None:
             self._late_report(report)
             return
-        if report.serial <= fence.serial or report.agent != fence.holder:
+        if report.agent != fence.holder or not fence.note(report.serial):
             self.redundant += 1
             return
-        fence.serial = report.serial
         if report.samples is not None:
             self._measure(fence.chunk, report.samples)
         step = fence.chunk.step
@@ -182,8 +245,10 @@ class Ledger:
         for result in report.results:
             self._told(fence, result, at)
         if report.final:
+            fence.end, fence.refused = report.serial, bool(report.refused)
+        if fence.over:
             self._close(report.fence)
-            self._again(fence, at + (REFUSED_DELAY if report.refused else 0.0), lost=fence.chunk.lost)
+            self._again(fence, at + (REFUSED_DELAY if fence.refused else 0.0), lost=fence.chunk.lost)
 
     def _told(self, fence: Fence, result: wire.Result, at: float) -> None:
         """Take one result of a current fence: of tasks that are the chunk's and have none from this fence yet."""
@@ -444,3 +509,9 @@ class Ledger:
     def mean_seconds(self, step: int) -> float | None:
         """Return the mean run time of a step's executions so far, in seconds; None before there is one."""
         return self.seconds[step] / self.tried[step] if self.tried[step] else None
+
+
+def _shifted(tasks: TaskSet, first: int) -> int:
+    """Return the bits of ``tasks`` where bit 0 is the task ``first``."""
+    shift = tasks.first - first
+    return tasks.bits << shift if shift >= 0 else tasks.bits >> -shift

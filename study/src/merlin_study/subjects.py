@@ -4,7 +4,7 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
 
     merlin.v1.<namespace>.task.<site>.<user>.<queue>.<shape>.<band>.<study uid>.<fence>    task stream (WorkQueue)
     merlin.v1.<namespace>.cursor.<study uid>                                               task stream
-    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|child-<key>|order-<key>         report stream (Limits)
+    merlin.v1.<namespace>.report.<study uid>.<fence>|bound|recalled|child-<key>|order-<key>   report stream (Limits)
     merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>[.<part>], .file.<study uid>.<hash>[.<part>]   control stream (last value)
     merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>                         control stream
@@ -25,6 +25,7 @@ ROOT: Final = "merlin.v1"
 ANY_SITE: Final = "any"
 ALL_USERS: Final = "all"
 BOUND: Final = "bound"
+RECALLED: Final = "recalled"
 VERDICT: Final = "operator.verdict"
 """One token more than agents' entries have: a broker that lets agents publish ``report.*.*`` lets them write no verdict."""
 CHILD: Final = "child-"
@@ -116,6 +117,10 @@ class Space:
     def bound(self, study: str) -> str:
         """Return the subject whose first message binds a study to a site."""
         return f"{ROOT}.{self._token}.report.{study}.{BOUND}"
+
+    def recalled(self, study: str) -> str:
+        """Return the subject of agents' words that they told a study's log anew."""
+        return f"{ROOT}.{self._token}.report.{study}.{RECALLED}"
 
     def verdicts(self, study: str) -> str:
         """Return the subject of the operator's verdicts, appended by compare-and-set."""

@@ -1,7 +1,7 @@
 """What travels between operator and agents, inside the envelope of `merlin_study.seal`.
 
     operator → task stream      Chunk, Cursor
-    agent, operator → report stream   Bound, Start, Report (agents), Withdrawn, Noted, Lost, Dropped, Restarted (operator):
+    agent, operator → report stream   Bound, Start, Report, Recalled (agents), Withdrawn, Noted, Lost, Dropped, Restarted (operator):
                                       the log that the ledger folds
     operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control: last value counts
     agent → operator            Heartbeat, not stored
@@ -203,7 +203,17 @@ class Restarted(Message):
     below: int
 
 
-Entry = Bound | Start | Report | Withdrawn | Noted | Lost | Dropped | Restarted
+class Recalled(Message):
+    """An agent's word that a site told all that the study's workspace there records (or that there is none: not ``found``)."""
+
+    kind: Literal["recalled"] = "recalled"
+    agent: str
+    site: str
+    epoch: int
+    found: bool
+
+
+Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Dropped | Restarted
 """Anything in a study's part of the report stream."""
 
 VERDICTS: Final = (Noted, Lost, Dropped, Restarted)
@@ -302,11 +312,21 @@ class Timing(Message):
     presence_stale: float = 90.0
 
 
+class Recall(Message):
+    """A study whose log was lost: ``agent`` shall tell what the workspace records, everybody else what it holds of it."""
+
+    study: str
+    plan: str
+    epoch: int
+    agent: str
+
+
 class Offer(Message):
-    """What agents of a site may pull from now on."""
+    """What agents of a site may pull from now on, and which studies' logs they shall tell anew."""
 
     consumers: tuple[Consumer, ...] = ()
     timing: Timing = Timing()
+    recalls: tuple[Recall, ...] = ()
 
 
 class Control(Message):

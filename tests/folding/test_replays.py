@@ -1,0 +1,93 @@
+"""What a new operator concludes from a log that another one left, or that agents told anew."""
+
+from __future__ import annotations
+
+from merlin_study import wire
+from merlin_study.ledger import Ledger
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+from tests.folding.studies import plan_of
+
+PLAN = plan_of("""
+description: {name: t, description: d}
+global.parameters: {G: {values: [1, 2, 3, 4], label: G.%%}}
+study:
+- {name: a, description: d, run: {cmd: "echo $(G)", retry_delay: 0}}
+""")
+
+
+def chunk(fence: int, first: int, width: int, *, attempt: int = 1, lost: tuple[int, ...] = ()) -> wire.Chunk:
+    """A chunk of the only step."""
+    tasks = TaskSet(first=first, width=width)
+    holders = tuple(wire.LostHolder(fence=each, agent=f"agent-{each}") for each in lost)
+    return wire.Chunk(study="u", plan="p", epoch=1, fence=fence, step=0, tasks=tasks, attempt=attempt, lost=holders)
+
+
+def start(of: wire.Chunk) -> wire.Start:
+    """Its claim, by an agent that is named after the fence."""
+    return wire.Start(agent=f"agent-{of.fence}", chunk=of)
+
+
+def report(of: wire.Chunk, outcome: Outcome | None, serial: int = 1, *, final: bool = True) -> wire.Report:
+    """A report of all its tasks."""
+    results = () if outcome is None else (wire.Result(outcome=outcome, code=0, tasks=of.tasks),)
+    return wire.Report(
+        agent=f"agent-{of.fence}",
+        fence=of.fence,
+        serial=serial,
+        step=0,
+        attempt=of.attempt,
+        results=results,
+        final=final,
+    )
+
+
+def fold(*entries: wire.Entry) -> Ledger:
+    """Fold a log, as an operator that starts does."""
+    ledger = Ledger(PLAN)
+    for entry in entries:
+        ledger.apply(entry, at=1.0)
+    ledger.settle_waiting()
+    return ledger
+
+
+def waiting(ledger: Ledger) -> list[tuple[int, list[int]]]:
+    """What is due, as (attempt, tasks)."""
+    found = []
+    while (each := ledger.due(10.0)) is not None:
+        found.append((each.attempt, list(each.tasks.indices())))
+    return found
+
+
+def test_a_retry_that_was_issued_and_failed_again_waits_once() -> None:
+    """The first operator had taken the second attempt off its list; the log does not say so, but the third attempt's claim does."""
+    first, second = chunk(1, 0, 4), chunk(2, 0, 4, attempt=2)
+    log = (start(first), report(first, Outcome.RETRY), start(second), report(second, Outcome.RETRY))
+    assert waiting(fold(*log)) == [(3, [0, 1, 2, 3])]
+
+
+def test_the_rest_of_a_chunk_that_was_handed_back_twice_waits_once() -> None:
+    first, second = chunk(1, 0, 4), chunk(2, 0, 4)
+    log = (start(first), report(first, None), start(second), report(second, None))
+    assert waiting(fold(*log)) == [(1, [0, 1, 2, 3])]
+
+
+def test_a_last_report_that_overtakes_others_ends_nothing_before_they_are_in() -> None:
+    whole = chunk(1, 0, 4)
+    ledger = fold(start(whole), report(whole, None, serial=2))
+    assert 1 in ledger.fences
+    ledger.apply(report(whole, Outcome.SUCCEEDED, serial=1, final=False), at=2.0)
+    ledger.apply(report(whole, None, serial=2), at=2.0)
+    assert ledger.finished
+    assert ledger.steps[0].outcomes[Outcome.SUCCEEDED] == 4
+
+
+def test_a_claim_that_names_a_lost_holder_stands_for_the_verdict_that_is_gone() -> None:
+    """Whichever claim is told first; what the later chunk does not have of the lost one waits."""
+    lost, after = chunk(1, 0, 4), chunk(2, 1, 2, lost=(1,))
+    for log in ((start(lost), start(after)), (start(after), start(lost))):
+        ledger = fold(*log)
+        assert set(ledger.fences) == {2}
+        assert waiting(ledger) == [(1, [0, 3])]
+        ledger.apply(report(after, Outcome.SUCCEEDED), at=2.0)
+        assert len(ledger.steps[0].final) == 2
