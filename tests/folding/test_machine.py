@@ -1,18 +1,14 @@
-"""The pure core as a machine that Hypothesis drives: deliveries, losses, duplicates, crashes, lost logs, steps of the clock.
+"""The pure core as a machine that Hypothesis drives: deliveries, losses, duplicates, crashes, steps of the clock.
 
 What must hold at each step is `World`'s to say: nothing starts early, nothing is out twice. Here is what may happen to it.
 """
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
-
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from merlin_study import wire
 from merlin_study.ledger import Ledger
 from tests.folding.studies import Shape
 from tests.folding.test_unrolling import World, shapes
@@ -38,37 +34,13 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """A new operator reads cursor, stream and log, as `merlin_operator.logreader` does."""
-        self._read_again([entry for entry, _ in self.world.log], [at for _, at in self.world.log])
+        self._read_again()
 
-    @precondition(lambda self: self.world.log)
-    @rule(seed=st.integers(0, 2**16), live_first=st.booleans())
-    def lose_the_log(self, seed: int, live_first: bool) -> None:  # noqa: FBT001 - Hypothesis names it
-        """The broker comes back empty: agents tell what they hold, one tells what all have recorded, by fence; verdicts are gone."""
-        world = self.world
-        told: dict[int, list[wire.Entry]] = defaultdict(list)
-        for entry, _ in world.log:
-            if isinstance(entry, wire.Start):
-                told[entry.chunk.fence].append(entry)
-            elif isinstance(entry, wire.Report):
-                told[entry.fence].append(entry)
-        held: list[wire.Entry] = [wire.Start(agent=agent, chunk=chunk) for chunk, agent, _ in world.running.values()]
-        random.Random(seed).shuffle(held)
-        again = [entry for fence in sorted(told) for entry in told[fence]]
-        entries = held + again if live_first else again + held
-        world.waiting.clear()  # the task stream is empty, too
-        world.open = {fence: open_ for fence, open_ in world.open.items() if fence in world.running}
-        world.log = []
-        self._read_again(entries, [world.now] * len(entries))
-        # What the operator calls lost anew: fences whose holders hold them no more.
-        for number, fence in list(world.ledger.fences.items()):
-            if number not in world.running and fence.holder is not None:
-                world.apply(wire.Lost(fence=number, agent=fence.holder))
-
-    def _read_again(self, entries: list[wire.Entry], times: list[float]) -> None:
+    def _read_again(self) -> None:
         world = self.world
         next_fence = world.ledger.next_fence
         ledger = Ledger(world.plan)
-        for entry, at in zip(entries, times, strict=True):
+        for entry, at in world.log:
             ledger.apply(entry, at=at)
         ledger.next_fence = max(ledger.next_fence, next_fence)
         for fence in list(ledger.fences.values()):
@@ -78,8 +50,6 @@ class Machine(RuleBasedStateMachine):
             ledger.issue(chunk)
         ledger.settle_waiting()
         world.ledger = ledger
-        if not world.log:
-            world.log = list(zip(entries, times, strict=True))  # type: ignore[arg-type]
 
     @rule(seconds=st.sampled_from([-3600.0, -1.0, 3600.0]))
     def step_the_clock(self, seconds: float) -> None:
@@ -100,6 +70,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
+        world.now += 1e6  # past all that was put off by a clock that was set back
         world.run()
         for at, tasks in enumerate(world.naive.tasks):
             step = world.ledger.steps[at + world.first]
