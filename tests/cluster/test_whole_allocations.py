@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.funnel import condition, workspace_of
 from tests.cluster.site import Site, running_site
-from tests.ground import Slurm
+from tests.ground import Slurm, eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(900)]
 
@@ -141,3 +141,61 @@ def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(site: Site, tm
     assert len(started) == 1, "one launcher call for the agents"
     assert len(calls.read_text().splitlines()) == 1 + WIDE, "and none for a serial task"
     assert site.slurm.wait(job, timeout=90) == "COMPLETED", "idle agents leave, and the job ends with them"
+
+
+LONG = """
+apiVersion: merlin.dev/v1alpha1
+kind: Study
+metadata: {{name: {name}}}
+spec:
+  description: {{name: {name}, description: tasks that an allocation's end meets}}
+  study:
+  - name: say
+    description: no task may fail or be tried again
+    run:
+      cmd: |
+        echo $MERLIN_TIME_LEFT > left-$BASHPID
+        sleep {seconds}
+        echo $(NUMBER) >> $(MERLIN_WORKSPACE)/executions
+      max_retries: 1
+  merlin:
+    samples:
+      generate: {{cmd: "seq {tasks} > $(MERLIN_INFO)/numbers.csv"}}
+      file: $(MERLIN_INFO)/numbers.csv
+      column_labels: [NUMBER]
+"""
+
+
+def check_lossless(site: Site, name: str, tasks: int) -> None:
+    """Every task succeeded and was finished once; none failed, none was lost, none was doubled."""
+    study = site.study(name)
+    assert condition(study, "Succeeded")["status"] == "True", study["status"]
+    counts = study["status"]["counts"]
+    assert (counts["succeeded"], study["status"].get("doubled", 0)) == (tasks + 1, 0)
+    assert sum(step.get("lost", 0) for step in study["status"]["steps"]) == 0, "given back, not missed"
+    lines = (workspace_of(study, site.root / "work") / "executions").read_text().split()
+    assert sorted(map(int, lines)) == list(range(1, tasks + 1))
+
+
+@pytest.mark.parametrize("how", ["scancel", "requeue", "walltime"])
+def test_an_allocation_that_ends_in_mid_study_costs_nothing(site: Site, how: str) -> None:
+    """What has not started is given back at once, what runs is ended and given back; the next allocation goes on."""
+    name, tasks = f"ends-by-{how.strip('-')}", 24
+    job = site.allocate(time="1:00" if how == "walltime" else "10:00", requeue=how == "requeue")
+    site.apply(LONG.format(name=name, seconds=1 if how == "scancel" else 3, tasks=tasks))
+    eventually(lambda: site.done(name) > 2, timeout=60, message="the first allocation works")
+    match how:
+        case "scancel":
+            site.slurm.scancel(job)
+        case "requeue":
+            site.slurm.requeue(job)
+        case _:
+            site.slurm.wait(job, timeout=90)
+    site.allocate("--idle-exit", "2")  # a requeued job waits for two minutes
+    site.wait_finished(name, seconds=180)
+    check_lossless(site, name, tasks)
+    lefts = [int(path.read_text()) for path in (site.root / "work").glob(f"{name}_*/say/**/left-*")]
+    assert lefts
+    assert all(0 <= left <= 600 for left in lefts)
+    for each in site.jobs:
+        site.slurm.scancel(each)

@@ -172,6 +172,10 @@ class Slurm:
         """What scontrol says of a job."""
         return self._run("scontrol", "show", "job", job)
 
+    def requeue(self, job: str) -> None:
+        """End the job and put it back into the queue, as preemption does."""
+        self._run("scontrol", "requeue", job)
+
     def nodes_idle(self) -> list[str]:
         """The names of the nodes that run nothing and answer."""
         lines = self._run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False).splitlines()
