@@ -296,8 +296,9 @@ class Lives:
         else:
             self._decline(life, f"expected {needs.nodes} hosts for a task, found fewer by now")
             return
-        left = float("inf") if self._intake is None else self._intake.seconds_left()
-        if step.walltime is not None and left < float("inf"):
+        if step.walltime is None or self._intake is None:
+            return
+        if (left := self._intake.seconds_left()) < float("inf"):
             # What has not started by then would not end in time.
             asyncio.get_running_loop().call_later(max(0.0, left - step.walltime), self.hand_back, life)
 
