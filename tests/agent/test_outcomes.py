@@ -182,6 +182,25 @@ def test_samples_are_generated_once(broker: Broker, tmp_path: Path) -> None:
         assert (info / "cmd.err").read_text() == ""
 
 
+def test_half_a_table_is_not_taken_for_a_whole_one(broker: Broker, tmp_path: Path) -> None:
+    """A command that fails, or an agent that dies while it runs, leaves a file that nothing uses; the next turn makes it anew."""
+    with Standin(broker, tmp_path) as operator:
+        operator.up(generating("echo 1,2 >> $(MERLIN_INFO)/made.csv; [ -e $(MERLIN_INFO)/go ]"))
+        operator.agent()
+        (failed,) = operator.final(operator.issue(range(1)))
+        info = operator.root / "merlin_info"
+        assert failed.samples is None
+        assert (info / "made.csv.incomplete").exists()
+        assert not (info / "made.csv").exists()
+        (info / "go").touch()
+        (info / "made.csv").write_text("half of\n")
+        (info / "samples.begun").touch()
+        (report,) = operator.final(operator.issue(range(1)))
+        assert report.samples is not None
+        assert (info / "made.csv").read_text() == "1,2\n"
+        assert not (info / "samples.begun").exists()
+
+
 @pytest.mark.parametrize(
     ("cmd", "says"),
     [

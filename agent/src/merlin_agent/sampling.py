@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Final
 
 from merlin_agent import files
 from merlin_agent.chunkrun import ChunkRun, Ended
@@ -31,6 +32,10 @@ def sample_file(layout: Layout, step: StepWork) -> str:
     return os.path.normpath(os.path.join(layout.root, step.render(table.directory), step.render(complete(table.file))))
 
 
+_BEGUN: Final = "samples.begun"
+"""In ``merlin_info`` while the table is being generated: one that an agent left behind is not to be trusted."""
+
+
 class SamplingWork:
     """`slots.Work` of the implicit step, which has one task."""
 
@@ -46,13 +51,9 @@ class SamplingWork:
             return self._listed(task, table.count, table.level_max_dirs)
         path = sample_file(self._layout, self._step)
         script, text = self._step.script(task)
-        seconds = 0.0
-        if not os.path.exists(path) and text.strip():
-            directory = os.path.join(self._layout.root, self._step.render(table.directory))
-            made = self._generate(task, slot, script, text, os.path.normpath(directory))
-            if made.outcome is not Outcome.SUCCEEDED:
-                return made
-            seconds = made.seconds
+        made = self._make(task, slot, script, text, path)
+        if made.outcome is not Outcome.SUCCEEDED:
+            return made
         try:
             facts = measure(path, len(table.columns))
             if workspace.wants_paths(self._layout.plan):
@@ -60,8 +61,28 @@ class SamplingWork:
         except OSError as error:
             return unwritable(task, self._layout.info, error)
         except RowError as error:
-            return self._failed(task, script, str(error), seconds)
-        return Ended(task, Outcome.SUCCEEDED, 0, seconds, samples=facts)
+            return self._failed(task, script, str(error), made.seconds)
+        return Ended(task, Outcome.SUCCEEDED, 0, made.seconds, samples=facts)
+
+    def _make(self, task: int, slot: Slot, script: Script, text: str, path: str) -> Ended:
+        """Generate the table where there is none that somebody made to its end."""
+        begun = f"{self._layout.info}/{_BEGUN}"
+        table = self._layout.plan.samples
+        directory = os.path.join(self._layout.root, self._step.render(table.directory if table is not None else ""))
+        try:
+            if os.path.exists(begun):
+                _set_aside(path, begun)
+            if os.path.exists(path) or not text.strip():
+                return Ended(task, Outcome.SUCCEEDED)
+            files.mark(begun)
+            made = self._generate(task, slot, script, text, os.path.normpath(directory))
+            if made.outcome is Outcome.SUCCEEDED:
+                os.unlink(begun)
+            else:
+                _set_aside(path, begun)
+        except OSError as error:
+            return unwritable(task, self._layout.info, error)
+        return made
 
     def _listed(self, task: int, count: int, level_max_dirs: int) -> Ended:
         try:
@@ -93,6 +114,13 @@ class SamplingWork:
             return unwritable(task, script.directory, error)
         failure = told(task, Outcome.FAILED, 1, script.directory, message)
         return Ended(task, Outcome.FAILED, 1, seconds, failure)
+
+
+def _set_aside(path: str, begun: str) -> None:
+    """Take a table out of the way that may be half of one, and forget that it was begun."""
+    if os.path.exists(path):
+        os.replace(path, f"{path}.incomplete")
+    os.unlink(begun)
 
 
 def measure(path: str, columns: int) -> SampleFacts:
