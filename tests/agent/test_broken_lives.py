@@ -127,17 +127,19 @@ async def leave_it(lives: Lives, recorder: Recorder) -> None:
     del lives, recorder
 
 
-def test_a_bug_before_the_claim_gives_the_chunk_back(
+def test_a_bug_before_the_claim_is_told_and_gives_the_chunk_back(
     stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is claimed; somebody else may be able to."""
+    """It is claimed only to say why, or the operator would wait for it in silence; somebody else may be able to."""
 
     async def fail(chunk: wire.Chunk) -> Study:
         raise KeyError(chunk.step)
 
     monkeypatch.setattr(stub, "open", fail)
     lives = live(stub, leave_it)
-    assert (stub.answers, stub.stored, lives.entering) == ([Answer.BACK], [], 0)
+    (report,) = stub.reports
+    assert (report.final, report.results, report.refused) == (True, (), stub.problems[0])
+    assert (stub.answers, lives.entering) == ([Answer.DONE], 0)
     assert stub.problems == ["internal error: KeyError: 0; this is a bug, please report it"]
     assert "this is a bug" in caplog.text
 

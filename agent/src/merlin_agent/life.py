@@ -168,6 +168,9 @@ class Lives:
             return None
         except (RefusedError, SealError, OSError) as error:
             refused = str(error)
+        except Exception as error:  # noqa: BLE001 - claimed, its fault is told; given back in silence, nobody would know
+            _log.exception("a study could not be opened; this is a bug, please report it")
+            refused = _bug(error)
         if held.chunk.study in self._studies.cancelled:
             await self._intake.answer(held, Answer.DONE)
             return None

@@ -48,6 +48,8 @@ IDLE_GRACE: Final = 5.0
 """Seconds for the agent to end when there is nothing left to drain."""
 PATIENCE: Final = 10.0
 """Seconds that a study may wait for an agent before its user is told so: agents start within two."""
+GIVE_UP: Final = 60.0
+"""Seconds of that after which the run ends: its one agent is all there is, and what it can't take now it will not take."""
 ENGINE_GRACE: Final = 5.0
 BROKER_GRACE: Final = 5.0
 AGENT_GIVES_UP: Final = frozenset({2, 3, 4})
@@ -148,6 +150,7 @@ class _Session:
         self._display: Display = display(console)
         self._began = time.monotonic()
         self._waiting_since: float | None = None
+        self._hopeless = ""
         note = self._display.note
         self._broker = Broker(private, note)
         # The command lines follow once the broker has its port.
@@ -255,10 +258,13 @@ class _Session:
     def _patient(self, progress: Progress) -> Progress:
         """Leave out why nothing moves until it has not moved for a while: at first the agent is only starting."""
         now = time.monotonic()
-        if not progress.waiting_for:
+        if not progress.waiting_for or any(step.running for step in progress.steps):
             self._waiting_since = None
             return progress
         self._waiting_since = self._waiting_since or now
+        if now - self._waiting_since > GIVE_UP:
+            self._hopeless = progress.waiting_for
+            self._over.set()
         return progress if now - self._waiting_since > PATIENCE else progress.model_copy(update={"waiting_for": ""})
 
     def _conclude(self) -> Exit:
@@ -268,6 +274,9 @@ class _Session:
             finale.write(self._job.directory, self._job.plan, self._job.study, progress)
             summary.show(self._console, progress, elapsed=elapsed, directory=self._job.directory)
             return Exit.OK if progress.succeeded else Exit.FAILURES
+        if self._hopeless:
+            message = f"nothing of the study runs: {self._hopeless}; then {self._how_to_go_on()}"
+            raise CliError(Exit.CANNOT_RUN, message)
         # The workspace has heard of what ended while the parts were stopping; the engine's last view may not have.
         done = tally.of_workspace(self._job.plan, self._job.directory).progress("").done
         summary.show_stopped(self._console, done=done, then=self._how_to_go_on(), directory=self._job.directory)

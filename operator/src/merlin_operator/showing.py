@@ -9,6 +9,7 @@ from merlin_operator.core import Core
 from merlin_operator.study import Study
 from merlin_operator.view import StudyView
 from merlin_study import subjects, wire
+from merlin_study.ledger import Ledger
 
 
 def views(core: Core, now: float) -> list[StudyView]:
@@ -67,4 +68,13 @@ def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
         if not any(fleet.serves(agent, site=site, queue=step.queue, needs=step.shape) for agent in live):
             where = f" at site {site}" if site is not None else ""
             return f"no agent serves queue '{step.queue}'{where}; start merlin-agent in an allocation"
-    return ""
+    return _refusal(study, study.ledger)
+
+
+def _refusal(study: Study, ledger: Ledger) -> str:
+    """Say why agents hand back all that they take of a study; empty where somebody works for it."""
+    holders = {fence.holder for fence in ledger.fences.values() if fence.holder is not None}
+    if not study.refusals or holders - study.refusals.keys():
+        return ""
+    agent, why = next(reversed(study.refusals.items()))
+    return f"agent {agent} hands its tasks back: {why}"

@@ -70,6 +70,8 @@ class Study:
     settled_with: tuple[object, ...] | None = None
     """What stood when the study, which is over, had nothing left to be decided."""
     end_told: bool = False
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why agents handed back all of a chunk, by agent, the latest last; forgotten once anything of the study has a result."""
 
     @property
     def active(self) -> bool:
@@ -118,6 +120,7 @@ class Study:
         self.withdrawn.clear()
         self.pending.clear()
         self.samples.clear()
+        self.refusals.clear()
 
     def note_inherited(self) -> None:
         """Remember what stood in the log when it was first read: that was counted before our time."""
@@ -264,6 +267,15 @@ class Study:
         if isinstance(decoded, wire.VERDICTS):
             self.verdict = stored.sequence
         self.ledger.apply(decoded, at=stored.at)
+        if isinstance(decoded, wire.Report):
+            self._note_refusal(decoded)
+
+    def _note_refusal(self, report: wire.Report) -> None:
+        if report.results:
+            self.refusals.clear()
+        elif report.refused:
+            self.refusals.pop(report.agent, None)
+            self.refusals[report.agent] = report.refused
 
 
 def _step_view(ledger: Ledger, at: int) -> StepView:
