@@ -35,12 +35,13 @@ class Reporter:
         samples: int,
         name: str = "reporter",
         works: bool = True,
+        seconds: float = 0.001,
     ) -> None:
         self.space = subjects.Space("ns")
         self.keyring, self.plan, self.samples, self.name = keyring, plan, samples, name
         self.runs: Counter[tuple[int, int]] = Counter()
         self._broker = broker
-        self._stopped, self._works = False, works
+        self._stopped, self._works, self._seconds = False, works, seconds
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -120,7 +121,7 @@ class Reporter:
             attempt=chunk.attempt,
             results=(wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=chunk.tasks),),
             samples=facts,
-            seconds=0.001 * len(chunk.tasks),
+            seconds=self._seconds * len(chunk.tasks),
             final=True,
         )
         while not self._stopped:

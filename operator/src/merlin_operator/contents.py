@@ -141,14 +141,14 @@ class Contents:
         core, uid = self.core, study.ref.uid
         if study.accepted_hash not in ("", study.plan.hash):
             try:
-                stored = await self._read(uid, core.space.plan(uid, study.accepted_hash))
+                stored = await self.read(uid, core.space.plan(uid, study.accepted_hash))
                 if stored is not None:
                     study.adopt(Plan.from_json(zlib.decompress(stored)))
             except (SealError, blob.BlobError, ValidationError, zlib.error) as error:
                 log.warning("accepted plan refused study=%s error=%s", study.ref.name, error)
         subject = core.space.plan(uid, study.plan.hash)
         if await core.broker.last(core.space.control_stream, subject) is None:
-            await self._store(uid, subject, zlib.compress(study.plan.to_json(), 6))
+            await self.store(uid, subject, zlib.compress(study.plan.to_json(), 6))
 
     async def _settle_files(self, study: Study) -> None:
         assert study.plan is not None
@@ -160,14 +160,14 @@ class Contents:
         for digest, file in wanted.items():
             subject = space.file(uid, digest)
             if subject not in there:
-                await self._store(uid, subject, await self._content(file))
+                await self.store(uid, subject, await self._content(file))
 
     async def _content(self, file: PlannedFile) -> bytes:
         if self._reader is None:
             raise ContentError(f"{file.name or 'bundle'}: files from ConfigMaps need a cluster")
         return await joined(self._reader, file.parts, file.sha256)
 
-    async def _store(self, uid: str, subject: str, content: bytes) -> None:
+    async def store(self, uid: str, subject: str, content: bytes) -> None:
         """Store content as the agents' reader expects it: the head last."""
         head, rest = blob.split(content)
         for number, part in enumerate(rest, start=1):
@@ -175,7 +175,13 @@ class Contents:
             await self.core.broker.put(below, self.core.seal(uid, below, part))
         await self.core.broker.put(subject, self.core.seal(uid, subject, head))
 
-    async def _read(self, uid: str, subject: str) -> bytes | None:
+    async def read(self, uid: str, subject: str) -> bytes | None:
+        """Return content that `store` put; None where some of it is not there.
+
+        Raises:
+            SealError, blob.BlobError: it is not ours, or damaged.
+            merlin_operator.stream.Outage: the broker did not answer.
+        """
         core = self.core
         stored = await core.broker.last(core.space.control_stream, subject)
         if stored is None:

@@ -33,6 +33,8 @@ class EngineConfig:
     keyring: Keyring
     timing: wire.Timing = field(default_factory=wire.Timing)
     window_seconds: float = 60.0
+    snapshot_entries: int = 2000
+    """Log entries of a study after which it is kept anew: what a new operator reads at most, and what came meanwhile."""
     stop_after: float = control.STOP_AFTER
     """Seconds from a task's wish to stop the agents until they do."""
 
@@ -48,6 +50,8 @@ class Counters:
     refused_schema: int = 0
     loops: int = 0
     interrupted: int = 0
+    snapshots_kept: int = 0
+    snapshots_found: int = 0
     broker_reconnects: int = 0
     broker_connected: bool = False
     broker_certificate_ends: float | None = None

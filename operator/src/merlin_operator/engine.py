@@ -28,6 +28,7 @@ from merlin_operator.brokerwatch import BrokerWatch
 from merlin_operator.control import switches_of
 from merlin_operator.core import AGENTS_SCOPE, Core, Counters, EngineConfig
 from merlin_operator.family import Lineage
+from merlin_operator.keeper import Keeper
 from merlin_operator.load import BrokerLoad
 from merlin_operator.logreader import LogReader
 from merlin_operator.publication import Publisher
@@ -73,7 +74,9 @@ class Engine:
         self._turn = asyncio.Lock()
         """Held for a round and for a removal: a round in flight would publish again what a removal has purged."""
         self._births, self._contents = Births(self.core, nursery), contents.Contents(self.core, reader)
-        self._reader, self._judge = LogReader(self.core, self._births, self._contents), Judge(self.core)
+        self._keeper = Keeper(self.core, self._contents)
+        self._reader = LogReader(self.core, self._births, self._contents, self._keeper)
+        self._judge = Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core)
         self._remover = Remover(self.core, self._turn)
         self._watch = BrokerWatch(self.core)
@@ -203,6 +206,7 @@ class Engine:
             tasks.create_task(self._rounds())
             tasks.create_task(self._births.run())
             tasks.create_task(self._watch.run())
+            tasks.create_task(self._keep())
 
     async def _connected(self) -> None:
         await self.broker.ensure_streams()
@@ -260,6 +264,15 @@ class Engine:
         self.fleet.forget_long_gone(now)
         self._took = time.monotonic() - now
         self.rounds.add(self._took)
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            if self.broker.connected and self._reader.ready.is_set():
+                try:
+                    await self._keeper.keep()
+                except Outage as error:
+                    log.info("snapshot interrupted error=%s", error)
 
     async def _show(self) -> None:
         now = time.monotonic()

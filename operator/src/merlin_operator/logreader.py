@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from merlin_operator.births import Births
 from merlin_operator.contents import Contents
 from merlin_operator.core import Core
+from merlin_operator.keeper import Keeper
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
 from merlin_study import failpoints, history, subjects, wire
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
 
-    def __init__(self, core: Core, births: Births, contents: Contents) -> None:
-        self.core, self._births, self._contents = core, births, contents
+    def __init__(self, core: Core, births: Births, contents: Contents, keeper: Keeper) -> None:
+        self.core, self._births, self._contents, self._keeper = core, births, contents, keeper
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
         self._read_from = 0
@@ -39,7 +40,7 @@ class LogReader:
         What is appended from here on reaches a study through the follower, what stands by sync.
         """
         for study in self.core.all():
-            study.synced = False
+            study.synced, study.kept = False, frozenset()  # the broker may have lost what was kept there
         newest = await self.core.broker.last_sequence(self.core.space.report_stream)
         if self._read_from > newest + 1:
             self._start_over()
@@ -131,6 +132,8 @@ class LogReader:
         assert study.ledger is not None
         if not await self._contents.settle(study):
             return
+        if study.folded == 0:
+            await self._keeper.find(study)
         uid, ledger, space, broker = study.ref.uid, study.ledger, self.core.space, self.core.broker
         cursor = await broker.last(space.task_stream, space.cursor(uid))
         waiting = await broker.chunks(uid)

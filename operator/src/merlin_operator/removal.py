@@ -95,4 +95,6 @@ class Remover:
         await broker.purge(space.control_stream, space.born_of(uid))
         await broker.purge(space.control_stream, space.family(uid))
         await broker.purge(space.control_stream, space.files_of(uid))
+        await broker.purge(space.control_stream, space.snapshot(uid))
+        await broker.purge(space.control_stream, space.kept_of(uid))
         await broker.purge(space.control_stream, space.finale(uid))

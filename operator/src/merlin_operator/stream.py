@@ -269,6 +269,18 @@ class Broker:
             return None
         return _stored(message)
 
+    async def stored(self, stream: str, sequence: int) -> Stored | None:
+        """Return the message of a sequence; None where there is none any more."""
+        try:
+            return _stored(await self._ask(lambda js: js.get_msg(stream, seq=sequence, direct=True)))
+        except Missing:
+            return None
+
+    async def incarnation(self, stream: str) -> str:
+        """Return which creation of a stream this is."""
+        info = await self._ask(lambda js: js.stream_info(stream))
+        return str(info.created)
+
     async def subjects(self, stream: str, filter_subject: str) -> set[str]:
         """Return the subjects of a stream's messages that match."""
         info = await self._ask(lambda js: js.stream_info(stream, subjects_filter=filter_subject))

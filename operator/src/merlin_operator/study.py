@@ -65,6 +65,10 @@ class Study:
     stale: bool = False
     lacking: str = ""
     unread: Submission | None = None
+    entries: int = 0
+    """Log entries folded since the ledger was last kept."""
+    kept: frozenset[str] = frozenset()
+    """What the newest snapshot consists of, by digest."""
     seen: tuple[tuple[object, ...], Ledger | None, StudyView] | None = None
     """What the last view was made from, and that view: among ten thousand studies few change."""
     settled_with: tuple[object, ...] | None = None
@@ -116,6 +120,7 @@ class Study:
             self.ledger = Ledger(self.plan)
             self.ledger.next_fence = next_fence
         self.synced, self.folded, self.verdict, self.awaited, self.word = False, 0, 0, 0, None
+        self.entries, self.kept = 0, frozenset()
         self.judged.clear()
         self.withdrawn.clear()
         self.pending.clear()
@@ -264,6 +269,7 @@ class Study:
         """Fold one entry of the log."""
         assert self.ledger is not None
         self.folded = stored.sequence
+        self.entries += 1
         if isinstance(decoded, wire.VERDICTS):
             self.verdict = stored.sequence
         self.ledger.apply(decoded, at=stored.at)

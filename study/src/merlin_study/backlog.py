@@ -64,6 +64,14 @@ class Backlog:
                 return left
         return None
 
+    def all(self) -> list[Waiting]:
+        """Return everything, in its order."""
+        return sorted(self._heap)
+
+    def count_on(self, number: int) -> None:
+        """Number what comes from here on."""
+        self._numbers = itertools.count(number)
+
     def next_due(self) -> float | None:
         """Return when the next is due, or None."""
         return self._heap[0].due if self._heap else None

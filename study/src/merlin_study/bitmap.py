@@ -7,7 +7,8 @@ integer of that size would copy it each time (4.4 ms), so blocks are byte arrays
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from merlin_study.taskset import TaskSet
@@ -21,11 +22,54 @@ _FULL: Final = b"\xff" * BLOCK_BYTES
 class Bitmap:
     """A growing set of non-negative integers with cheap ranges, masks and counts."""
 
-    __slots__ = ("_blocks", "_count")
+    __slots__ = ("_blocks", "_count", "_digests")
 
     def __init__(self) -> None:
         self._blocks: dict[int, bytearray | None] = {}  # None: every bit of the block is set
         self._count = 0
+        self._digests: dict[int, str] = {}
+        """Of blocks that have not changed since `digests` was asked."""
+
+    @classmethod
+    def of_blocks(
+        cls, full: Iterable[tuple[int, int]], digests: Mapping[int, str], blocks: Mapping[str, bytes]
+    ) -> Bitmap:
+        """Return what `digests` told, with the content of the blocks.
+
+        Raises:
+            KeyError: a block is not there, or is none.
+        """
+        made = cls()
+        for first, count in full:
+            made._blocks.update(dict.fromkeys(range(first, first + count)))
+            made._count += count * BLOCK_BITS
+        for at, digest in digests.items():
+            block = bytearray(blocks[digest])
+            if len(block) != BLOCK_BYTES:
+                raise KeyError(digest)
+            made._blocks[at], made._digests[at] = block, digest
+            made._count += int.from_bytes(block, "little").bit_count()
+        return made
+
+    def digests(self) -> tuple[tuple[tuple[int, int], ...], dict[int, str]]:
+        """Return ranges (first, count) of full blocks, and the digest of each other block by its number."""
+        full: list[tuple[int, int]] = []
+        found: dict[int, str] = {}
+        for at in sorted(self._blocks):
+            data = self._blocks[at]
+            if data is not None:
+                if at not in self._digests:
+                    self._digests[at] = hashlib.sha256(data).hexdigest()[:40]
+                found[at] = self._digests[at]
+            elif full and sum(full[-1]) == at:
+                full[-1] = full[-1][0], full[-1][1] + 1
+            else:
+                full.append((at, 1))
+        return tuple(full), found
+
+    def block(self, at: int) -> bytes:
+        """Return the bits of a block that is neither empty nor full."""
+        return bytes(self._blocks[at] or b"")
 
     def __len__(self) -> int:
         return self._count
@@ -67,6 +111,7 @@ class Bitmap:
             if take == BLOCK_BITS:
                 self._count += BLOCK_BITS - self._block_count(block)
                 self._blocks[block] = None
+                self._digests.pop(block, None)
             else:
                 self._write_block(block, offset, take, (1 << take) - 1)
             got += take
@@ -95,10 +140,12 @@ class Bitmap:
         new = old | bits << (offset & 7)
         if new == old:
             return
+        self._digests.pop(block, None)
         data[low:high] = new.to_bytes(high - low, "little")
         self._count += new.bit_count() - old.bit_count()
         if data[-1] == 0xFF and data == _FULL:
             self._blocks[block] = None
+            self._digests.pop(block, None)
 
     def remove(self, tasks: TaskSet) -> int:
         """Clear the bits of ``tasks``; return how many were set before."""
@@ -114,6 +161,7 @@ class Bitmap:
 
     def _clear_block(self, block: int, offset: int, width: int, bits: int) -> None:
         data = self._blocks[block]
+        self._digests.pop(block, None)
         if data is None:
             data = self._blocks[block] = bytearray(_FULL)
         low, high = offset >> 3, (offset + width + 7) >> 3

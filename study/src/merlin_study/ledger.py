@@ -101,9 +101,9 @@ class Ledger:
         self.last_failures: deque[tuple[int, wire.Failure]] = deque(maxlen=KEPT_FAILURES)
         self.first_at: float | None = None
         self.last_at: float | None = None
-        self._closed = Bitmap()
-        self._lost_serials: dict[int, tuple[wire.Chunk, int]] = {}
-        self._superseded: dict[int, list[TaskSet]] = {}
+        self.closed = Bitmap()
+        self.lost_serials: dict[int, tuple[wire.Chunk, int]] = {}
+        self.superseded: dict[int, list[TaskSet]] = {}
         """Fences whose start has not come, with what later chunks that name them as lost hold: only in a log that was told anew."""
         self.recalled: dict[str, wire.Recalled] = {}
         """By site, the last word on what its workspace recorded."""
@@ -181,7 +181,7 @@ class Ledger:
         known = self.fences.get(chunk.fence)
         if known is not None and known.chunk != chunk:
             self.withdraw(known.chunk)
-        elif known is not None or chunk.fence in self._closed:
+        elif known is not None or chunk.fence in self.closed:
             return
         if not self.dag.fits(chunk.step, chunk.tasks):
             return
@@ -190,20 +190,16 @@ class Ledger:
 
     def _start(self, entry: wire.Start) -> None:
         chunk = entry.chunk
-        if (
-            chunk.fence not in self.fences
-            and chunk.fence not in self._closed
-            and self.dag.fits(chunk.step, chunk.tasks)
-        ):
+        if chunk.fence not in self.fences and chunk.fence not in self.closed and self.dag.fits(chunk.step, chunk.tasks):
             self._catch_up(chunk)
         self.issue(chunk)
         fence = self.fences.get(chunk.fence)
         if fence is not None and fence.holder is None:
             fence.holder = entry.agent
             self.steps[chunk.step].issue(chunk.tasks)
-        if fence is not None and chunk.fence in self._superseded:
+        if fence is not None and chunk.fence in self.superseded:
             self._supersede(
-                fence, self._superseded.pop(chunk.fence), (wire.LostHolder(fence=chunk.fence, agent=entry.agent),)
+                fence, self.superseded.pop(chunk.fence), (wire.LostHolder(fence=chunk.fence, agent=entry.agent),)
             )
 
     def _catch_up(self, chunk: wire.Chunk) -> None:
@@ -217,13 +213,13 @@ class Ledger:
             fence = self.fences.get(lost.fence)
             if fence is not None and fence.holder == lost.agent:
                 self._supersede(fence, [chunk.tasks], chunk.lost)
-            elif fence is None and lost.fence not in self._closed:
-                self._superseded.setdefault(lost.fence, []).append(chunk.tasks)
+            elif fence is None and lost.fence not in self.closed:
+                self.superseded.setdefault(lost.fence, []).append(chunk.tasks)
 
     def _supersede(self, fence: Fence, by: list[TaskSet], lost: tuple[wire.LostHolder, ...]) -> None:
         """Close a fence that was called lost: what no later chunk has of it waits."""
         self._close(fence.chunk.fence)
-        self._lost_serials[fence.chunk.fence] = (fence.chunk, fence.serial)
+        self.lost_serials[fence.chunk.fence] = (fence.chunk, fence.serial)
         for tasks in by:
             fence.open &= ~_shifted(tasks, fence.chunk.tasks.first)
         self._again(fence, self._fold_now, lost=lost)
@@ -268,12 +264,12 @@ class Ledger:
 
     def _late_report(self, report: wire.Report) -> None:
         """Take the successes of a fence that was called lost, and count the rest."""
-        known = self._lost_serials.get(report.fence)
+        known = self.lost_serials.get(report.fence)
         if known is None or report.serial <= known[1]:
             self.redundant += 1
             return
         chunk = known[0]
-        self._lost_serials[report.fence] = (chunk, report.serial)
+        self.lost_serials[report.fence] = (chunk, report.serial)
         if report.samples is not None:
             self._measure(chunk, report.samples)
         for result in report.results:
@@ -337,7 +333,7 @@ class Ledger:
         self.next_fence = max(self.next_fence, entry.fence + 1)
         fence = self.fences.get(entry.fence)
         if fence is None:
-            self._closed.add_range(entry.fence, 1)
+            self.closed.add_range(entry.fence, 1)
         elif fence.holder is None:
             self._close(entry.fence)
             self._take_back(fence)
@@ -347,7 +343,7 @@ class Ledger:
         if fence is None or fence.holder != entry.agent:
             return
         self._close(entry.fence)
-        self._lost_serials[entry.fence] = (fence.chunk, fence.serial)
+        self.lost_serials[entry.fence] = (fence.chunk, fence.serial)
         self.lost[fence.chunk.step] += fence.open.bit_count()
         chain = (*fence.chunk.lost, wire.LostHolder(fence=entry.fence, agent=entry.agent))
         if len(chain) < MAX_LOSSES:
@@ -414,13 +410,13 @@ class Ledger:
         self.hard_failed.clear()
         self.dropped_queues.clear()
         again = self.dag.reopen(entry)
-        for fence, (chunk, _) in list(self._lost_serials.items()):
+        for fence, (chunk, _) in list(self.lost_serials.items()):
             if again[chunk.step].read(chunk.tasks.first, chunk.tasks.width) & chunk.tasks.bits:
-                del self._lost_serials[fence]  # what a zombie of the earlier generation tells says nothing of this one
+                del self.lost_serials[fence]  # what a zombie of the earlier generation tells says nothing of this one
 
     def _close(self, number: int) -> None:
         del self.fences[number]
-        self._closed.add_range(number, 1)
+        self.closed.add_range(number, 1)
 
     def _take_back(self, fence: Fence) -> None:
         """Have the tasks of a chunk that nobody started wait as they did before it was made."""
@@ -493,6 +489,14 @@ class Ledger:
     def generation(self) -> int:
         """How many restarts were honoured, with those that stood in the study from its beginning."""
         return sum(token.startswith(RESTART) for token in self.honoured)
+
+    def waiting(self) -> list[Waiting]:
+        """Return what waits to be issued again, in its order."""
+        return self._backlog.all()
+
+    def count_on(self, number: int) -> None:
+        """Number what comes to wait from here on."""
+        self._backlog.count_on(number)
 
     def next_due(self) -> float | None:
         """Return when the next retry or rest is due (Unix seconds), or None."""

@@ -24,7 +24,7 @@ class StepTasks:
     """The state of one step; ``total`` is None until the number of samples is known."""
 
     __slots__ = (
-        *("_hint", "blocked", "combination_done", "ended", "final", "fresh", "issued", "out", "outcomes", "ready"),
+        *("hint", "blocked", "combination_done", "ended", "final", "fresh", "issued", "out", "outcomes", "ready"),
         *("succeeded", "total"),
     )
 
@@ -42,7 +42,7 @@ class StepTasks:
         """By outcome and exit code (None: never ran), the tasks that ended otherwise than by success."""
         self.outcomes: Counter[Outcome] = Counter()
         self.combination_done: Counter[int] = Counter()
-        self._hint = 0
+        self.hint = 0
 
     @property
     def complete(self) -> bool:
@@ -62,13 +62,13 @@ class StepTasks:
     def make_ready(self, tasks: TaskSet) -> None:
         """Allow tasks to be issued."""
         self.ready.add(tasks)
-        self._hint = min(self._hint, tasks.first)
+        self.hint = min(self.hint, tasks.first)
 
     def make_all_ready(self) -> None:
         """Allow every task to be issued, at a cost that does not depend on their number."""
         if self.total:
             self.ready.add_range(0, self.total)
-            self._hint = 0
+            self.hint = 0
 
     def hand_out(self, tasks: TaskSet) -> None:
         """Note that tasks are in a chunk that nobody has started. What is handed out was ready, also where that is not known."""
@@ -77,14 +77,14 @@ class StepTasks:
             fresh := TaskSet.from_bits(tasks.first, tasks.bits & ~self.issued.read(tasks.first, tasks.width))
         ) is not None:
             self.out.add(fresh)
-        if tasks.mask is None and tasks.first <= self._hint < tasks.end:
-            self._hint = tasks.end
+        if tasks.mask is None and tasks.first <= self.hint < tasks.end:
+            self.hint = tasks.end
 
     def take_back(self, tasks: TaskSet) -> TaskSet | None:
         """Undo `hand_out`; return the tasks that were issued before, of which something else has to be remembered."""
         out = self.out.read(tasks.first, tasks.width)
         self.out.remove(tasks)
-        self._hint = min(self._hint, tasks.first)
+        self.hint = min(self.hint, tasks.first)
         return TaskSet.from_bits(tasks.first, tasks.bits & ~out)
 
     def issue(self, tasks: TaskSet) -> None:
@@ -97,14 +97,14 @@ class StepTasks:
         """Return up to ``most`` tasks that are ready and in no chunk, the lowest first; None where there are none."""
         if not self.available or self.total is None:
             return None
-        while self._hint < self.total:
-            first, width = self._hint, min(max(WINDOW, most), self.total - self._hint)
+        while self.hint < self.total:
+            first, width = self.hint, min(max(WINDOW, most), self.total - self.hint)
             free = self.ready.read(first, width) & ~self.issued.read(first, width) & ~self.out.read(first, width)
             found = TaskSet.from_bits(first, lowest(free, most))
             if found is not None:
-                self._hint = found.first
+                self.hint = found.first
                 return found
-            self._hint += width
+            self.hint += width
         return None
 
     def finish(self, tasks: TaskSet, outcome: Outcome, *, blocks: bool, code: int | None = None) -> TaskSet | None:
@@ -134,7 +134,7 @@ class StepTasks:
             self.outcomes[outcome] -= members.remove(tasks)
         for bits in (self.final, self.issued, self.ready, self.blocked):
             bits.remove(tasks)
-        self._hint = min(self._hint, tasks.first)
+        self.hint = min(self.hint, tasks.first)
 
 
 def lowest(bits: int, most: int) -> int:

@@ -9,6 +9,7 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>[.<part>], .file.<study uid>.<hash>[.<part>]   control stream (last value)
     merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>                         control stream
     merlin.v1.<namespace>.control.family.<study uid>, .born.<study uid>.<key>                   control stream
+    merlin.v1.<namespace>.control.snapshot.<study uid>, .kept.<study uid>.<digest>[.<part>]    control stream
     merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
 
 Names that Merlin accepts are accepted: a token escapes what NATS or a file system could misread, reversibly.
@@ -183,6 +184,18 @@ class Space:
     def finale(self, study: str) -> str:
         """Return the subject of what came of a study that is over."""
         return f"{ROOT}.{self._token}.control.finale.{study}"
+
+    def snapshot(self, study: str) -> str:
+        """Return the subject of the head of a study's snapshot."""
+        return f"{ROOT}.{self._token}.control.snapshot.{study}"
+
+    def kept(self, study: str, digest: str) -> str:
+        """Return the subject of a part of a study's snapshots, by its digest."""
+        return f"{ROOT}.{self._token}.control.kept.{study}.{digest}"
+
+    def kept_of(self, study: str) -> str:
+        """Return the filter for all parts of a study's snapshots."""
+        return f"{ROOT}.{self._token}.control.kept.{study}.>"
 
     def offer(self, site: str) -> str:
         """Return the subject of what a site's agents may pull."""
