@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench bench-tasks bench-scale docs control-plane images wheels clean help
+.PHONY: demo check test bench bench-tasks bench-scale docs control-plane images wheels agent-file wheelhouse clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -46,6 +46,12 @@ images: ## build the two container images with buildah, docker or podman
 
 wheels: .venv/.locked ## build the four distributions into dist/
 	.cache/uv/bin/uv build --all-packages --wheel --out-dir dist --quiet
+
+agent-file: .venv/.locked ## build the agent as one file that needs Python only, into dist/
+	python tools/onefile dist/merlin-agent.pyz
+
+wheelhouse: .venv/.locked ## collect the agent's wheels in dist/wheelhouse, for a site that reaches no registry
+	python tools/onefile --wheelhouse dist/wheelhouse
 
 clean: ## remove what make made in this folder
 	rm -rf .venv .cache site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

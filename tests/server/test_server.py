@@ -12,6 +12,7 @@ import pytest
 from tests.ground import Slurm, eventually
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
 HELLO = """\
 description: {name: hello, description: says hello in two languages}
 global.parameters: {WORD: {values: [hello, salut], label: WORD.%%}}
@@ -47,7 +48,7 @@ class Site:
         assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
-    def allocate(self, agent: str = str(BIN / "merlin-agent")) -> str:
+    def allocate(self, agent: str) -> str:
         script = (
             f"exec {agent} --credentials {self.directory}/site.yaml --slots 2 --workspace {self.root}/ws --site here "
             "--drain-grace 1"
@@ -68,11 +69,40 @@ def site(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         made.merlin("server", "stop")
 
 
+@pytest.fixture(scope="module")
+def one_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent as one file, built from the locked packages."""
+    made = tmp_path_factory.mktemp("file") / "merlin-agent.pyz"
+    subprocess.run([sys.executable, str(ROOT / "tools" / "onefile"), str(made)], check=True, timeout=300)
+    return made
+
+
+def test_the_one_file_runs_in_a_bare_environment_and_refuses_a_place_that_is_open(
+    one_file: Path, tmp_path: Path
+) -> None:
+    python = str(Path(sys.executable).resolve())
+
+    def version(cache: Path) -> subprocess.CompletedProcess[str]:
+        bare = ["env", "-i", f"MERLIN_CACHE={cache}", python, str(one_file), "--version"]
+        return subprocess.run(bare, cwd="/", capture_output=True, text=True, check=False, timeout=60)
+
+    (tmp_path / "fresh").mkdir()
+    many = [version(tmp_path / "fresh") for _ in range(2)]
+    assert [each.stdout for each in many] == ["merlin-agent 0.1.0\n"] * 2, many[0].stderr
+    (own,) = (tmp_path / "fresh").iterdir()
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert len(list(own.iterdir())) == 1, "unpacked once, and nothing half is left"
+    own.chmod(0o777)
+    elsewhere = version(tmp_path / "fresh")
+    assert elsewhere.stdout == "merlin-agent 0.1.0\n", "another place is taken"
+
+
 @pytest.mark.slurm
-def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(site: Site) -> None:
+def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(site: Site, one_file: Path) -> None:
     (site.root / "hello.yaml").write_text(HELLO)
     (site.root / "sampled.yaml").write_text(SAMPLED)
-    jobs = [site.allocate(), site.allocate()]
+    agent = f"{Path(sys.executable).resolve()} {one_file}"
+    jobs = [site.allocate(agent), site.allocate(agent)]
     assert "merlin status hello-" in site.merlin("run", "hello.yaml")
     eventually(lambda: site.phase("hello-") == "Succeeded", timeout=60, interval=0.5)
     assert "all 3 tasks succeeded" in site.merlin("status", "hello.yaml")
