@@ -80,3 +80,12 @@ def test_the_lowest_tasks_are_taken_first(bits: int, most: int) -> None:
     taken = lowest(bits, most)
     wanted = [at for at in range(91) if bits >> at & 1][:most]
     assert [at for at in range(91) if taken >> at & 1] == wanted
+
+
+def test_whole_blocks_come_and_go_with_their_counts() -> None:
+    bits = Bitmap()
+    bits.add_range(0, 2 * BLOCK_BITS + 5)
+    bits.remove(TaskSet(first=3, width=1))
+    assert bits.remove(TaskSet(first=0, width=2 * BLOCK_BITS)) == 2 * BLOCK_BITS - 1
+    assert len(bits) == 5
+    assert [task for found in bits.sets() for task in found] == list(range(2 * BLOCK_BITS, 2 * BLOCK_BITS + 5))

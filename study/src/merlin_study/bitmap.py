@@ -154,7 +154,10 @@ class Bitmap:
             block, offset = divmod(tasks.first + got, BLOCK_BITS)
             take = min(tasks.width - got, BLOCK_BITS - offset)
             part = (bits >> got) & ((1 << take) - 1)
-            if part and block in self._blocks:
+            if take == BLOCK_BITS and (tasks.mask is None or part.bit_count() == BLOCK_BITS):
+                self._count -= self._block_count(block)
+                self._blocks.pop(block, None)
+            elif part and block in self._blocks:
                 self._clear_block(block, offset, take, part)
             got += take
         return before - self._count

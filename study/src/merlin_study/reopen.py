@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from merlin_study import wire
-from merlin_study.bitmap import Bitmap
+from merlin_study.bitmap import BLOCK_BITS, Bitmap
 from merlin_study.outcome import Outcome
 from merlin_study.plan import INFO_STEP, EdgeKind, Plan
 from merlin_study.readiness import Readiness
 from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
 
-WINDOW = 1 << 16
-"""Tasks that are looked at at once."""
+WINDOW = BLOCK_BITS
+"""Tasks that are looked at at once: a whole block of a bitmap, which is then set or dropped without being copied."""
 
 
 def windows(total: int | None) -> Iterator[tuple[int, int]]:
