@@ -18,7 +18,7 @@ from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import DirectLauncher, NotStartedError, Script
 from merlin_agent.reaper import Reaper
 from merlin_agent.resources import Pool
-from merlin_agent.slots import Feed, Slot, Slots
+from merlin_agent.slots import Feed, Slot, Slots, Work
 from merlin_study import wire
 from merlin_study.outcome import Outcome
 from merlin_study.shape import Shape
@@ -168,7 +168,7 @@ def a_run(width: int, *, urgent: bool = False, fence: int = 1) -> ChunkRun:
     )
 
 
-class Quick:
+class Quick(Work):
     """Work that takes no process."""
 
     def __init__(self) -> None:

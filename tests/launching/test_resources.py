@@ -11,7 +11,7 @@ import pytest
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.launch import DirectLauncher
 from merlin_agent.resources import Pool, Share
-from merlin_agent.slots import Feed, Slot, Slots
+from merlin_agent.slots import Feed, Slot, Slots, Work
 from merlin_study import needs, wire
 from merlin_study.needs import Sizes
 from merlin_study.outcome import Outcome
@@ -68,7 +68,7 @@ def test_no_small_task_overtakes_a_large_one_that_waits() -> None:
     thread.join()
 
 
-class Nothing:
+class Nothing(Work):
     """`slots.Work` that notes what ran beside what."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
     ("top", "message"),
     [
         ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
-        ({"outputs": "lean"}, "outputs: 'lean' is not supported yet; remove it, or use full"),
+        ({"outputs": "packed"}, "outputs: 'packed' is not supported yet; use lean or full"),
         ({"restart": {"id": "1", "scan": True}}, "restart.scan: true is not supported yet; name steps, tasks or exitCodes instead"),
     ],
 )  # fmt: skip

@@ -209,7 +209,7 @@ class Agent:
         for helper in helpers:
             helper.cancel()
         await asyncio.wait(helpers, timeout=3)  # not for ever: nats-py swallows a cancellation now and then
-        self._slots.close()
+        await asyncio.to_thread(self._slots.close)
         self._desk.close()
         self._recorder.close()
         self._presence.leave()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import time
@@ -17,15 +18,19 @@ from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
 from merlin_agent.npy import NpyError
 from merlin_agent.rows import RowError, Rows
-from merlin_agent.slots import Slot
+from merlin_agent.slots import Slot, Work
 from merlin_agent.surroundings import complete
 from merlin_agent.warmth import Interpreter, interpreter
-from merlin_study import failpoints, history, needs, outcome, shape, wire
+from merlin_study import failpoints, history, lean, needs, outcome, shape, wire
 from merlin_study.launchers import Launch, LaunchError
 from merlin_study.outcome import Outcome
-from merlin_study.workspace import FINISHED, Layout, Scripts, TaskTokens, UnfillableError
+from merlin_study.tasklog import Text
+from merlin_study.template import Template, tokens
+from merlin_study.workspace import FINISHED, SLOTS, Layout, Scripts, TaskTokens, UnfillableError, safe_name
 
 HOST: Final = socket.gethostname()
+SCRIPT_FAULTS: Final = (RowError, NpyError, UnfillableError, LaunchError)
+"""Why a task's script can't be made."""
 KEPT: Final = 1024
 """Combinations whose names and texts are kept: a step may have a hundred thousand."""
 
@@ -47,6 +52,8 @@ class StepWork:
         self._shells: dict[int, str] = {}
         self._exacts: dict[int, tuple[Launch | None, int | None]] = {}
         self._scripts: dict[int, tuple[str, Scripts]] = {}
+        self._logged: dict[int, Text | None] = {}
+        self._made: set[int] = set()
 
     @cached_property
     def _varies(self) -> bool:
@@ -67,9 +74,15 @@ class StepWork:
             self._interpreters[shell] = interpreter(shell, self._planned.preload)
         return self._interpreters[shell]
 
-    def bound_to(self, tells: Callable[[], bool]) -> ChunkWork:
-        """Return the work of one chunk."""
-        return ChunkWork(self, tells)
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self._planned.name
+
+    @property
+    def restarts(self) -> bool:
+        """Whether the tasks run the restart script."""
+        return self._restart
 
     def speaker(self, run: ChunkRun, task: int) -> Speaker:
         """Return who speaks where a task of this step does."""
@@ -167,6 +180,97 @@ class StepWork:
     def _of_combination(self, text: str, combination: int) -> str:
         return self._tokens.render(self._tokens.parse(text), combination=combination, sample=0, values=())
 
+    def execute(
+        self, run: ChunkRun, slot: Slot, task: int, script: Script, *, tells: Callable[[], bool], marker: str = FINISHED
+    ) -> Ended:
+        """Run a task's script, which is written; see `run_script`."""
+        token = slot.badges.issue(self.speaker(run, task))
+        try:
+            own = badges.variables(token, self.cores) | slot.share.variables() | self.variables()
+            ready = replace(script, own=own)
+            start = functools.partial(
+                run_script,
+                slot,
+                task,
+                ready,
+                walltime=self.walltime(task),
+                tells=tells,
+                marker=marker,
+                launched=self.is_launched,
+            )
+            failpoints.reach("agent.start")
+            return _told_of(run, task, start) if history.ON else start()
+        finally:
+            slot.badges.revoke(token)
+
+    # What a task leaves under `outputs: lean`
+
+    @cached_property
+    def is_lean(self) -> bool:
+        """Whether the tasks leave a log instead of files."""
+        return lean.applies(self._layout.plan, self._step)
+
+    @cached_property
+    def in_place(self) -> bool:
+        """Whether each task runs in its own directory of Merlin's layout from the beginning."""
+        return lean.in_place(self._layout.plan, self._step)
+
+    @cached_property
+    def task_logs(self) -> str:
+        """Where the step's logs lie."""
+        return self._layout.task_logs(self._step)
+
+    @cached_property
+    def slots(self) -> str:
+        """Where the directories lie that slots lend."""
+        return f"{self._layout.info}/{SLOTS}"
+
+    @cached_property
+    def stem(self) -> str:
+        """What script and outputs are called in such a directory, without their endings: it knows no combination."""
+        return f"{safe_name(self._planned.name)}{self._planned.suffix}"
+
+    @cached_property
+    def _needs_shared(self) -> bool:
+        return lean.needs_shared(self._layout.plan, self._step)
+
+    def make_shared(self, task: int) -> None:
+        """Make the directory that the samples of a task's combination share, where a script names it.
+
+        Raises:
+            OSError: it can't be made.
+        """
+        if self._needs_shared:
+            combination, _ = self._layout.geometry.split(self._step, task)
+            if combination not in self._made:
+                files.make_directory(self._layout.step_dir(self._step, combination))
+                self._made.add(combination)
+
+    def logged(self, task: int, ran: str) -> tuple[Text, dict[str, str]]:
+        """Return a task's script as its log has it: one text for all samples where that can be, and what is the task's own."""
+        combination, sample = self._layout.geometry.split(self._step, task)
+        shell = self._shell(combination)
+        if not self._varies or self._planned.launch is not None:
+            return Text(shell, ran), {}
+        shared = self._logged.get(combination)
+        if shared is None:
+            if len(self._logged) >= KEPT:
+                self._logged.clear()
+            text = self._tokens.render_shared(self._template, combination=combination)
+            same = self._differing(text) == self._differing(self._template)
+            shared = self._logged[combination] = Text(shell, text) if same else None
+        values = self._rows.row(sample) if self._rows is not None else ()
+        own = self._tokens.own(sample, values)
+        found = {name: own(name) for name in self._differing(self._template)}
+        plain = {name: value for name, value in found.items() if value is not None and "$(" not in value}
+        if shared is None or len(plain) < len(found):
+            return Text(shell, ran), {}
+        return shared, plain
+
+    def _differing(self, text: Template | str) -> list[str]:
+        names = tokens(text) if isinstance(text, str) else text.names()
+        return [name.lower() for name in names if name.lower() in self._tokens.differing]
+
     def variables(self) -> dict[bytes, bytes]:
         """Return what the environment of this step's tasks has besides the agent's."""
         launch = self._planned.launch
@@ -182,7 +286,7 @@ class StepWork:
         return self._of_combination(text, 0)
 
 
-class ChunkWork:
+class ChunkWork(Work):
     """`slots.Work` for one chunk of an ordinary step."""
 
     def __init__(self, step: StepWork, tells: Callable[[], bool]) -> None:
@@ -193,7 +297,7 @@ class ChunkWork:
         try:
             script, text = self._step.script(task)
             text = self._step.launched(text, task, slot.share.hosts)
-        except (RowError, NpyError, UnfillableError, LaunchError) as error:
+        except SCRIPT_FAULTS as error:
             # It would fail everywhere and every time, so it is no fault of this host.
             return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
         try:
@@ -205,26 +309,7 @@ class ChunkWork:
             files.write_script(script.path, script.shell, text, replace=not fresh)
         except OSError as error:
             return unwritable(task, script.directory, error)
-        token = slot.badges.issue(self._step.speaker(run, task))
-        try:
-            own = badges.variables(token, self._step.cores) | slot.share.variables() | self._step.variables()
-            script = replace(script, own=own, text=text)
-            failpoints.reach("agent.start")
-            if history.ON:
-                return _told_of(run, task, lambda: self._run(slot, task, script))
-            return self._run(slot, task, script)
-        finally:
-            slot.badges.revoke(token)
-
-    def _run(self, slot: Slot, task: int, script: Script) -> Ended:
-        return run_script(
-            slot,
-            task,
-            script,
-            walltime=self._step.walltime(task),
-            tells=self._tells,
-            launched=self._step.is_launched,
-        )
+        return self._step.execute(run, slot, task, replace(script, text=text), tells=self._tells)
 
 
 def _told_of(run: ChunkRun, task: int, execute: Callable[[], Ended]) -> Ended:

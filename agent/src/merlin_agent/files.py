@@ -71,6 +71,23 @@ def write_script(path: str, shell: str, text: str, *, replace: bool) -> None:
         os.close(handle)
 
 
+def rewrite_script(path: str, shell: str, text: str) -> None:
+    """Give a script that is there, and that nothing runs, another text."""
+    handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        _write(handle, f"#!{shell}\n\n{text}\n".encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(handle)
+
+
+def open_or_nothing(path: str) -> int:
+    """Open a file for reading; one that is not there is empty."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk or a quota that is full."""
 _ROOM: Final = 4096

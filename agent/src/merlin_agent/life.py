@@ -21,7 +21,9 @@ from merlin_agent.binding import RefusedError
 from merlin_agent.broker import Answer
 from merlin_agent.chunkrun import ChunkRun, Stop
 from merlin_agent.claim import Claimed, claim
+from merlin_agent.execute import ChunkWork
 from merlin_agent.intake import Held, Intake
+from merlin_agent.lean import LeanWork
 from merlin_agent.measure import published_at
 from merlin_agent.post import Post, until_answered
 from merlin_agent.presence import Presence
@@ -52,6 +54,7 @@ class Life:
     consumer: str
     pending: Pending = field(default_factory=Pending)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    work: Work | None = None
     refused: str = ""
     serial: int = 1
     untold: deque[wire.Report] = field(default_factory=deque)
@@ -208,6 +211,8 @@ class Lives:
         finally:
             if life is not None:
                 del self.by_run[life.run]
+                if life.work is not None:
+                    await asyncio.to_thread(life.work.close)
 
     def _begin(self, held: Held, study: Study) -> Life:
         life = Life(ChunkRun(held.chunk, urgent=held.urgent), study, held.consumer)
@@ -309,7 +314,7 @@ class Lives:
         """Enter the workspace, and inherit what lost holders of the chunk finished."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._presence.enter, life.study.info)
-        work = await loop.run_in_executor(None, self._work, life)
+        work = life.work = await loop.run_in_executor(None, self._work, life)
         if found := life.run.adopt(() if is_sampling(life.study, life.run.chunk.step) else at_once(life.run.chunk)):
             life.pending.adopt(found)
             self._rehearsed(sum(len(each.tasks) for each in found))
@@ -336,7 +341,9 @@ class Lives:
         step = life.study.step(chunk)
         if sampling:
             return SamplingWork(life.study.layout(chunk.samples), step)
-        return step.bound_to(lambda: life.pending.tells_more)
+        if step.is_lean:
+            return LeanWork(step, chunk, agent=self._agent, tells=lambda: life.pending.tells_more)
+        return ChunkWork(step, lambda: life.pending.tells_more)
 
     async def _inherit(self, life: Life) -> None:
         """Adopt what lost holders finished, until none of them can run anything of it any more.
@@ -385,7 +392,10 @@ class Lives:
                 final = life.over.is_set()
                 if not final and not life.pending:
                     continue
-                reports = life.pending.reports(
+                ended, life.pending = life.pending, Pending()
+                if not await self._is_durable(life):
+                    ended = Pending()  # nothing of it was told: its tasks are handed back
+                reports = ended.reports(
                     agent=self._agent,
                     chunk=chunk,
                     serial=life.serial,
@@ -406,6 +416,18 @@ class Lives:
                     return
         finally:
             sending.cancel()
+
+    async def _is_durable(self, life: Life) -> bool:
+        """Have what the tasks left be on disk before their success is told; return whether it is."""
+        if life.work is None:
+            return True
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, life.work.sync)
+        except OSError as error:
+            self._complain(f"{life.study.root}: what tasks left can't be synced: {error.strerror}; they run again")
+            self.hand_back(life)
+            return False
+        return True
 
     async def _send(self, life: Life, outbox: asyncio.Queue[wire.Report | None]) -> None:
         while (report := await outbox.get()) is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from merlin_agent.chunkrun import ChunkRun, Ended
-from merlin_agent.slots import Slot
+from merlin_agent.slots import Slot, Work
 from merlin_study.outcome import Outcome
 from merlin_study.wire import Chunk, Result
 
@@ -23,7 +23,7 @@ def at_once(chunk: Chunk) -> list[Result]:
     return [Result(outcome=Outcome.SUCCEEDED, code=0, tasks=chunk.tasks)] if chunk.rehearse == 0 else []
 
 
-class RehearsedWork:
+class RehearsedWork(Work):
     """`slots.Work` that passes time."""
 
     def __init__(self, seconds: float) -> None:

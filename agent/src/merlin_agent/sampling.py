@@ -15,7 +15,7 @@ from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.execute import StepWork, run_script, told, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.rows import RowError, open_rows
-from merlin_agent.slots import Slot
+from merlin_agent.slots import Slot, Work
 from merlin_agent.surroundings import complete
 from merlin_study import samples, workspace
 from merlin_study.outcome import Outcome
@@ -36,7 +36,7 @@ _BEGUN: Final = "samples.begun"
 """In ``merlin_info`` while the table is being generated: one that an agent left behind is not to be trusted."""
 
 
-class SamplingWork:
+class SamplingWork(Work):
     """`slots.Work` of the implicit step, which has one task."""
 
     def __init__(self, layout: Layout, step: StepWork) -> None:

@@ -20,12 +20,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher, Script
 from merlin_agent.resources import NOTHING, Pool, Share, parts
+from merlin_agent.scratch import Scratch
 from merlin_agent.warm import LONGEST_POLL, ColdError, Warm, WarmShell
 from merlin_agent.wide import Wide
 from merlin_study.shape import Shape
@@ -35,6 +36,7 @@ _log: Final = logging.getLogger(__name__)
 GATHER: Final = 0.05
 """How long ended tasks are gathered before the loop hears of them."""
 _STACK: Final = 512 * 1024
+_ENDS_WITHIN: Final = 3.0
 _SWEEPING: Final = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP})
 """Signals by which schedulers end jobs, or warn of their end."""
 _SWEPT_WITHIN: Final = 0.5
@@ -42,11 +44,22 @@ _SWEPT_WITHIN: Final = 0.5
 _ALLOWED: Final = frozenset(os.sched_getaffinity(0))
 
 
-class Work(Protocol):
+class Work:
     """How the tasks of a chunk are run; called in slots' threads."""
 
     def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
         """Run a task to its end."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Have all be on disk that the tasks which have ended leave behind; success is reported only afterwards.
+
+        Raises:
+            OSError: it is not.
+        """
+
+    def close(self) -> None:
+        """Let go of what is held: nothing of the chunk runs any more."""
 
 
 class Next(NamedTuple):
@@ -205,6 +218,10 @@ class Slot:
         self._guard = threading.Lock()
         self._group = 0
         self._shell: WarmShell | None = None
+        self.lent: dict[tuple[str, str], Scratch] = {}
+        """Directories that its thread lends to tasks, by where they lie and what their script is called."""
+        self.borrowed = 0
+        """How many of them it has made."""
         self.run: ChunkRun | None = None
         self.share: Share = NOTHING
         self._bound: frozenset[int] = frozenset()
@@ -212,7 +229,10 @@ class Slot:
         """Why the running task was signalled from outside, if it was."""
 
     def close(self) -> None:
-        """End what was kept warm."""
+        """End what was kept warm, and remove what was lent."""
+        for scratch in self.lent.values():
+            scratch.discard()
+        self.lent.clear()
         if self._warm is not None:
             self._warm.close()
 
@@ -445,8 +465,11 @@ class Slots:
         return any(struck)
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Have the threads end; blocks until they have, but not for ever."""
         self.feed.close()
+        deadline = time.monotonic() + _ENDS_WITHIN
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _serve(self, slot: Slot) -> None:
         while (item := self.feed.take(slot.share)) is not None:

@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
     _add_vars(monitor)
     monitor.add_argument("--sleep", type=_seconds, default=60.0, metavar="SECONDS", help="between two looks (60)")
     upstream.add_flags(monitor, {**upstream.SERVER_FLAGS, **upstream.MONITOR_FLAGS})
+    _add_logs(commands)
     _add_filter(_command(commands, "query-workers", "list the agents of a cluster's sites", _query))
     _add_filter(_command(commands, "stop-workers", "tell how agents are stopped", _stop))
     queues = _command(commands, "queue-info", "show what waits on each queue, and who serves it", _queues)
@@ -126,6 +127,43 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-prompts", action="store_true", help="take the newest run, which happens anyway")
     _add_vars(parser)
+
+
+def _add_logs(commands: Any) -> None:
+    what = "show what tasks printed, in either layout of the outputs"
+    logs = commands.add_parser("logs", help=what, description=what, allow_abbrev=False)
+    logs.set_defaults(call=_logs)
+    logs.add_argument("directory", metavar="DIR", help="the study's directory")
+    _add_steps(logs, "of these steps only")
+    logs.add_argument("--task", type=_index, metavar="INDEX", help="of the task with this index only")
+    logs.add_argument("--sample", type=_index, metavar="INDEX", help="of tasks with this sample only, counted from 0")
+    logs.add_argument("--failed", action="store_true", help="of tasks that did not succeed")
+    what = "write the files of tasks that ran under outputs: lean, as Merlin lays them out"
+    files = commands.add_parser("extract", help=what, description=what, allow_abbrev=False)
+    files.set_defaults(call=_extract)
+    files.add_argument("directory", metavar="DIR", help="the study's directory")
+    _add_steps(files, "of these steps only")
+
+
+def _index(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an index from 0, found {text!r}")
+    return int(text)
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from merlin_cli import logs
+
+    wanted = logs.Wanted(
+        arguments.directory, tuple(arguments.steps), arguments.task, arguments.sample, arguments.failed
+    )
+    return logs.show(wanted)
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    from merlin_cli import logs
+
+    return logs.extract(arguments.directory, tuple(arguments.steps))
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:

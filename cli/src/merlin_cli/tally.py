@@ -137,6 +137,10 @@ class Tally:
             first_failures=tuple(self._standing_failures()),
         )
 
+    def failed(self, step: int, task: int) -> bool:
+        """Whether a task is over and has not succeeded."""
+        return (ended := self.steps[step].ended(task)) is not None and ended != _SUCCESS
+
     def _standing_failures(self) -> Iterator[StepFailure]:
         """The failures told in full of tasks that have not succeeded since."""
         standing = (

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from merlin_study import checks, dependencies, environment, provenance, sizing
+from merlin_study import checks, dependencies, environment, lean, provenance, sizing
 from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, SpecError, did_you_mean
 from merlin_study.geometry import edge_kind
@@ -159,7 +159,21 @@ class _Compiler:
             else provenance.files(self.spec, self.names, base=self.base, original=original),
             files=self.files,
             spec_root=self.spec_root,
+            outputs=self._outputs(steps),
         )
+
+    def _outputs(self, steps: tuple[PlannedStep, ...]) -> str:
+        """Return what tasks leave behind, and see that no script reads what they then do not."""
+        if self.spec.outputs == lean.LEAN:
+            for step in steps:
+                at = next((at for at, each in enumerate(self.spec.study) if each.name == step.name), None)
+                for key, other, name in lean.missing_files(step, steps) if at is not None else ():
+                    self._fault(
+                        f"spec.study[{at}].run.{key}",
+                        f"reads {name} of step {other!r}, which outputs: lean keeps in a log; have that step write a file of its "
+                        "own, or use outputs: full",
+                    )
+        return self.spec.outputs
 
     def _add(self, fault: Fault | None) -> None:
         if fault is not None:

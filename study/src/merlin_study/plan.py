@@ -130,7 +130,7 @@ class Plan(_Model):
     Steps stand in topological order, `IMPLICIT` ones first. With ``fail_fast`` a task that failed in
     any way (a soft failure too) blocks what depends on it, as in Maestro; without it only a hard failure does.
     ``variables`` are texts that hold ``~`` or ``$NAME``: an agent completes them with its environment, and puts them in the
-    place of their tokens in scripts before any other token is filled in.
+    place of their tokens in scripts before any other token is filled in. ``outputs`` says what tasks leave behind.
     """
 
     version: int = PLAN_VERSION
@@ -145,6 +145,7 @@ class Plan(_Model):
     provenance: dict[str, str] = Field(default_factory=dict)
     files: tuple[PlannedFile, ...] = ()
     spec_root: str = ""
+    outputs: str = "full"
 
     @cached_property
     def hash(self) -> str:

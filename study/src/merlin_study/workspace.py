@@ -33,6 +33,10 @@ SPECROOT: Final = "specroot"
 """In ``merlin_info``: the files that came with the study, where ``$(SPECROOT)`` is not the specification's own folder."""
 OUTCOMES: Final = "outcomes"
 """In ``merlin_info``: one append-only log an agent, ``<agent>.jsonl``."""
+TASK_LOGS: Final = "tasks"
+"""In ``merlin_info``: the logs of chunks under ``outputs: lean``, a directory a step (`merlin_study.tasklog`)."""
+SLOTS: Final = "slots"
+"""In ``merlin_info``: the directories that slots lend to tasks under ``outputs: lean``."""
 SUBMISSIONS: Final = "submissions"
 """In ``merlin_info``: one file for each study that this one's steps started, ``<submission>.json``."""
 PRESENCE: Final = "agents"
@@ -126,6 +130,10 @@ class Layout:
         label = "" if combination is None else safe_name(self.combination_label(step, combination))
         return f"{self.root}/{name}/{label}" if label else f"{self.root}/{name}"
 
+    def task_logs(self, step: int) -> str:
+        """Return the directory of a step's logs under ``outputs: lean``."""
+        return f"{self.info}/{TASK_LOGS}/{safe_name(self.plan.steps[step].name)}"
+
     def sample_path(self, step: int, sample: int) -> str:
         """Return a sample's directory below the step's, ``00/07`` for instance; empty where the step has none."""
         planned, table = self.plan.steps[step], self.plan.samples
@@ -183,6 +191,38 @@ class TaskTokens:
         Raises:
             UnfillableError: it would hold more than a script can.
         """
+        own = self.own(sample, values)
+        return self._render(template, combination, lambda name: own(name.lower()))
+
+    def render_shared(self, template: Template, *, combination: int) -> str:
+        """Return the text with the tokens left in it that differ between samples."""
+        return self._render(
+            template, combination, lambda name: f"$({name})" if name.lower() in self.differing else None
+        )
+
+    @cached_property
+    def differing(self) -> frozenset[str]:
+        """The names, in lower case, that differ between samples."""
+        if not self._layout.plan.steps[self._step].sampled:
+            return frozenset()
+        return frozenset({*self._columns, "merlin_sample_id", "merlin_sample_path"})
+
+    def own(self, sample: int, values: Sequence[str]) -> Callable[[str], str | None]:
+        """Return what gives the text of a name, in lower case, that is a sample's own."""
+
+        def lookup(lowered: str) -> str | None:
+            if lowered in self._columns:
+                at = self._columns[lowered]
+                return values[at] if at < len(values) else None
+            if lowered == "merlin_sample_id":
+                return str(sample)
+            if lowered == "merlin_sample_path":
+                return self._layout.sample_path(self._step, sample)
+            return None
+
+        return lookup
+
+    def _render(self, template: Template, combination: int, own: Callable[[str], str | None]) -> str:
         shared = self._shared.get(combination)
         if shared is None:
             if len(self._shared) >= KEPT:
@@ -192,14 +232,8 @@ class TaskTokens:
         def lookup(name: str) -> str | None:
             if name in shared:
                 return shared[name]
-            lowered = name.lower()
-            if lowered in self._columns:
-                at = self._columns[lowered]
-                return values[at] if at < len(values) else None
-            if lowered == "merlin_sample_id":
-                return str(sample)
-            if lowered == "merlin_sample_path":
-                return self._layout.sample_path(self._step, sample)
+            if (mine := own(name)) is not None:
+                return mine
             if name == "MERLIN_PATHS_ALL":
                 return self._paths
             return self._workspace_of(name, combination)

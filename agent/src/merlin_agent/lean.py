@@ -1,0 +1,168 @@
+"""Running the tasks of a chunk under ``outputs: lean``: see `merlin_study.lean` for what that is.
+
+A record in the log is what ``MERLIN_FINISHED`` is in Merlin's layout: it is written as soon as the task has ended, and a task whose
+success stands in a log is not run again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from merlin_agent import files
+from merlin_agent.chunklog import ChunkLog, Outputs
+from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.execute import HOST, SCRIPT_FAULTS, StepWork, told, unwritable
+from merlin_agent.launch import Script
+from merlin_agent.scratch import Scratch
+from merlin_agent.slots import Slot, Work
+from merlin_study.outcome import Outcome
+from merlin_study.wire import Chunk
+
+_LENT: Final = 8
+"""Directories that a slot keeps, for as many steps."""
+_LINGERS: Final = re.compile(
+    r"(?<![&>|<])&(?![&>])|\b(?:nohup|setsid|disown|coproc|daemon\w*|screen|tmux|at|batch|ssh-agent)\b"
+)
+"""What may leave a process behind, which would write into the next task's files."""
+
+
+class _Place(NamedTuple):
+    """Where a task runs; ``lent`` is the slot's directory, None in its own. ``since``: how long its outputs were before."""
+
+    script: Script
+    lent: Scratch | None
+    since: tuple[int, int] = (0, 0)
+
+
+class LeanWork(Work):
+    """`slots.Work` for one chunk of an ordinary step."""
+
+    def __init__(self, step: StepWork, chunk: Chunk, *, agent: str, tells: Callable[[], bool]) -> None:
+        self._step, self._agent, self._tells = step, agent, tells
+        self._log = ChunkLog(step.task_logs, chunk, agent=agent, step=step.name, host=HOST, restart=step.restarts)
+        self._key = (step.slots, step.stem)
+
+    def sync(self) -> None:
+        """See `slots.Work`."""
+        self._log.sync()
+
+    def close(self) -> None:
+        """See `slots.Work`."""
+        self._log.close()
+
+    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+        """See `slots.Work`."""
+        try:
+            if not run.chunk.fresh and self._log.succeeded(task):
+                return Ended(task, Outcome.SUCCEEDED)
+        except OSError as error:
+            return unwritable(task, error.filename or self._log.path, error)
+        try:
+            script, text = self._step.script(task)
+            text = self._step.launched(text, task, slot.share.hosts)
+        except SCRIPT_FAULTS as error:
+            return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
+        try:
+            place = self._place(slot, task, script, text)
+        except OSError as error:
+            self._lend_no_more(slot)
+            return unwritable(task, error.filename or script.directory, error)
+        ready = replace(place.script, text=text)
+        ended = self._step.execute(run, slot, task, ready, tells=self._tells, marker="")
+        return self._noted(slot, script, text, place, ended)
+
+    def _noted(self, slot: Slot, script: Script, text: str, place: _Place, ended: Ended) -> Ended:
+        """Write the task's record, and leave its directory to it where it left files there."""
+        try:
+            if place.lent is None:
+                self._note_in_place(place, text, ended)
+                return _pointing_to(ended, script.directory)
+            kept = self._note_lent(slot, script, text, place.lent, ended)
+        except OSError as error:
+            self._lend_no_more(slot)
+            return unwritable(ended.task, error.filename or self._log.path, error)
+        return _pointing_to(ended, script.directory if kept else self._log.path)
+
+    def _place(self, slot: Slot, task: int, script: Script, text: str) -> _Place:
+        """Make the directory that a task runs in, and its script."""
+        own = self._step.in_place
+        if own:
+            fresh = files.make_directory(script.directory)
+        else:
+            self._step.make_shared(task)
+            own, fresh = os.path.isdir(script.directory), False  # an earlier attempt left files there
+        if own:
+            files.write_script(script.path, script.shell, text, replace=not fresh)
+            return _Place(script, None, (0, 0) if fresh else (_size(script.out), _size(script.err)))
+        lent = self._lent(slot)
+        lent.write(script.shell, text)
+        return _Place(replace(script, directory=lent.directory, path=lent.script, out=lent.out, err=lent.err), lent)
+
+    def _lent(self, slot: Slot) -> Scratch:
+        if self._key not in slot.lent:
+            while len(slot.lent) >= _LENT:
+                slot.lent.pop(next(iter(slot.lent))).discard()
+            slot.borrowed += 1
+            directory = f"{self._step.slots}/{self._agent}-{slot.number}-{slot.borrowed}"
+            slot.lent[self._key] = Scratch(directory, self._step.stem)
+        return slot.lent[self._key]
+
+    def _lend_no_more(self, slot: Slot) -> None:
+        lent = slot.lent.pop(self._key, None)
+        if lent is not None:
+            lent.discard()
+
+    def _note_lent(self, slot: Slot, script: Script, text: str, lent: Scratch, ended: Ended) -> bool:
+        """Write the record of a task; return whether the directory became its own, because it left files there."""
+        clean = lent.is_clean() and not _lingers(text) and ended.outcome is not None
+        kept = not clean and lent.holds_more()
+        if kept:
+            lent.move_to(script.directory, os.path.basename(script.path).removesuffix(".sh"))
+        sizes = (os.fstat(lent.handles[0]).st_size, os.fstat(lent.handles[1]).st_size)
+        self._append(ended, text, Outputs(lent.handles, (0, 0), sizes), kept=kept)
+        if clean:
+            lent.empty(sizes)
+        else:
+            self._lend_no_more(slot)
+        return kept
+
+    def _note_in_place(self, place: _Place, text: str, ended: Ended) -> None:
+        out = files.open_or_nothing(place.script.out)
+        try:
+            err = files.open_or_nothing(place.script.err)
+            try:
+                before, now = place.since, (os.fstat(out).st_size, os.fstat(err).st_size)
+                sizes = (max(0, now[0] - before[0]), max(0, now[1] - before[1]))
+                self._append(ended, text, Outputs((out, err), before, sizes), kept=True)
+            finally:
+                os.close(err)
+        finally:
+            os.close(out)
+
+    def _append(self, ended: Ended, text: str, outputs: Outputs, *, kept: bool) -> None:
+        if ended.outcome is not None:
+            self._log.append(ended, self._step.logged(ended.task, text), outputs, kept=kept)
+
+
+def _pointing_to(ended: Ended, where: str) -> Ended:
+    """Have a failure that is told in full name where to look."""
+    if ended.failure is None:
+        return ended
+    return ended._replace(failure=ended.failure.model_copy(update={"directory": where}))
+
+
+@functools.lru_cache(maxsize=1024)
+def _lingers(text: str) -> bool:
+    return _LINGERS.search(text) is not None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

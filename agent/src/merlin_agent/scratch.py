@@ -1,0 +1,95 @@
+"""A directory that a slot lends to one task after the other under ``outputs: lean``, as long as they leave nothing in it.
+
+It looks as a task's own does: script and output lie in it. Both output files are held open and emptied after each
+task, so a task that leaves nothing behind makes no file at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from merlin_agent import files
+
+_MODE: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+
+
+class Scratch:
+    """One such directory, with the files of one step in it; used by one thread."""
+
+    def __init__(self, directory: str, stem: str) -> None:
+        """Make it, new.
+
+        Raises:
+            OSError: it can't be made.
+        """
+        self.directory = directory
+        self.script, self.out, self.err = (f"{directory}/{stem}.{ending}" for ending in ("sh", "out", "err"))
+        self._names = {f"{stem}.{ending}" for ending in ("sh", "out", "err")}
+        self._holds: tuple[str, str] | None = None
+        files.make_directory(directory)
+        self.handles = (-1, -1)
+        try:
+            self.handles = (os.open(self.out, _MODE, 0o666), -1)
+            self.handles = (self.handles[0], os.open(self.err, _MODE, 0o666))
+        except OSError:
+            self.discard()
+            raise
+
+    def write(self, shell: str, text: str) -> None:
+        """Have the script be this one."""
+        if self._holds == (shell, text):
+            return
+        if self._holds is None:
+            files.write_script(self.script, shell, text, replace=False)
+        else:
+            self._holds = None
+            files.rewrite_script(self.script, shell, text)
+        self._holds = (shell, text)
+
+    def is_clean(self) -> bool:
+        """Whether there is nothing in it but what we put there."""
+        return set(os.listdir(self.directory)) == self._names
+
+    def holds_more(self) -> bool:
+        """Whether something lies in it that is not ours."""
+        return not set(os.listdir(self.directory)) <= self._names
+
+    def empty(self, sizes: tuple[int, int]) -> None:
+        """Make output files of these sizes empty."""
+        for handle, size in zip(self.handles, sizes, strict=True):
+            if size:
+                os.ftruncate(handle, 0)
+
+    def move_to(self, directory: str, stem: str) -> None:
+        """Give it away: it becomes a task's own directory. What lies there already stays, unless the task wrote it anew."""
+        for name in (self.script, self.out, self.err):
+            new = f"{self.directory}/{stem}{name[name.rindex('.') :]}"
+            if new != name:
+                with contextlib.suppress(FileNotFoundError):  # the task removed it
+                    os.rename(name, new)
+        os.makedirs(os.path.dirname(directory), exist_ok=True)
+        try:
+            os.rename(self.directory, directory)
+        except OSError:
+            if not os.path.isdir(directory):
+                raise
+            for name in os.listdir(self.directory):
+                os.rename(f"{self.directory}/{name}", f"{directory}/{name}")
+            os.rmdir(self.directory)
+
+    def close(self) -> None:
+        """Let go of the output files."""
+        handles, self.handles = self.handles, (-1, -1)
+        for handle in handles:
+            if handle >= 0:
+                os.close(handle)
+
+    def discard(self) -> None:
+        """Let go, and remove what we made; what else lies there stays."""
+        self.close()
+        with contextlib.suppress(OSError):
+            for name in (self.script, self.out, self.err):
+                files.remove(name)
+            os.rmdir(self.directory)

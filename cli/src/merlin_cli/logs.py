@@ -1,0 +1,216 @@
+"""``merlin logs DIR`` and ``merlin extract DIR``: what tasks printed, and their files as Merlin lays them out, from either layout.
+
+In the full layout each task's files lie in its directory. Under ``outputs: lean`` they stand in the logs of chunks, and ``extract``
+writes them where the full layout would have them: script, outputs, and ``MERLIN_FINISHED`` after a success.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from merlin_cli import tally, text
+from merlin_cli.exits import CliError, Exit
+from merlin_study import lean, tasklog
+from merlin_study.geometry import Geometry
+from merlin_study.outcome import Outcome
+from merlin_study.plan import IMPLICIT, Plan
+from merlin_study.workspace import FINISHED, Layout
+
+_PIECE: Final = 1 << 20
+_STREAMS: Final = ("out", "err")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whose output is wanted: all that is None is not asked for."""
+
+    directory: str
+    steps: tuple[str, ...] = ()
+    task: int | None = None
+    sample: int | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """One execution that a log tells of, and the open log."""
+
+    opening: tasklog.Opening
+    ran: tasklog.Ran
+    file: BinaryIO
+
+    def copy(self, stream: str, into: BinaryIO) -> None:
+        self.file.seek(self.ran.at + (self.ran.out if stream == "err" else 0))
+        left = getattr(self.ran, stream)
+        while left and (piece := self.file.read(min(left, _PIECE))):
+            into.write(piece)
+            left -= len(piece)
+
+
+class _Study:
+    """A workspace, with the number of its samples."""
+
+    def __init__(self, directory: str) -> None:
+        self.root = Path(os.path.abspath(directory))  # noqa: PTH100 symbolic links stay: paths are shown
+        self.plan: Plan = tally.read_plan(self.root)
+        self.tally = tally.of_workspace(self.plan, self.root)
+        table = self.plan.samples
+        count = 0 if table is None else table.count or 0
+        if self.tally.samples is not None:
+            count = self.tally.samples.count
+        self.layout = Layout(str(self.root), Geometry(self.plan, count))
+
+    def steps(self, names: tuple[str, ...]) -> Iterator[int]:
+        """The steps that are meant.
+
+        Raises:
+            CliError: one is none of the study's.
+        """
+        known = [step.name for step in self.plan.steps]
+        for name in names:
+            if name not in known:
+                raise CliError(Exit.USAGE, f"--steps {name}: the study has no such step; it has {', '.join(known)}")
+        return (at for at, name in enumerate(known) if (name in names if names else name not in IMPLICIT))
+
+
+def show(wanted: Wanted) -> Exit:
+    """Print what tasks wrote, each below a line that names it; standard error goes to standard error.
+
+    Raises:
+        CliError: the directory is no workspace, or there is no such step.
+    """
+    study, shown = _Study(wanted.directory), 0
+    for step in study.steps(wanted.steps):
+        found = _logged if lean.applies(study.plan, step) else _filed
+        shown += found(study, step, wanted)
+    if not shown:
+        print("merlin: no task of that kind has ended", file=sys.stderr)
+    return Exit.OK
+
+
+def extract(directory: str, steps: tuple[str, ...]) -> Exit:
+    """Write the files of tasks whose logs hold them.
+
+    Raises:
+        CliError: the directory is no workspace, or a file can't be written.
+    """
+    study, count = _Study(directory), 0
+    leaned = [step for step in study.steps(steps) if lean.applies(study.plan, step)]
+    try:
+        for step in leaned:
+            seen: set[str] = set()
+            for each in _executions(study, step, range(study.layout.geometry.total(step))):
+                _write(study, step, each, seen)
+                count += 1
+    except OSError as error:
+        raise CliError(Exit.CANNOT_RUN, f"{error.filename or directory}: can't be written: {error.strerror}") from error
+    if not leaned:
+        print("Nothing to extract: each task's files lie in its directory.")
+        return Exit.OK
+    print(f"Wrote the files of {text.count(count, 'execution')} below {study.root}")
+    return Exit.OK
+
+
+def _write(study: _Study, step: int, each: _Execution, seen: set[str]) -> None:
+    """Write an execution's files; a later one of the same task appends its output, as in the full layout."""
+    task = each.ran.task
+    directory = Path(study.layout.task_dir(step, task))
+    directory.mkdir(parents=True, exist_ok=True)
+    names = study.layout.scripts(step, study.layout.geometry.split(step, task)[0])
+    name = names.restart if each.opening.restart else names.cmd
+    if not each.ran.kept:
+        script = directory / name
+        script.write_text(each.ran.content, encoding="utf-8", errors="surrogateescape", newline="")
+        script.chmod(0o766 & ~_umask())
+        for stream, output in zip(_STREAMS, names.outputs(name), strict=True):
+            path = directory / output
+            with path.open("ab" if str(path) in seen else "wb") as file:
+                each.copy(stream, file)
+            seen.add(str(path))
+    if each.ran.outcome is Outcome.SUCCEEDED:
+        (directory / FINISHED).touch()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _executions(study: _Study, step: int, tasks: range) -> Iterator[_Execution]:
+    """What the logs of a step tell of tasks: by task range, then in the order in which it happened."""
+    logs = Path(study.layout.task_logs(step))
+    found = []
+    for path in logs.glob("*/*.log"):
+        speaks = tasklog.covers(path.name)
+        if speaks.start < tasks.stop and tasks.start < speaks.stop:
+            with path.open("rb") as file:
+                if (read := tasklog.read(file)) is not None:
+                    found.append((read[0].attempt, read[0].began, speaks.start, path))
+    for _, _, _, path in sorted(found):
+        with path.open("rb") as file:
+            read = tasklog.read(file)
+            for ran in read[1] if read else ():
+                if ran.task in tasks:
+                    assert read is not None
+                    yield _Execution(read[0], ran, file)
+
+
+def _range(study: _Study, step: int, wanted: Wanted) -> range:
+    total = study.layout.geometry.total(step)
+    return range(total) if wanted.task is None else range(wanted.task, min(wanted.task + 1, total))
+
+
+def _is_wanted(study: _Study, step: int, wanted: Wanted, task: int) -> bool:
+    return wanted.sample is None or study.layout.geometry.split(step, task)[1] == wanted.sample
+
+
+def _logged(study: _Study, step: int, wanted: Wanted) -> int:
+    shown = 0
+    for each in _executions(study, step, _range(study, step, wanted)):
+        if wanted.failed and each.ran.outcome is Outcome.SUCCEEDED:
+            continue
+        if not _is_wanted(study, step, wanted, each.ran.task):
+            continue
+        how = f"{each.ran.outcome}, exit code {each.ran.code}, attempt {each.opening.attempt} on {each.opening.host}"
+        _head(study, step, each.ran.task, how)
+        each.copy("out", sys.stdout.buffer)
+        sys.stdout.flush()
+        each.copy("err", sys.stderr.buffer)
+        sys.stderr.flush()
+        shown += 1
+    return shown
+
+
+def _filed(study: _Study, step: int, wanted: Wanted) -> int:
+    shown = 0
+    for task in _range(study, step, wanted):
+        if not _is_wanted(study, step, wanted, task):
+            continue
+        directory = Path(study.layout.task_dir(step, task))
+        succeeded = (directory / FINISHED).exists()
+        if not directory.is_dir() or (wanted.failed and not study.tally.failed(step, task)):
+            continue
+        _head(study, step, task, str(Outcome.SUCCEEDED) if succeeded else f"no {FINISHED}")
+        names = study.layout.scripts(step, study.layout.geometry.split(step, task)[0])
+        for script in (names.cmd, names.restart):
+            for output, into in zip(names.outputs(script), (sys.stdout, sys.stderr), strict=True):
+                if (directory / output).exists():
+                    with (directory / output).open("rb") as file:
+                        shutil.copyfileobj(file, into.buffer, _PIECE)
+                    into.flush()
+        shown += 1
+    return shown
+
+
+def _head(study: _Study, step: int, task: int, how: str) -> None:
+    combination, sample = study.layout.geometry.split(step, task)
+    label = study.layout.combination_label(step, combination)
+    parts = [f"task {task}", *([label] if label else [])]
+    if study.plan.steps[step].sampled:
+        parts.append(f"sample {sample}")
+    print(f"==> {study.plan.steps[step].name}, {', '.join(parts)}: {how}", flush=True)

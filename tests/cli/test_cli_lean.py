@@ -1,0 +1,132 @@
+"""``outputs: lean`` and ``full`` come to the same: outcomes, files, restarts, and no task lost or doubled when an agent dies."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.test_cli_local import Merlin, outputs, place, spec
+from tests.ground.waiting import eventually
+
+__all__ = ["place"]
+
+MIXED = """\
+description: {{name: mixed, description: every way to end}}
+outputs: {layout}
+study:
+  - name: sim
+    description: prints, writes a file now and then, and ends in its own way
+    run:
+      cmd: |
+        echo "hello $(N)"
+        echo "care $(N)" >&2
+        [ $(N) -gt 4 ] || echo "$(N)" > file.txt
+        [ $(N) -ne 6 ] || exit $(MERLIN_SOFT_FAIL)
+        [ $(N) -ne 7 ] || exit 3
+        [ $(N) -ne 8 ] || kill -9 $$
+  - name: again
+    description: succeeds when it is restarted, from what it left
+    run:
+      cmd: "echo first > state; echo one; exit $(MERLIN_RESTART)"
+      restart: "cat state; echo two"
+      max_retries: 2
+      retry_delay: 0
+  - name: retried
+    description: succeeds the second time
+    run:
+      cmd: "[ -e there ] || {{ touch there; exit $(MERLIN_RETRY); }}; echo done"
+      max_retries: 2
+      retry_delay: 0
+  - name: gather
+    description: finds what the samples left
+    run: {{depends: [again], cmd: 'cat "$(sim.workspace)"/$(MERLIN_GLOB_PATH)file.txt | sort > all.txt; cat all.txt'}}
+  - name: last
+    description: runs after the samples that succeeded
+    run: {{depends: [sim], cmd: 'echo "after $(N)" > "$(WORKSPACE)/last.$(N).txt"'}}
+merlin:
+  samples:
+    generate: {{cmd: 'seq 1 12 > "$(MERLIN_INFO)/n.csv"'}}
+    file: $(MERLIN_INFO)/n.csv
+    column_labels: [N]
+"""
+WALK = """\
+description: {name: walk, description: a study that takes a few seconds}
+outputs: lean
+study:
+  - name: step
+    description: leaves a line for each time it runs
+    run: {cmd: 'echo $(N) >> "$(MERLIN_WORKSPACE)/runs"; echo "$(N)"; sleep 0.05'}
+merlin:
+  samples:
+    generate: {cmd: 'seq 1 80 > "$(MERLIN_INFO)/n.csv"'}
+    file: $(MERLIN_INFO)/n.csv
+    column_labels: [N]
+"""
+
+
+def merlin(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "merlin_cli", *arguments], capture_output=True, text=True, check=False)
+
+
+def counted(lines: list[str]) -> list[str]:
+    """The table of outcomes."""
+    first = next(at for at, line in enumerate(lines) if line.startswith("step "))
+    return [line for line in lines[first:] if re.match(r"\w+ +\d", line)]
+
+
+def files(directory: Path) -> dict[str, str]:
+    """All files of the steps with their texts, the workspace's own path and times left out."""
+    return {
+        str(path.relative_to(directory)): path.read_text().replace(str(directory), "DIR")
+        for path in directory.rglob("*")
+        if path.is_file() and path.relative_to(directory).parts[0] != "merlin_info"
+    }
+
+
+def test_both_layouts_come_to_the_same_outcomes_and_extract_to_the_same_files(place: Path) -> None:
+    found = {}
+    for layout in ("full", "lean"):
+        here = place / layout
+        here.mkdir()
+        code, lines, _ = Merlin(here, "run", spec(here, MIXED.format(layout=layout)), "--local", "--slots", "2").ended()
+        directory = outputs(lines)
+        assert code == 3, lines
+        shown = merlin("logs", str(directory), "--failed", "--steps", "sim")
+        heads = sorted(re.findall(r"==> sim, task (\d+)", shown.stdout))
+        texts = (sorted(re.findall("hello .*", shown.stdout)), sorted(shown.stderr.split("\n")))
+        status = counted(merlin("status", str(directory)).stdout.splitlines())
+        if layout == "lean":
+            assert not (directory / "sim/05").exists(), "no file, no directory"
+            assert (directory / "sim/02/file.txt").read_text() == "3\n"
+            assert merlin("extract", str(directory)).returncode == 0
+        found[layout] = (counted(lines), status, heads, texts, files(directory))
+        assert not list((directory / "merlin_info").glob("slots/*"))
+    for lean, full in zip(found["lean"], found["full"], strict=True):
+        assert lean == full
+
+
+def test_a_lean_study_whose_agent_is_killed_loses_nothing_and_runs_nothing_again_that_succeeded(place: Path) -> None:
+    run = Merlin(place, "run", spec(place, WALK), "--local", "--slots", "2")
+    eventually(lambda: [log for log in place.glob("walk_*/merlin_info/tasks/step/*/*.log") if log.stat().st_size > 900])
+    run.kill("agent")
+    code, lines, said = run.ended()
+    assert code == 0, (lines, said)
+    directory = outputs(lines)
+    shown = merlin("logs", str(directory)).stdout
+    ended = re.findall(r"task (\d+), sample \d+: succeeded", shown)
+    assert sorted(map(int, ended)) == list(range(80)), "each succeeded exactly once"
+    times = [(directory / "runs").read_text().split().count(str(n)) for n in range(1, 81)]
+    assert set(times) <= {1, 2}
+    assert times.count(2) <= 2, "only what ran in the two slots as the agent died"
+
+
+def test_a_restart_of_a_lean_study_runs_what_did_not_succeed(place: Path) -> None:
+    text = WALK.replace("sleep 0.05", '[ $(N) -ne 5 ] || [ -e "$(MERLIN_WORKSPACE)/good" ]')
+    code, lines, _ = Merlin(place, "run", spec(place, text), "--local").ended()
+    directory = outputs(lines)
+    assert code == 3
+    (directory / "good").touch()
+    code, lines, said = Merlin(place, "restart", str(directory), "--local").ended()
+    assert code == 0, (lines, said)
+    ran = (directory / "runs").read_text().split()
+    assert (len(ran), ran.count("5")) == (81, 2)
