@@ -15,7 +15,7 @@ from merlin_operator.core import AGENTS_SCOPE
 from merlin_study import subjects, wire
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
-from merlin_study.seal import Keyring, Signer
+from merlin_study.seal import Keyring, SealError, Signer
 from tests.ground import Broker
 
 SITE = "testsite"
@@ -52,7 +52,9 @@ class Reporter:
             self._broker.url, max_reconnect_attempts=-1, reconnect_time_wait=1, **self._broker.credentials
         )
         self._js = self._client.jetstream(timeout=5)
-        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._work())]
+        tasks = [asyncio.create_task(self._beat())]
+        if self._works:
+            tasks.append(asyncio.create_task(self._work()))
         try:
             yield
         finally:
@@ -75,11 +77,11 @@ class Reporter:
             await asyncio.sleep(0.2)
 
     async def _work(self) -> None:
-        while self._works and not self._stopped:
+        while not self._stopped:
             try:
                 for consumer in await self._offered():
                     await self._pull(consumer)
-            except (NatsError, TimeoutError, OSError):
+            except (NatsError, TimeoutError, OSError, SealError):  # a forged offer is none
                 await asyncio.sleep(0.05)
 
     async def _offered(self) -> tuple[wire.Consumer, ...]:
@@ -96,9 +98,13 @@ class Reporter:
                 messages = await pull.fetch(8, timeout=0.05)
             for message in messages:
                 address = subjects.parse_chunk(message.subject)
-                data = self.keyring.open(
-                    message.data, scope=address.study, context=message.subject, signer=Signer.OPERATOR
-                )
+                try:
+                    data = self.keyring.open(
+                        message.data, scope=address.study, context=message.subject, signer=Signer.OPERATOR
+                    )
+                except SealError:  # forged: refused for good, as an agent does
+                    await message.term()
+                    continue
                 await self._take(wire.Chunk.model_validate_json(data))
                 await message.ack()
         finally:
