@@ -73,9 +73,11 @@ def write_script(path: str, shell: str, text: str, *, replace: bool) -> None:
 
 def rewrite_script(path: str, shell: str, text: str) -> None:
     """Give a script that is there, and that nothing runs, another text."""
-    handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    data = f"#!{shell}\n\n{text}\n".encode("utf-8", "surrogateescape")
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        _write(handle, f"#!{shell}\n\n{text}\n".encode("utf-8", "surrogateescape"))
+        _write(handle, data)
+        os.ftruncate(handle, len(data))  # cut to nothing first, ext4 would write it to the disk as it is closed
     finally:
         os.close(handle)
 
