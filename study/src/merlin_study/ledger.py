@@ -288,9 +288,10 @@ class Ledger:
             return
         if outcome in FINAL:
             fresh = self.dag.finish(chunk.step, tasks, outcome, code=result.code)
-            again = len(tasks) - (len(fresh) if fresh is not None else 0)
-            self.redundant += again
-            self.doubled += 0 if chunk.lost else again
+            again = tasks.bits & ~(fresh.bits << (fresh.first - tasks.first) if fresh is not None else 0)
+            self.redundant += again.bit_count()
+            if again and not chunk.lost:
+                self.doubled += self._unexplained(chunk.step, tasks.first, again)
             return
         over = self.steps[chunk.step].final.read(tasks.first, tasks.width)
         unfinished = TaskSet.from_bits(tasks.first, tasks.bits & ~over)
@@ -302,6 +303,14 @@ class Ledger:
             wants_restart = outcome is Outcome.RESTART and bool(planned.restart)
             due = at + planned.retry_delay
             self._wait(chunk, unfinished, due, attempt=chunk.attempt + 1, restart=wants_restart)
+
+    def _unexplained(self, step: int, first: int, bits: int) -> int:
+        """Count the tasks that no holder was lost with: a lost one may succeed while a later attempt of another runs."""
+        for chunk, _ in self.lost_serials.values():
+            if chunk.step == step:
+                shift = chunk.tasks.first - first
+                bits &= ~(chunk.tasks.bits << shift if shift >= 0 else chunk.tasks.bits >> -shift)
+        return bits.bit_count()
 
     def _note_code(self, chunk: wire.Chunk, code: int, at: float) -> None:
         """Note what an exit code asks for beyond its own task, unless a verdict has dealt with that chunk's time already."""
