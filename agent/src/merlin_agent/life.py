@@ -53,6 +53,8 @@ class Life:
     study: Study
     consumer: str
     pending: Pending = field(default_factory=Pending)
+    telling: Pending = field(default_factory=Pending)
+    """What ended and is on disk, on its way into a report."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     work: Work | None = None
     refused: str = ""
@@ -245,12 +247,18 @@ class Lives:
                     _log.exception("a report can't be told; this is a bug, please report it")
 
     def _last_reports(self, life: Life, why: str) -> list[wire.Report]:
-        for pending in (life.pending, Pending()):  # what is pending may be what broke; then its tasks run again
+        told: list[wire.Report] = []
+        with contextlib.suppress(Exception):  # what was to be told may be what broke; then its tasks run again
+            told = life.telling.reports(
+                agent=self._agent, chunk=life.run.chunk, serial=life.serial, final=False, refused=""
+            )
+        serial = life.serial + len(told)
+        for pending in (life.pending, Pending()):
             with contextlib.suppress(Exception):
-                return pending.reports(
-                    agent=self._agent, chunk=life.run.chunk, serial=life.serial, final=True, refused=why
+                return told + pending.reports(
+                    agent=self._agent, chunk=life.run.chunk, serial=serial, final=True, refused=why
                 )
-        return []
+        return told
 
     async def _give_back(self, held: Held, why: str) -> None:
         assert self._intake is not None
@@ -395,6 +403,7 @@ class Lives:
                 ended, life.pending = life.pending, Pending()
                 if not await self._is_durable(life):
                     ended = Pending()  # nothing of it was told: its tasks are handed back
+                life.telling = ended
                 reports = ended.reports(
                     agent=self._agent,
                     chunk=chunk,
@@ -404,6 +413,7 @@ class Lives:
                 )
                 life.serial += len(reports)
                 life.untold.extend(reports)
+                life.telling = Pending()
                 for report in reports:
                     entry = outcomelog.Entry(study=study.uid, plan=chunk.plan, report=report)
                     failpoints.reach("agent.record")
