@@ -17,7 +17,7 @@ from tests.ground import Slurm, eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(900)]
 
-SERIAL = int(os.environ.get("MERLIN_TEST_SERIAL", "10000"))
+SERIAL = int(os.environ.get("MERLIN_TEST_SERIAL", "4000"))
 NAP = os.environ.get("MERLIN_TEST_NAP", "0")
 WIDE = 8
 MIXED = """

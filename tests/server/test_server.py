@@ -113,7 +113,7 @@ def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(si
     site.merlin("server", "stop")
     assert "does not answer" in site.merlin("server", "status", code=4)
     site.merlin("server", "start")
-    assert site.phase("hello-") == "Succeeded"
+    eventually(lambda: site.phase("hello-") == "Succeeded", message="the log is read again")
     eventually(lambda: site.phase("sampled-") == "Succeeded", timeout=90, interval=0.5)
     (count,) = (site.root / "ws").glob("sampled_*/count/n")
     assert count.read_text().strip() == "40"
