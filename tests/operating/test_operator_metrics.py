@@ -62,6 +62,8 @@ def test_every_state_has_a_series_from_the_start_and_tasks_add_up() -> None:
         'merlin_studies{namespace="team",state="Pending"}': 0,
         'merlin_studies{namespace="team",state="Refused"}': 1,
         'merlin_studies{namespace="team",state="Running"}': 1,
+        'merlin_studies{namespace="team",state="Suspended"}': 0,
+        'merlin_studies{namespace="team",state="Cancelling"}': 0,
         'merlin_studies{namespace="team",state="Succeeded"}': 0,
         'merlin_studies{namespace="team",state="CompletedWithFailures"}': 0,
         'merlin_studies{namespace="team",state="Cancelled"}': 0,
