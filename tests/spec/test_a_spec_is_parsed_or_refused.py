@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from merlin_study.errors import SpecError
-from merlin_study.loader import dump_quoted, load_yaml
-from merlin_study.parse import parse_spec, to_document
+from merlin_study.loader import load_yaml
+from merlin_study.parse import parse_spec
 from merlin_study.translate import QUOTE
+from merlin_study.writer import dump_quoted, to_document
 
 HELLO = """
 description: {name: hello, description: a study}

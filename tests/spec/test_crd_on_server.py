@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from merlin_study.errors import SpecError
-from merlin_study.loader import dump_quoted, load_yaml
-from merlin_study.parse import parse_spec, to_document
+from merlin_study.loader import load_yaml
+from merlin_study.parse import parse_spec
+from merlin_study.writer import dump_quoted, to_document
 from tests.ground import ControlPlane
 from tests.ground.waiting import eventually
 

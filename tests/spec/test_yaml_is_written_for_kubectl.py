@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlin_study.loader import dump_quoted, load_yaml
+from merlin_study.loader import load_yaml
+from merlin_study.writer import dump_quoted
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 # Texts that are likely to be misread: words that YAML types, line breaks and blanks in every place, indicators.

@@ -9,9 +9,8 @@ from typing import Any
 
 from merlin_cli import freight, names, run, source
 from merlin_cli.exits import Exit
-from merlin_study import loader
-from merlin_study.parse import to_document
 from merlin_study.spec import StudySpec
+from merlin_study.writer import dump_quoted, to_document
 
 
 def convert(file: str) -> Exit:
@@ -27,7 +26,7 @@ def convert(file: str) -> Exit:
     body = manifest(load.spec, {**found.metadata, "name": name})
     body["spec"] |= load.keys(body["spec"])
     parts = [part for content in load.contents for part in content.config_maps()]
-    sys.stdout.write("---\n".join(map(loader.dump_quoted, [*parts, body])))
+    sys.stdout.write("---\n".join(map(dump_quoted, [*parts, body])))
     if parts:
         are = "ConfigMap holds" if len(parts) == 1 else "ConfigMaps hold"
         print(

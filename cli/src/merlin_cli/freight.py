@@ -14,9 +14,9 @@ from merlin_cli import bundling, inputs, run, source
 from merlin_cli.exits import CliError, Exit
 from merlin_study import table as tables
 from merlin_study.bundle import MAX_BUNDLE, Entry
-from merlin_study.parse import to_document
 from merlin_study.plan import Plan
 from merlin_study.spec import SPECROOT, StudySpec
+from merlin_study.writer import to_document
 
 if TYPE_CHECKING:
     from merlin_cli.submit import Cluster

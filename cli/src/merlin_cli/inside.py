@@ -28,7 +28,8 @@ from merlin_cli.summary import say
 from merlin_cli.target import uid_of
 from merlin_study import nested, spec, workspace
 from merlin_study.compiler import compile_study
-from merlin_study.parse import parse_spec, to_document
+from merlin_study.parse import parse_spec
+from merlin_study.writer import to_document
 
 PATIENCE: Final = 10.0
 """Seconds of silence after which the user of the step's log is told what the command waits for."""

@@ -18,11 +18,11 @@ from merlin_study import environment, workspace
 from merlin_study import table as tables
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
-from merlin_study.parse import to_document
 from merlin_study.plan import Plan
 from merlin_study.spec import StudySpec
 from merlin_study.table import Table
 from merlin_study.variables import Variables
+from merlin_study.writer import to_document
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from merlin_study import loader
 from merlin_study.errors import SpecError
-from merlin_study.parse import plain
 from merlin_study.scalars import spell
 from merlin_study.spec import SUBMIT_PATH, StudySpec
 from merlin_study.template import Template
 from merlin_study.variables import Variables
+from merlin_study.writer import dump_quoted, plain
 
 ORIGINAL: Final = ".orig.yaml"
 PARTIAL: Final = ".partial.yaml"
@@ -50,9 +50,9 @@ def files(spec: StudySpec, variables: Variables, *, base: str, original: str | N
     if "env" in partial:
         partial = {**partial, "env": {**partial["env"], **_named(expanded["env"], "variables", "labels")}}
     return {
-        f"{base}{ORIGINAL}": original if original is not None else loader.dump_quoted(written),
-        f"{base}{PARTIAL}": loader.dump_quoted(partial),
-        f"{base}{EXPANDED}": loader.dump_quoted(expanded),
+        f"{base}{ORIGINAL}": original if original is not None else dump_quoted(written),
+        f"{base}{PARTIAL}": dump_quoted(partial),
+        f"{base}{EXPANDED}": dump_quoted(expanded),
     }
 
 
@@ -81,7 +81,7 @@ def placed(name: str, text: str, *, root: str, info: str) -> str:
         done = {**document, "env": {**document["env"], **_replaced(tables, places)}}
     else:
         return text
-    return loader.dump_quoted(done)
+    return dump_quoted(done)
 
 
 def with_defaults(written: Mapping[str, Any]) -> dict[str, Any]:

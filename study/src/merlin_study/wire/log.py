@@ -1,0 +1,161 @@
+"""What stands in a study's log on the report stream: what agents tell, and the operator's verdicts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+from merlin_study.wire.chunk import Chunk
+from merlin_study.wire.message import Message
+
+
+class Bound(Message):
+    """The first claim of a study: the site that runs it from now on, and the mark in its workspace."""
+
+    kind: Literal["bound"] = "bound"
+    site: str
+    agent: str
+    mark: str
+    workspace: str
+
+
+class Start(Message):
+    """An agent's claim of a chunk. It carries the chunk, because it outlives every copy of it."""
+
+    kind: Literal["start"] = "start"
+    agent: str
+    chunk: Chunk
+
+
+class Result(Message):
+    """Tasks that ended alike: one exit code (negative: that signal) and the outcome that the agent read from it."""
+
+    outcome: Outcome
+    code: int
+    tasks: TaskSet
+
+
+class Failure(Message):
+    """One task that did not succeed, told in full."""
+
+    task: int
+    outcome: Outcome
+    code: int
+    host: str
+    directory: str
+    tail: str = ""
+
+
+class SampleFacts(Message):
+    """What the implicit first step found: how many samples, how many columns, and the file's SHA-256."""
+
+    count: int
+    columns: int
+    digest: str
+
+
+class Report(Message):
+    """What came of a chunk's tasks since the last report of this fence.
+
+    ``serial`` counts the fence's reports from 1. ``final`` gives the chunk up: tasks of it without a result are handed
+    back. ``seconds`` is the sum of the tasks' run times.
+    """
+
+    kind: Literal["report"] = "report"
+    agent: str
+    fence: int
+    serial: int
+    step: int
+    attempt: int
+    results: tuple[Result, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    seconds: float = 0.0
+    samples: SampleFacts | None = None
+    refused: str = ""
+    final: bool = False
+
+
+class Lost(Message):
+    """The operator's verdict that a fence's holder is gone."""
+
+    kind: Literal["lost"] = "lost"
+    fence: int
+    agent: str
+
+
+class Noted(Message):
+    """The first entry of a study's verdicts: which requests stood in it from the beginning, so that they ask for nothing."""
+
+    kind: Literal["noted"] = "noted"
+    tokens: tuple[str, ...] = ()
+
+
+class Withdrawn(Message):
+    """The operator's word that a chunk which nobody had started will not be: the first message of its fence's subject."""
+
+    kind: Literal["withdrawn"] = "withdrawn"
+    fence: int
+
+
+class Dropped(Message):
+    """The operator's verdict that what waits of a study is cancelled, on one queue or on all (``queue`` None).
+
+    Fences below ``below`` hand nothing back: what they leave is cancelled, too. ``token`` is the text that asked for it.
+    """
+
+    kind: Literal["dropped"] = "dropped"
+    cause: Literal["purge", "cancel", "hard-fail"]
+    token: str = ""
+    queue: str | None = None
+    below: int
+
+
+class Restarted(Message):
+    """The operator's verdict that tasks which are over run again.
+
+    ``steps`` are indices into the plan's steps; ``tasks`` empty: all of them; ``codes`` None: all but successes (a signal
+    is a negative code). What was cancelled because of such a task comes back with it; with ``dependants`` all that depends
+    on it runs again. Fences below ``below`` are of an earlier generation.
+    """
+
+    kind: Literal["restarted"] = "restarted"
+    token: str
+    steps: tuple[int, ...]
+    tasks: tuple[TaskSet, ...] = ()
+    codes: tuple[int, ...] | None = None
+    dependants: bool = False
+    below: int
+
+
+class Recalled(Message):
+    """An agent's word that a site told all that the study's workspace there records (or that there is none: not ``found``)."""
+
+    kind: Literal["recalled"] = "recalled"
+    agent: str
+    site: str
+    epoch: int
+    found: bool
+
+
+Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Dropped | Restarted
+"""Anything in a study's part of the report stream."""
+
+VERDICTS: Final = (Noted, Lost, Dropped, Restarted)
+"""What stands on the subject of verdicts, appended by compare-and-set."""
+
+LogEntry = Annotated[Entry, Field(discriminator="kind")]
+"""An entry as it is parsed."""
+
+_LOG: Final[TypeAdapter[Entry]] = TypeAdapter(LogEntry)
+
+
+def decode_log(data: bytes) -> Entry:
+    """Parse a log entry.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    return _LOG.validate_json(data)

@@ -1,0 +1,61 @@
+"""What the operator tells agents by last value: what they may pull, and what became of a study."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from merlin_study.wire.message import Message
+
+
+class Consumer(Message):
+    """A pull consumer of the task stream that the operator made: agents bind to it by name."""
+
+    name: str
+    queue: str
+    shape: str
+    band: Literal["urgent", "bulk"]
+
+
+class Timing(Message):
+    """The clocks that operator and agents share, all in seconds (DESIGN: heartbeat 10, lost 60, presence 30 and 90)."""
+
+    heartbeat: float = 10.0
+    lost_after: float = 60.0
+    presence: float = 30.0
+    presence_stale: float = 90.0
+
+
+class Recall(Message):
+    """A study whose log was lost: ``agent`` shall tell what the workspace records, everybody else what it holds of it."""
+
+    study: str
+    plan: str
+    epoch: int
+    agent: str
+
+
+class Offer(Message):
+    """What agents of a site may pull from now on, and which studies' logs they shall tell anew."""
+
+    consumers: tuple[Consumer, ...] = ()
+    timing: Timing = Timing()
+    recalls: tuple[Recall, ...] = ()
+
+
+class Control(Message):
+    """The word on a study that agents check at intake and hear while running.
+
+    ``cancelled``: it was deleted; nothing of it runs any more. Of chunks whose fence is below ``drop_below`` nothing more
+    starts, and of those below ``kill_below`` what runs ends, too. Agents that were started for this study leave where
+    ``retired`` is set, or names all queues that they serve. ``retained``: deleted, and the broker keeps what it holds of it.
+    ``name``: what the study calls itself, by which agents know one that they were started for before it had a uid.
+    """
+
+    study: str
+    name: str = ""
+    cancelled: bool = False
+    drop_below: int = 0
+    kill_below: int = 0
+    retired: bool = False
+    retired_queues: tuple[str, ...] = ()
+    retained: bool = False
