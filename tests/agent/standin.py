@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 from merlin_study import blob, nested, wire
-from merlin_study.plan import INFO_STEP, Parameter, Plan, PlannedStep, SampleTable
+from merlin_study.plan import INFO_STEP, Lane, Parameter, Plan, PlannedStep, SampleTable
 from merlin_study.seal import Keyring, Signer
 from merlin_study.subjects import ANY_SITE, ORDER, Route, Space
 from merlin_study.taskset import TaskSet
@@ -41,17 +41,14 @@ def a_step(name: str, cmd: str, **changes: Any) -> PlannedStep:
         "cmd": cmd,
         "restart": "",
         "shell": "/bin/bash",
-        "queue": QUEUE,
-        "shape": SHAPE,
-        "max_retries": 0,
-        "retry_delay": 0.0,
-        "walltime": None,
         "sampled": False,
         "parameters": (),
         "edges": (),
         "suffix": "",
     }
-    return PlannedStep(**(fields | changes))
+    lane = {"queue": QUEUE, "shape": SHAPE, "max_retries": 0, "retry_delay": 0.0}
+    own = {key: changes.pop(key) for key in Lane.model_fields if key in changes}
+    return PlannedStep(**({"lanes": (Lane.model_validate(lane | own),)} | fields | changes))
 
 
 def a_plan(*steps: PlannedStep, **changes: Any) -> Plan:

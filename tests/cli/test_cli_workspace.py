@@ -16,7 +16,7 @@ from merlin_cli.exits import CliError, Exit
 from merlin_operator import resume
 from merlin_study import outcomelog, wire, workspace
 from merlin_study.outcome import Outcome
-from merlin_study.plan import Edge, EdgeKind, Plan, PlannedStep, SampleTable
+from merlin_study.plan import Edge, EdgeKind, Lane, Plan, PlannedStep, SampleTable
 from merlin_study.taskset import TaskSet
 
 RETRIES = 2
@@ -28,11 +28,7 @@ def step(name: str, *edges: Edge, sampled: bool = False) -> PlannedStep:
         cmd="true",
         restart="",
         shell="/bin/bash",
-        queue="merlin",
-        shape="n1",
-        max_retries=RETRIES,
-        retry_delay=1.0,
-        walltime=None,
+        lanes=(Lane(queue="merlin", shape="n1", max_retries=RETRIES),),
         sampled=sampled,
         parameters=(),
         edges=edges,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from merlin_study.compiler import compile_study
@@ -24,12 +24,14 @@ class Shape:
     """A random study.
 
     For each step whether it is sampled, which parameters it names, and on which earlier steps it depends (index,
-    funnel). ``labels`` gives each parameter's column of values; equal values collapse.
+    funnel). ``labels`` gives each parameter's column of values; equal values collapse. ``queues`` maps a step to the parameter that
+    names its queue.
     """
 
     steps: tuple[tuple[bool, tuple[str, ...], tuple[tuple[int, bool], ...]], ...]
     labels: dict[str, tuple[int, ...]]
     samples: int
+    queues: dict[int, str] = field(default_factory=dict)
 
     def yaml(self) -> str:
         """Return the study's specification."""
@@ -41,8 +43,9 @@ class Shape:
         for at, (sampled, keys, depends) in enumerate(self.steps):
             words = [f"$({key})" for key in keys] + (["$(SAMPLE)"] if sampled else [])
             parents = [f"s{parent}_*" if funnel else f"s{parent}" for parent, funnel in depends]
+            queue = f", task_queue: q$({self.queues[at]})" if at in self.queues else ""
             lines.append(
-                f"- name: s{at}\n  description: d\n  run: {{cmd: 'echo {' '.join(words)}', depends: {parents}}}"
+                f"- name: s{at}\n  description: d\n  run: {{cmd: 'echo {' '.join(words)}', depends: {parents}{queue}}}"
             )
         lines.append("merlin: {samples: {file: s.csv, column_labels: [SAMPLE]}}")
         return "\n".join(lines)
@@ -58,8 +61,8 @@ class Expansion:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.keys: list[tuple[str, ...]] = []
-        for _, keys, depends in shape.steps:
-            used = set(keys)
+        for at, (_, keys, depends) in enumerate(shape.steps):
+            used = {*keys, *([shape.queues[at]] if at in shape.queues else [])}
             for parent, funnel in depends:
                 used |= set() if funnel else set(self.keys[parent])
             self.keys.append(tuple(sorted(used)))
@@ -72,6 +75,12 @@ class Expansion:
                     combinations.append(values)
             samples = range(shape.samples) if sampled else (-1,)
             self.tasks.append([(at, values, sample) for values, sample in product(combinations, samples)])
+
+    def queue(self, task: Task) -> str:
+        """Return the queue of a task."""
+        at, values, _ = task
+        key = self.shape.queues.get(at)
+        return "merlin" if key is None else f"q{values[self.keys[at].index(key)]}"
 
     def parents(self, task: Task) -> set[Task]:
         """Return the tasks that must be over before ``task`` runs."""

@@ -79,7 +79,7 @@ class Bench:
         if self.control.holds:
             return []
         candidate = Candidate("u", self.plan.hash, 1, self.ledger, "any", most=self.switches.max_in_flight)
-        capacity = {("any", step.queue, step.shape): Capacity(4) for step in self.plan.steps}
+        capacity = {("any", *want): Capacity(4) for want in self.plan.wants}
         return [issue.chunk for issue in next_chunks([candidate], capacity, window=1.0, now=self.now)]
 
     def start(self, chunk: wire.Chunk, agent: str = "host-1") -> None:
@@ -399,7 +399,7 @@ def test_no_more_tasks_are_out_than_max_in_flight(plan: Plan) -> None:
 
 def test_a_study_of_higher_priority_goes_first_though_another_has_filled_the_window(plan: Plan) -> None:
     common, urgent = Bench(plan), Bench(plan)
-    capacity = {("any", step.queue, step.shape): Capacity(1) for step in plan.steps}
+    capacity = {("any", *want): Capacity(1) for want in plan.wants}
     low = Candidate("low", plan.hash, 1, common.ledger, "any")
     assert list(next_chunks([low], capacity, window=1.0, now=0.0))
     high = Candidate("high", plan.hash, 1, urgent.ledger, "any", priority=5)

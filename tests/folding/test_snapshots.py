@@ -50,7 +50,7 @@ def test_a_snapshot_knows_all_that_a_ledger_does() -> None:
     kept = set(snapshot.State.model_fields) - {"version", "samples", "steps", "waiting"}
     assert set(vars(ledger)) == kept | {"plan", "dag", "_backlog", "_fold_now"}
     bitmaps = {"ready", "issued", "out", "final", "succeeded", "blocked", "fresh"}
-    assert set(StepTasks.__slots__) == bitmaps | {"total", "hint", "ended", "outcomes", "combination_done"}
+    assert set(StepTasks.__slots__) == bitmaps | {"total", "hint", "hints", "ended", "outcomes", "combination_done"}
 
 
 def test_a_snapshot_costs_the_blocks_that_changed() -> None:

@@ -19,14 +19,15 @@ from tests.folding.studies import Expansion, Shape, Task, offset, plan_of
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
     rows = draw(st.integers(1, 4))
-    keys = draw(st.sampled_from([(), ("A",), ("A", "B")]))
+    keys: tuple[str, ...] = draw(st.sampled_from([(), ("A",), ("A", "B")]))
     labels = {key: tuple(draw(st.lists(st.integers(1, 3), min_size=rows, max_size=rows))) for key in keys}
     steps = []
     for at in range(draw(st.integers(1, 4))):
         used = tuple(key for key in keys if draw(st.booleans()))
         parents = [(parent, draw(st.booleans())) for parent in range(at) if draw(st.booleans())]
         steps.append((draw(st.booleans()), used, tuple(parents)))
-    return Shape(tuple(steps), labels, draw(st.integers(1, 7)))
+    queues = {at: key for at in range(len(steps)) if keys and (key := draw(st.sampled_from(["", *keys]))) != ""}
+    return Shape(tuple(steps), labels, draw(st.integers(1, 7)), queues)
 
 
 class World:
@@ -59,13 +60,16 @@ class World:
 
     def issue(self) -> None:
         candidate = Candidate("u", self.plan.hash, 1, self.ledger, "any", self.served)
-        capacity = {("any", step.queue, step.shape): Capacity(self.random.randint(1, 3)) for step in self.plan.steps}
+        # Queues have no agents for a while.
+        served = [want for want in sorted(self.plan.wants) if self.random.random() < 0.8]
+        capacity = {("any", *want): Capacity(self.random.randint(1, 3)) for want in served}
         for issue in next_chunks([candidate], capacity, window=1.0, now=self.now):
             chunk = issue.chunk
             for index in chunk.tasks.indices():
                 task = self.spelled(chunk.step, index)
                 if task is not None:
                     assert self.naive.parents(task) <= self.over, "issued before what it waits for was over"
+                    assert self.naive.queue(task) == issue.route.queue, "sent to the agents of another queue"
                 out = {**self.waiting, **{fence: run[0] for fence, run in self.running.items()}}
                 twice = any(other.step == chunk.step and index in self.open[fence] for fence, other in out.items())
                 assert not twice, "out twice"
@@ -177,6 +181,21 @@ def test_nothing_is_issued_where_no_agent_serves() -> None:
     assert list(next_chunks([Candidate("u", "h", 1, ledger, "any")], {}, window=60, now=0)) == []
 
 
+def test_a_queue_without_agents_holds_up_its_own_combinations_only() -> None:
+    """Ten thousand combinations that alternate between two queues: those with agents go on past the others."""
+    rows = 10_000
+    shape = Shape(((False, (), ()),), {"A": tuple(range(rows)), "Q": (1, 2) * (rows // 2)}, 1, {0: "Q"})
+    text = shape.yaml().replace("'echo '", "'echo $(A)'")
+    plan = plan_of(text)
+    ledger, capacity = Ledger(plan), {("any", "q2", plan.steps[-1].lanes[1].shape): Capacity(4, rate=1e6)}
+    ledger.seconds[-1], ledger.tried[-1] = 1.0, 100_000
+    issues = list(next_chunks([Candidate("u", plan.hash, 1, ledger, "any")], capacity, window=60, now=0))
+    taken = {index for issue in issues for index in issue.chunk.tasks.indices()}
+    assert {issue.route.queue for issue in issues} == {"q2"}
+    assert {index % 2 for index in taken} == {1}
+    assert len(taken) == rows // 2
+
+
 def test_studies_take_turns_by_task_seconds() -> None:
     """Two studies on one queue: the one that was served less goes first, so both get half of what is issued."""
     yaml = Shape(((True, (), ()),), {}, 100_000).yaml()
@@ -206,7 +225,9 @@ def test_studies_take_turns_by_task_seconds() -> None:
         )
     candidates = [Candidate(f"u{at}", "h", 1, ledger, "any") for at, ledger in enumerate(ledgers)]
     step = ledgers[0].plan.steps[1]
-    issued = list(next_chunks(candidates, {("any", step.queue, step.shape): Capacity(8)}, window=0, now=0))
+    issued = list(
+        next_chunks(candidates, {("any", step.lanes[0].queue, step.lanes[0].shape): Capacity(8)}, window=0, now=0)
+    )
     shares = [sum(len(issue.chunk.tasks) for issue in issued if issue.chunk.study == each.uid) for each in candidates]
     assert shares[0] == shares[1] > 0
 
@@ -217,7 +238,7 @@ def test_chunks_follow_measured_times(seconds: float, size: int) -> None:
     yaml = Shape(((True, (), ()),), {}, 1).yaml().replace("file: s.csv, column_labels: [SAMPLE]", "count: 100000000")
     ledger = Ledger(plan_of(yaml.replace("$(SAMPLE)", "$(MERLIN_SAMPLE_ID)")))
     step = ledger.plan.steps[0]
-    capacity = {("any", step.queue, step.shape): Capacity(1)}
+    capacity = {("any", step.lanes[0].queue, step.lanes[0].shape): Capacity(1)}
     issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))
     assert [len(issue.chunk.tasks) for issue in issued] == [1, 1]
     for issue in issued:
@@ -247,7 +268,7 @@ def test_the_end_of_a_step_comes_in_small_pieces() -> None:
     ledger = Ledger(plan_of(yaml.replace("$(SAMPLE)", "$(MERLIN_SAMPLE_ID)")))
     ledger.seconds[0], ledger.tried[0] = 1.0, 1
     step = ledger.plan.steps[0]
-    capacity = {("any", step.queue, step.shape): Capacity(4, rate=1000.0)}
+    capacity = {("any", step.lanes[0].queue, step.lanes[0].shape): Capacity(4, rate=1000.0)}
     issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))
     sizes = [len(issue.chunk.tasks) for issue in issued]
     assert sum(sizes) == 400

@@ -65,8 +65,12 @@ SPECS: Final = {
     "a walltime that is none": _run("walltime: soon"),
     "a walltime of nothing": _run("walltime: 00:00:00"),
     "a batch type that is none": _one("x", "batch: {type: slrum}"),
-    "a queue that differs between tasks": _run(
-        "task_queue: q_$(P)", "global.parameters: {P: {values: [1], label: P.%%}}"
+    "a queue that differs between samples": _run(
+        "task_queue: q_$(S)", "merlin: {samples: {file: s.csv, column_labels: [S]}}"
+    ),
+    "a size that differs between samples": _run("procs: $(S)", "merlin: {samples: {file: s.csv, column_labels: [S]}}"),
+    "a size of a combination that is none": _run(
+        "nodes: $(P)", "global.parameters: {P: {values: [1, x], label: P.%%}}"
     ),
     "an environment variable in a name": _one("x").replace("name: n,", "name: run-$USER,"),
     "a key that the language does not have": _run("dpends: [b]"),

@@ -49,7 +49,7 @@ def test_output_path_in_maestro_s_dialect_is_the_study_s_own_directory() -> None
 def test_a_bare_walltime_is_seconds_in_merlin_and_minutes_in_maestro(dialect: str, written: str, seconds: int) -> None:
     """An unquoted clock is a number of seconds to YAML 1.1, and stays one in either dialect."""
     plan = plan_of(_study(f"{{cmd: x, walltime: {written}}}", rest=f"dialect: {dialect}"))
-    assert plan.steps[0].walltime == seconds
+    assert plan.steps[0].lanes[0].walltime == seconds
 
 
 def test_all_exit_codes_are_values() -> None:
@@ -60,7 +60,7 @@ def test_all_exit_codes_are_values() -> None:
 
 @pytest.mark.parametrize("written", ["none", "None", '""'])
 def test_a_step_that_asks_for_no_queue_gets_the_one_without_a_name(written: str) -> None:
-    assert plan_of(_study(f"{{cmd: x, task_queue: {written}}}")).steps[0].queue == "merlin"
+    assert plan_of(_study(f"{{cmd: x, task_queue: {written}}}")).steps[0].lanes[0].queue == "merlin"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``procs: $(P)`` and ``walltime: $(W)``: one shape for the step, and for each combination its own launch line and limit."""
+"""``procs: $(P)``, ``task_queue: $(Q)``: each combination has its own route, launch line and limit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from merlin_study import launchers, needs
 from merlin_study.errors import SpecError
 from merlin_study.launchers import Kind
 from merlin_study.plan import PlannedStep
+from merlin_study.routes import MAX_LANES
 from tests.folding.studies import plan_of
 
 SPEC = """
@@ -31,10 +32,10 @@ def _line(step: PlannedStep, **texts: str) -> str:
     return launchers.expand(step.cmd, launch, Kind.SRUN, walltime=walltime)
 
 
-def test_a_step_is_routed_by_the_largest_of_each_and_launched_by_its_own() -> None:
-    """The largest task has four cores, though the largest factors would make sixteen."""
-    (step,) = plan_of(SPEC).steps
-    assert (step.shape, step.walltime) == ("n1-c4-g1-m0-w3", 7200)
+def test_each_combination_is_routed_and_launched_by_its_own_sizes() -> None:
+    step = plan_of(SPEC).steps[0]
+    assert [step.lanes[at].shape for at in step.lane_of] == ["n1-c4-g1-m0-w1", "n1-c4-g1-m0-w3", "n1-c2-g1-m0-w3"]
+    assert [step.lanes[at].walltime for at in step.lane_of] == [60, 7200, 5400]
     assert step.parameters == ("C", "P", "W")
     assert "-n 4" in (line := _line(step, P="4", C="1", W="2:00:00"))
     assert ("-c 1" in line, "-t 02:00:00" in line) == (True, True)
@@ -45,7 +46,7 @@ def test_a_step_is_routed_by_the_largest_of_each_and_launched_by_its_own() -> No
 def test_maestro_reads_bare_walltimes_of_parameters_as_minutes() -> None:
     step = plan_of(SPEC + "dialect: Maestro\n").steps[0]
     assert needs.exact(step, {"procs": "1", "cores": "4", "walltime": "60"})[1] == 3600
-    assert step.walltime == 7200
+    assert max(lane.walltime or 0 for lane in step.lanes) == 7200
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,83 @@ def test_each_combination_is_judged_before_any_runs(old: str, new: str, says: st
     with pytest.raises(SpecError) as caught:
         plan_of(SPEC.replace(old, new))
     assert [str(fault) for fault in caught.value.faults] == [says]
+
+
+TOKENS = """
+description: {name: tokens, description: d}
+batch: {type: slurm}
+global.parameters:
+  P: {values: [a, b, a], label: P.%%}
+  N: {values: [1, 2, 1], label: N.%%}
+merlin: {samples: {file: s.csv, column_labels: [X]}}
+study:
+- name: sim
+  description: each key as a token
+  run: {cmd: $(LAUNCHER) ./sim $(X) $(P) $(N), KEY}
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "lanes"),
+    [
+        ("task_queue: $(P)", [("a", {}), ("b", {})]),
+        ("task_queue: q_$(P.label)_$(N.name)", [("q_P.a_N", {}), ("q_P.b_N", {})]),
+        ("nodes: $(N)", [("merlin", {"shape": "n1-c1-g0-m0-w0"}), ("merlin", {"shape": "n2-c1-g0-m0-w0"})]),
+        ("procs: $(N)", [("merlin", {"shape": "n1-c1-g0-m0-w0"}), ("merlin", {"shape": "n1-c2-g0-m0-w0"})]),
+        ("cores per task: $(N)", [("merlin", {"shape": "n1-c1-g0-m0-w0"}), ("merlin", {"shape": "n1-c2-g0-m0-w0"})]),
+        ("gpus: $(N)", [("merlin", {"shape": "n1-c1-g1-m0-w0"}), ("merlin", {"shape": "n1-c1-g2-m0-w0"})]),
+        ("gpus per task: $(N)", [("merlin", {"shape": "n1-c1-g1-m0-w0"}), ("merlin", {"shape": "n1-c1-g2-m0-w0"})]),
+        ("walltime: '$(N):00:00'", [("merlin", {"walltime": 3600}), ("merlin", {"walltime": 7200})]),
+        ("max_retries: $(N)", [("merlin", {"max_retries": 1}), ("merlin", {"max_retries": 2})]),
+        ("retry_delay: $(N)", [("merlin", {"retry_delay": 1.0}), ("merlin", {"retry_delay": 2.0})]),
+    ],
+)  # fmt: skip
+def test_parameters_stand_for_queue_sizes_and_retries(key: str, lanes: list[tuple[str, dict[str, object]]]) -> None:
+    """Combinations that ask for the same share a lane: here the first and the third row are one combination."""
+    plan = plan_of(TOKENS.replace("KEY", key))
+    step = plan.steps[-1]
+    assert [lane.queue for lane in step.lanes] == [queue for queue, _ in lanes]
+    for lane, (_, wanted) in zip(step.lanes, lanes, strict=True):
+        assert {name: getattr(lane, name) for name in wanted} == wanted
+    assert step.lane_of == (0, 1)
+    assert plan.wants == {("merlin" if key[0] != "t" else step.lanes[0].queue, "n1-c1-g0-m0-w0")} | {
+        (lane.queue, lane.shape) for lane in step.lanes
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("task_queue: $(X)", "a queue's name, found '$(X)'"),
+        ("task_queue: q$(MERLIN_SAMPLE_ID)", "a queue's name, found 'q$(MERLIN_SAMPLE_ID)'"),
+        ("nodes: $(X)", "a whole number from 1 to 1000000, found '$(X)'"),
+        ("procs: $(X)", "a whole number from 1 to 1000000, found '$(X)'"),
+        ("cores per task: $(X)", "a whole number from 1 to 1000000, found '$(X)'"),
+        ("gpus: $(X)", "a whole number from 0 to 1000000, found '$(X)'"),
+        ("walltime: $(X)", "seconds, [d:]h:m:s or a number with s, m, h or d, found '$(X)'"),
+        ("max_retries: $(X)", "a whole number from 0 to 1000000, found '$(X)'"),
+        ("retry_delay: $(X)", "a whole number from 0 to 31536000, found '$(X)'"),
+    ],
+)
+def test_tokens_of_samples_are_refused_where_only_a_script_can_have_them(key: str, expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_of(TOKENS.replace("KEY", key))
+    why = "which differs between samples: their tokens are filled in in cmd and restart only; use a parameter here"
+    path = f"spec.study[0].run.{key.partition(':')[0]}"
+    assert [str(fault) for fault in caught.value.faults] == [f"{path}: expected {expected}, {why}"]
+
+
+def _many(key: str) -> PlannedStep:
+    """The step where every combination asks for something else."""
+    sizes = str(list(range(1, MAX_LANES + 2)))
+    return plan_of(TOKENS.replace("[1, 2, 1]", sizes).replace("[a, b, a]", sizes).replace("KEY", key)).steps[-1]
+
+
+def test_a_step_of_more_sizes_than_lanes_is_routed_by_the_largest() -> None:
+    step = _many("procs: $(N)")
+    assert ([lane.shape for lane in step.lanes], step.lane_of) == ([f"n1-c{MAX_LANES + 1}-g0-m0-w0"], ())
+
+
+def test_more_queues_than_lanes_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"run\.task_queue: expected at most 32 different combinations of queue"):
+        _many("task_queue: $(P)")

@@ -90,10 +90,9 @@ class StepWork:
             run.chunk.study, self._planned.name, task, run.chunk.attempt if self._restart else 0, self._layout.info
         )
 
-    @cached_property
-    def cores(self) -> int:
-        """How many cores one task has on its node."""
-        return shape.parse(self._planned.shape).cores
+    def cores(self, task: int) -> int:
+        """Return how many cores a task has on its node."""
+        return shape.parse(self._layout.geometry.lane(self._step, task).shape).cores
 
     def script(self, task: int) -> tuple[Script, str]:
         """Return where a task's script goes, and its text.
@@ -169,7 +168,7 @@ class StepWork:
     def _exact(self, combination: int) -> tuple[Launch | None, int | None]:
         """Return what the launch lines of one combination ask for, and its walltime."""
         if not self._planned.varies:
-            return self._planned.launch, self._planned.walltime
+            return self._planned.launch, self._planned.lanes[0].walltime
         if combination not in self._exacts:
             if len(self._exacts) >= KEPT:
                 self._exacts.clear()
@@ -186,7 +185,7 @@ class StepWork:
         """Run a task's script, which is written; see `run_script`."""
         token = slot.badges.issue(self.speaker(run, task))
         try:
-            own = badges.variables(token, self.cores) | slot.share.variables() | self.variables()
+            own = badges.variables(token, self.cores(task)) | slot.share.variables() | self.variables()
             ready = replace(script, own=own)
             start = functools.partial(
                 run_script,

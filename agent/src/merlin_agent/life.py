@@ -219,8 +219,8 @@ class Lives:
     def _begin(self, held: Held, study: Study) -> Life:
         life = Life(ChunkRun(held.chunk, urgent=held.urgent), study, held.consumer)
         life.published = published_at(held.copies[0].reply)
-        if held.chunk.step < len(study.plan.steps):
-            life.queue = study.plan.steps[held.chunk.step].queue
+        with contextlib.suppress(RefusedError):  # who prepares it says so
+            life.queue = study.lane(held.chunk).queue
         self.by_run[life.run] = life
         return life
 
@@ -303,8 +303,8 @@ class Lives:
         life.settle()
 
     def _start(self, life: Life, work: Work) -> None:
-        step = life.study.plan.steps[life.run.chunk.step]
-        needs = shape.parse(step.shape)
+        lane = life.study.lane(life.run.chunk)
+        needs = shape.parse(lane.shape)
         if needs.nodes == 1:
             self._slots.feed.add(life.run, work, needs)
         elif self._slots.wide.can(needs):
@@ -312,11 +312,11 @@ class Lives:
         else:
             self._decline(life, f"expected {needs.nodes} hosts for a task, found fewer by now")
             return
-        if step.walltime is None or self._intake is None:
+        if lane.walltime is None or self._intake is None:
             return
         if (left := self._intake.seconds_left()) < float("inf"):
             # What has not started by then would not end in time.
-            asyncio.get_running_loop().call_later(max(0.0, left - step.walltime), self.hand_back, life)
+            asyncio.get_running_loop().call_later(max(0.0, left - lane.walltime), self.hand_back, life)
 
     async def _prepare(self, life: Life, reserved: _Reserved) -> Work:
         """Enter the workspace, and inherit what lost holders of the chunk finished."""

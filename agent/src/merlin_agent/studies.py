@@ -26,7 +26,7 @@ from merlin_study import environment, workspace
 from merlin_study.blob import BlobError
 from merlin_study.finale import FILE, Finale
 from merlin_study.geometry import Geometry
-from merlin_study.plan import INFO_STEP, PLAN_VERSION, Plan
+from merlin_study.plan import INFO_STEP, PLAN_VERSION, Lane, Plan
 from merlin_study.seal import SealError, Signer
 from merlin_study.wire import Chunk, Control
 from merlin_study.workspace import Layout
@@ -93,6 +93,15 @@ class Study:
             raise RefusedError(
                 f"chunk {chunk.fence}: names tasks that step {self.plan.steps[chunk.step].name!r} does not have"
             )
+
+    def lane(self, chunk: Chunk) -> Lane:
+        """Return what a chunk's tasks have in common.
+
+        Raises:
+            RefusedError: the plan has no such tasks.
+        """
+        self.check(chunk)
+        return self.layout(chunk.samples).geometry.lane(chunk.step, chunk.tasks.first)
 
     def _check_directories(self, layout: Layout, chunk: Chunk) -> None:
         inside = self.root + "/"

@@ -21,7 +21,7 @@ from merlin_cli.summary import say
 from merlin_cli.target import Cluster, There, is_over
 from merlin_study.errors import SpecError
 from merlin_study.parse import parse_spec
-from merlin_study.queues import queue_name
+from merlin_study.queues import of_steps
 from merlin_study.spec import StudySpec
 from merlin_study.variables import Variables
 
@@ -63,7 +63,8 @@ class Filter:
         spec = source.parse(found, source.variables(self.variables), quiet=True)
         steps = {step for step in self.steps if step != "all"}
         queues = queues_of(spec)
-        return frozenset(self.queues) | {queue for step, queue in queues.items() if not steps or step in steps}
+        mine = (names for step, names in queues.items() if not steps or step in steps)
+        return frozenset(self.queues).union(*mine)
 
     def patterns(self) -> list[re.Pattern[str]]:
         """Return what agents' names have to match.
@@ -186,14 +187,13 @@ class Load:
     retrying: int = 0
 
 
-def queues_of(spec: StudySpec) -> dict[str, str]:
-    """Return the queue of each step of a specification."""
-    variables = Variables(spec, stamp="", base="", spec_root=None)
-    return {variables.expand(step.name): queue_name(variables.expand(step.run.task_queue)) for step in spec.study}
+def queues_of(spec: StudySpec) -> dict[str, tuple[str, ...]]:
+    """Return the queues of each step of a specification."""
+    return of_steps(spec, Variables(spec, stamp="", base="", spec_root=None).expand)
 
 
 def queue_info(which: Filter, console: Console, *, dump: str | None = None, cluster: Cluster | None = None) -> Exit:
-    """Print what waits and runs on each queue, and who serves it.
+    """Print what waits and runs on each queue, and who serves it; steps that use several queues have rows of their own.
 
     Raises:
         CliError: wrong usage, the cluster can't be asked, or the file can't be written.
@@ -202,23 +202,23 @@ def queue_info(which: Filter, console: Console, *, dump: str | None = None, clus
     there = There.of(which.namespace, cluster)
     wanted = which.wanted_queues()
     agents = list(agents_of(there.cluster.allocations(there.namespace)))
-    loads: dict[str, Load] = {queue: Load() for queue in wanted}
+    loads: dict[tuple[str, ...], Load] = {(queue,): Load() for queue in wanted}
     for agent in agents:
         for queue in agent.queues if not wanted else ():
-            loads.setdefault(queue, Load())
+            loads.setdefault((queue,), Load())
     for study in there.cluster.studies(there.namespace):
         _count(study, loads, wanted)
     rows = [
         {
-            "queue": queue,
+            "queue": ", ".join(names),
             "studies": load.studies,
             "waiting": load.waiting,
             "running": load.running,
             "retrying": load.retrying,
-            "agents": sum(agent.serves(queue) for agent in agents),
-            "slots": sum(agent.slots for agent in agents if agent.serves(queue)),
+            "agents": sum(any(map(agent.serves, names)) for agent in agents),
+            "slots": sum(agent.slots for agent in agents if any(map(agent.serves, names))),
         }
-        for queue, load in sorted(loads.items())
+        for names, load in sorted(loads.items())
     ]
     if dump is not None:
         write_rows(rows, dump)
@@ -234,7 +234,7 @@ def queue_info(which: Filter, console: Console, *, dump: str | None = None, clus
     return Exit.OK
 
 
-def _count(study: Mapping[str, Any], loads: dict[str, Load], wanted: frozenset[str]) -> None:
+def _count(study: Mapping[str, Any], loads: dict[tuple[str, ...], Load], wanted: frozenset[str]) -> None:
     if is_over(study):
         return
     try:
@@ -243,16 +243,16 @@ def _count(study: Mapping[str, Any], loads: dict[str, Load], wanted: frozenset[s
         return  # a study that can't be read is refused, and holds nothing
     seen = set()
     for step in (study.get("status") or {}).get("steps") or ():
-        queue = queues.get(step["name"])
-        if queue is None or (wanted and queue not in wanted):
+        names = queues.get(step["name"])
+        if names is None or (wanted and wanted.isdisjoint(names)):
             continue
-        load = loads.setdefault(queue, Load())
+        load = loads.setdefault(names, Load())
         running, retrying = int(step.get("running", 0)), int(step.get("retrying", 0))
         left = int(step.get("total", 0)) - int(step.get("done", 0)) - running - retrying
         load.waiting, load.running = load.waiting + max(0, left), load.running + running
         load.retrying += retrying
-        if queue not in seen:
-            seen.add(queue)
+        if names not in seen:
+            seen.add(names)
             load.studies += 1
 
 

@@ -107,7 +107,11 @@ class Folded:
         if not wanted.steps and not wanted.queues:
             return steps
         chosen = self.plan.steps
-        return [at for at in steps if chosen[at].name in wanted.steps or chosen[at].queue in wanted.queues]
+        return [
+            at
+            for at in steps
+            if chosen[at].name in wanted.steps or any(lane.queue in wanted.queues for lane in chosen[at].lanes)
+        ]
 
     def _of_step(self, at: int, wanted: Selection) -> Iterator[Row]:
         total, told = self._layout.geometry.total(at), self.tally.steps[at]
@@ -123,8 +127,20 @@ class Folded:
             bits += [(_Group("RUNNING", "", Bitmap()), begun), (_Group("INITIALIZED", "", Bitmap()), never)]
             agents = [(name, members.read(first, width)) for name, members in told.agents.items()]
             named = _any(members for name, members in agents if name in wanted.agents)
-            fits = [(group, members & _mask(wanted, group, named)) for group, members in bits]
+            routed = self._routed(at, first, width, wanted)
+            fits = [(group, members & routed & _mask(wanted, group, named)) for group, members in bits]
             yield from self._rows(at, first, [each for each in fits if each[1]], agents)
+
+    def _routed(self, at: int, first: int, width: int, wanted: Selection) -> int:
+        """Which tasks are of the queues that are wanted, where a step has several."""
+        step, bits = self.plan.steps[at], 0
+        if not wanted.queues or step.name in wanted.steps:
+            return -1
+        for number, lane in enumerate(step.lanes):
+            runs = self._layout.geometry.runs(at, number)
+            if lane.queue in wanted.queues:
+                bits |= -1 if runs is None else runs.mask(first, width)
+        return bits
 
     def _rows(
         self, at: int, first: int, fits: list[tuple[_Group, int]], agents: list[tuple[str, int]]
@@ -138,7 +154,8 @@ class Folded:
             group = next(group for group, members in fits if members & bit)
             agent = next((name for name, members in reversed(agents) if members & bit), "")
             directory = self._layout.task_dir(at, task).removeprefix(f"{self._layout.root}/")
-            yield Row(step.name, task, directory, group.state, group.code, step.queue, agent)
+            queue = self._layout.geometry.lane(at, task).queue
+            yield Row(step.name, task, directory, group.state, group.code, queue, agent)
 
 
 def _any(masks: Iterator[int]) -> int:

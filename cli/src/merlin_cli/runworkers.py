@@ -26,7 +26,7 @@ from merlin_cli.summary import say
 from merlin_study import celery, workerlines, workspace
 from merlin_study.errors import did_you_mean
 from merlin_study.launchers import Kind, flux_kind
-from merlin_study.queues import queue_name
+from merlin_study.queues import of_steps
 from merlin_study.spec import StudySpec
 from merlin_study.variables import Variables
 from merlin_study.workerlines import Machine
@@ -87,7 +87,7 @@ def run_workers(request: Request, console: Console, machine: Machine | None = No
 
 def _lines(request: Request, spec: StudySpec, variables: Variables, machine: Machine) -> Iterator[str]:
     planned = plan_workers(spec, variables.expand)
-    queues = {variables.expand(step.name): queue_name(variables.expand(step.run.task_queue)) for step in spec.study}
+    queues = of_steps(spec, variables.expand)
     chosen = started(_narrowed(planned.workers, request.steps, queues), _host())
     extra = celery.read(request.worker_args)
     notes = (*planned.warnings, *chosen.warnings, *(f"--worker-args: {each}" for each in extra.warnings))
@@ -104,8 +104,8 @@ def _lines(request: Request, spec: StudySpec, variables: Variables, machine: Mac
             raise CliError(Exit.REFUSED, f"merlin.resources.workers.{worker.name}: {error}") from None
 
 
-def _narrowed(workers: Sequence[Worker], steps: Sequence[str], queues: Mapping[str, str]) -> list[Worker]:
-    """The workers of some steps, with what is theirs of these alone; ``queues`` maps each step to its queue."""
+def _narrowed(workers: Sequence[Worker], steps: Sequence[str], queues: Mapping[str, tuple[str, ...]]) -> list[Worker]:
+    """The workers of some steps, with what is theirs of these alone; ``queues`` are those of each step."""
     if not steps:
         return list(workers)
     for step in steps:
@@ -115,7 +115,7 @@ def _narrowed(workers: Sequence[Worker], steps: Sequence[str], queues: Mapping[s
     for worker in workers:
         mine = tuple(step for step in worker.steps if step in steps)
         if mine:
-            theirs = tuple(dict.fromkeys(queues[step] for step in mine))
+            theirs = tuple(dict.fromkeys(queue for step in mine for queue in queues[step]))
             kept.append(dataclasses.replace(worker, steps=mine, queues=theirs))
     return kept
 

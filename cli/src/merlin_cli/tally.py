@@ -9,7 +9,6 @@ never ran, because something that they depend on failed, the ledger says, which 
 Reports speak of ranges and masks, and so does the fold: its cost is that of the reports, not of the tasks.
 """
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Failed, Progress, StepCount, StepFailure
 from merlin_study import generations, outcomelog, wire, workspace
 from merlin_study.bitmap import Bitmap
+from merlin_study.geometry import Geometry
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import FINAL, Outcome, after_budget
 from merlin_study.plan import Plan
@@ -109,17 +109,20 @@ class Tally:
             return
         self.samples = self.samples or report.samples
         planned, step = self.plan.steps[report.step], self.steps[report.step]
-        stands = functools.partial(
-            after_budget, attempt=report.attempt, max_retries=planned.max_retries, restarts=bool(planned.restart)
-        )
+        lanes = Geometry(self.plan, self.samples.count if self.samples is not None else 0)
+
+        def stands(outcome: Outcome, task: int) -> Outcome:
+            budget = lanes.lane(report.step, task).max_retries
+            return after_budget(outcome, attempt=report.attempt, max_retries=budget, restarts=bool(planned.restart))
+
         ran = step.agents.setdefault(report.agent, Bitmap())
         for result in report.results:
             ran.add(result.tasks)
-            outcome = stands(result.outcome)
+            outcome = stands(result.outcome, result.tasks.first)
             if outcome in FINAL:
                 step.close(result.tasks, (outcome, result.code))
         for failure in report.failures:
-            told = failure.model_copy(update={"outcome": stands(failure.outcome)})
+            told = failure.model_copy(update={"outcome": stands(failure.outcome, failure.task)})
             self._failures[report.step, failure.task] = told
 
     def progress(self, directory: str) -> Progress:

@@ -179,8 +179,7 @@ class Control:
         """Return the fences that nobody has started and nobody may start."""
         if self.holds:
             return [fence.chunk.fence for fence in self._unstarted()]
-        below = self.ledger.drop_below
-        gone = [fence.chunk.fence for fence in self._unstarted() if fence.chunk.fence < below[fence.chunk.step]]
+        gone = [fence.chunk.fence for fence in self._unstarted() if self.ledger.is_dropped(fence.chunk)]
         return gone or self._too_many()
 
     def _too_many(self) -> list[int]:

@@ -9,7 +9,10 @@ from merlin_operator.core import Core
 from merlin_operator.study import Study
 from merlin_operator.view import StudyView
 from merlin_study import subjects, wire
+from merlin_study.lanes import Runs
 from merlin_study.ledger import Ledger
+from merlin_study.reopen import windows
+from merlin_study.steptasks import StepTasks
 
 
 def views(core: Core, now: float) -> list[StudyView]:
@@ -65,10 +68,21 @@ def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
         tasks = study.ledger.steps[at]
         if tasks.complete or not (tasks.available or tasks.handed_out > len(tasks.final)):
             continue
-        if not any(fleet.serves(agent, site=site, queue=step.queue, needs=step.shape) for agent in live):
-            where = f" at site {site}" if site is not None else ""
-            return f"no agent serves queue '{step.queue}'{where}; start merlin-agent in an allocation"
+        for number, lane in enumerate(step.lanes):
+            if any(fleet.serves(agent, site=site, queue=lane.queue, needs=lane.shape) for agent in live):
+                continue
+            if (runs := study.ledger.geometry.runs(at, number)) is None or _waits(tasks, runs):
+                where = f" at site {site}" if site is not None else ""
+                return f"no agent serves queue '{lane.queue}'{where}; start merlin-agent in an allocation"
     return _refusal(study, study.ledger)
+
+
+def _waits(tasks: StepTasks, runs: Runs) -> bool:
+    """Whether any task of a lane may run and is not over."""
+    return any(
+        tasks.ready.read(first, width) & ~tasks.final.read(first, width) & runs.mask(first, width)
+        for first, width in windows(tasks.total)
+    )
 
 
 def _refusal(study: Study, ledger: Ledger) -> str:

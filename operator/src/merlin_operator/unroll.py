@@ -19,6 +19,7 @@ from typing import Final
 from merlin_study import subjects, wire
 from merlin_study.backlog import Waiting
 from merlin_study.ledger import Ledger
+from merlin_study.plan import Lane
 from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
 
@@ -103,15 +104,14 @@ class Unroller:
                 self._count(candidate, fence.chunk)
 
     def _count(self, candidate: Candidate, chunk: wire.Chunk) -> None:
-        rooms = self.room.setdefault(self._key(candidate, chunk.step), {})
+        rooms = self.room.setdefault(self._key(candidate, candidate.ledger.lane(chunk)), {})
         room = rooms.setdefault(candidate.priority, _Room())
         room.chunks += 1
         room.tasks += len(chunk.tasks)
 
     @staticmethod
-    def _key(candidate: Candidate, step: int) -> tuple[str, str, str]:
-        planned = candidate.ledger.plan.steps[step]
-        return candidate.site, planned.queue, planned.shape
+    def _key(candidate: Candidate, lane: Lane) -> tuple[str, str, str]:
+        return candidate.site, lane.queue, lane.shape
 
     def has_room(self, key: tuple[str, str, str], priority: int = 0) -> bool:
         """Whether a study of this priority may publish another chunk for this site, queue and shape.
@@ -135,7 +135,7 @@ class Unroller:
         ledger, passed = candidate.ledger, []
         issue = None
         while issue is None and (waiting := ledger.due(now)) is not None:
-            key = self._key(candidate, waiting.step)
+            key = self._key(candidate, ledger.geometry.lane(waiting.step, waiting.tasks.first))
             if not self.has_room(key, candidate.priority):
                 passed.append(waiting)
                 continue
@@ -153,14 +153,17 @@ class Unroller:
     def _take_ready(self, candidate: Candidate) -> Issue | None:
         ledger = candidate.ledger
         for step in ledger.dag.downstream_first:
-            key = self._key(candidate, step)
-            if not ledger.steps[step].available or not self.has_room(key, candidate.priority):
+            if not ledger.steps[step].available:
                 continue
-            left = (ledger.steps[step].total or 0) - ledger.steps[step].handed_out
-            size = min(self._size(ledger, step, self.capacity[key], left), candidate.allowance)
-            tasks = ledger.steps[step].next_tasks(size)
-            if tasks is not None:
-                return self._issue(candidate, step, tasks, URGENT if step in ledger.dag.downstream else BULK, None)
+            for number, lane in enumerate(ledger.plan.steps[step].lanes):
+                key = self._key(candidate, lane)
+                if not self.has_room(key, candidate.priority):
+                    continue
+                left = (ledger.steps[step].total or 0) - ledger.steps[step].handed_out
+                size = min(self._size(ledger, step, self.capacity[key], left), candidate.allowance)
+                tasks = ledger.steps[step].next_tasks(size, number, ledger.geometry.runs(step, number))
+                if tasks is not None:
+                    return self._issue(candidate, step, tasks, URGENT if step in ledger.dag.downstream else BULK, None)
         return None
 
     @staticmethod
@@ -176,7 +179,6 @@ class Unroller:
 
     def _issue(self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None) -> Issue:
         ledger = candidate.ledger
-        planned = ledger.plan.steps[step]
         chunk = wire.Chunk(
             study=candidate.uid,
             plan=candidate.plan_hash,
@@ -198,7 +200,7 @@ class Unroller:
         candidate.served += len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
         if candidate.priority:
             band = URGENT if candidate.priority > 0 else BULK
-        return Issue(subjects.Route(candidate.site, planned.queue, planned.shape, band), chunk)
+        return Issue(subjects.Route(*self._key(candidate, ledger.lane(chunk)), band), chunk)
 
 
 def _split(tasks: TaskSet, most: int) -> tuple[TaskSet, TaskSet | None]:

@@ -5,7 +5,8 @@ Every part of the compiler is given one `Basis` and adds to its faults, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Final
 
 from merlin_study import checks, environment
@@ -96,8 +97,18 @@ class Basis:
         elif token.startswith("MERLIN_") or (token.isupper() and did_you_mean(token, known)):
             self.fault(path, f"$({token}) is not defined{did_you_mean(token, known)}", UNDEFINED_TOKEN)
 
+    @cached_property
+    def token_columns(self) -> Mapping[str, Sequence[str]]:
+        """What each token of a parameter becomes, row by row: ``X`` its values, ``X.label`` its labels, ``X.name`` its name."""
+        columns: dict[str, Sequence[str]] = {}
+        for each in self.parameters:
+            columns |= {each.key: each.values, f"{each.key}.label": each.labels}
+            columns[f"{each.key}.name"] = (each.key,) * len(each.values)
+        return columns
+
+    @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Return the parameter table with its variables expanded, sorted by key."""
+        """The parameter table with its variables expanded, sorted by key."""
         result = []
         for key in sorted(self.table):
             column = self.table[key]

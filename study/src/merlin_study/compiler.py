@@ -71,9 +71,8 @@ def _plan(basis: Basis, *, samples_directory: str, original: str | None) -> Plan
     basis.faults += dependencies.faults(spec, names)
     drafts.use(order, basis)
     steps = plan_steps(order, basis, samples, dependencies.script(spec, names))
-    parameters = basis.parameters()
     for step in steps:
-        share_directories(step, parameters, basis)
+        share_directories(step, basis)
     for token in tokens(names.output_path):
         message = f"$({token}) has no meaning in the place of the workspace; write the path out"
         basis.fault("spec.env.variables.OUTPUT_PATH", message, UNDEFINED_TOKEN)
@@ -82,7 +81,7 @@ def _plan(basis: Basis, *, samples_directory: str, original: str | None) -> Plan
         name=name,
         workspace=f"{name.replace(' ', '_')}_{spec.run_id or basis.stamp}",
         output_path=posixpath.join(str(spec.vars.get(SUBMIT_PATH, "")), names.output_path),
-        parameters=parameters,
+        parameters=basis.parameters,
         samples=samples,
         steps=steps,
         fail_fast=fail_fast(spec),

@@ -61,10 +61,12 @@ class Dag:
             self._release(step, fresh)
         return fresh
 
-    def cancel_waiting(self, step: int, running: Bitmap) -> None:
-        """Cancel the tasks of a step that are neither over nor ``running``."""
+    def cancel_waiting(self, step: int, lane: int, running: Bitmap) -> None:
+        """Cancel the tasks of one of a step's lanes that are neither over nor ``running``."""
+        runs = self.geometry.runs(step, lane)
         for first, width in reopen.windows(self.steps[step].total):
-            waits = ((1 << width) - 1) & ~running.read(first, width) & ~self.steps[step].final.read(first, width)
+            lies = (1 << width) - 1 if runs is None else runs.mask(first, width)
+            waits = lies & ~running.read(first, width) & ~self.steps[step].final.read(first, width)
             if (tasks := TaskSet.from_bits(first, waits)) is not None:
                 self.finish(step, tasks, Outcome.CANCELLED)
 

@@ -91,7 +91,8 @@ def _size(draft: Draft, basis: Basis) -> None:
         kind=batch_type(draft, basis)[0],
         minutes=basis.spec.dialect == "Maestro",
         expand=basis.variables.expand,
-        columns={key: tuple(map(basis.names.expand, column.values)) for key, column in basis.table.items()},
+        columns=basis.token_columns,
+        is_of_samples=basis.is_of_samples,
     )
     draft.sized, faults = sizing.size(author, {"cmd": draft.cmd, "restart": draft.restart})
     basis.faults += faults

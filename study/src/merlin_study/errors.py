@@ -19,6 +19,10 @@ from typing import Final, Self
 
 INVALID_SPEC: Final = "InvalidSpec"
 """A value is missing, of the wrong type or out of bounds, or the text is no YAML that we read."""
+DIFFERS_BY_SAMPLE: Final = (
+    "which differs between samples: their tokens are filled in in cmd and restart only; use a parameter here"
+)
+"""Why a key of a step can't hold a sample's token. It is upstream's rule, too; there the token stays as it is."""
 UNKNOWN_FIELD: Final = "UnknownField"
 """A key that the language does not have."""
 CYCLE_DETECTED: Final = "CycleDetected"

@@ -6,10 +6,12 @@ the parameter table (equal combinations collapse, as in Maestro); each is repres
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from merlin_study.plan import EdgeKind, Plan, PlannedStep
+from merlin_study.lanes import Runs
+from merlin_study.plan import EdgeKind, Lane, Plan, PlannedStep
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Geometry:
     samples: int
     _rows: dict[tuple[str, ...], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
 
+    _runs: dict[tuple[int, int], Runs | None] = field(default_factory=dict, compare=False, repr=False)
+
     @cached_property
     def _columns(self) -> dict[str, tuple[str, ...]]:
         return {parameter.key: parameter.labels for parameter in self.plan.parameters}
@@ -31,16 +35,8 @@ class Geometry:
         """Return, for each combination of a step, the parameter table's row that represents it."""
         keys = self.plan.steps[step].parameters
         if keys not in self._rows:
-            self._rows[keys] = self._distinct(keys)
+            self._rows[keys] = distinct_rows([self._columns[key] for key in keys])
         return self._rows[keys]
-
-    def _distinct(self, keys: tuple[str, ...]) -> tuple[int, ...]:
-        if not keys:
-            return (0,)
-        seen: dict[tuple[str, ...], int] = {}
-        for row, labels in enumerate(zip(*(self._columns[key] for key in keys), strict=True)):
-            seen.setdefault(labels, row)
-        return tuple(seen.values())
 
     def samples_of(self, step: int) -> int:
         """Return how many samples each combination of a step has: 1 for a step without samples."""
@@ -63,6 +59,26 @@ class Geometry:
         if not 0 <= task < self.total(step):
             raise IndexError(f"step {self.plan.steps[step].name} has {self.total(step)} tasks, none is {task}")
         return divmod(task, self.samples_of(step))
+
+    def lane(self, step: int, task: int) -> Lane:
+        """Return where a task goes, and how often it is tried; the step's first lane while its tasks are not known."""
+        return self.plan.steps[step].lanes[self._lane(step, task)]
+
+    def lane_number(self, step: int, task: int) -> int:
+        """Return which of all lanes of the plan a task is in."""
+        return self.plan.first_lanes[step] + self._lane(step, task)
+
+    def _lane(self, step: int, task: int) -> int:
+        numbers = self.plan.steps[step].lane_of
+        return numbers[task // self.samples_of(step)] if numbers and self.known(step) else 0
+
+    def runs(self, step: int, lane: int) -> Runs | None:
+        """Return where the tasks of one of a step's lanes lie; None for all of the step."""
+        key = (step, lane)
+        if key not in self._runs:
+            numbers = self.plan.steps[step].lane_of
+            self._runs[key] = Runs(numbers, lane, self.samples_of(step)) if numbers else None
+        return self._runs[key]
 
     def row(self, step: int, combination: int) -> int:
         """Return the parameter table's row of a combination."""
@@ -88,6 +104,16 @@ class Geometry:
     def parent_combination(self, step: int, combination: int, parent: int) -> int:
         """Return the parent's combination that a step's combination depends on."""
         return self.combination_of_row(parent, self.row(step, combination))
+
+
+def distinct_rows(columns: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    """Return the first row of each combination of ``columns``, which hold labels; one row where there are none."""
+    if not columns:
+        return (0,)
+    seen: dict[tuple[str, ...], int] = {}
+    for row, labels in enumerate(zip(*columns, strict=True)):
+        seen.setdefault(labels, row)
+    return tuple(seen.values())
 
 
 def edge_kind(child: PlannedStep, parent: PlannedStep, *, funnel: bool) -> EdgeKind:

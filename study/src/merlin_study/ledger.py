@@ -25,7 +25,7 @@ from merlin_study.bitmap import Bitmap
 from merlin_study.dag import Dag
 from merlin_study.geometry import Geometry
 from merlin_study.outcome import FINAL, HARD_FAIL, STOP_WORKERS, Outcome, after_budget
-from merlin_study.plan import Plan
+from merlin_study.plan import Lane, Plan
 from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
 
@@ -117,8 +117,8 @@ class Ledger:
         """What runs of fences below this ends."""
         self.cancelled = False
         """Cancelled, and not restarted since."""
-        self.drop_below: list[int] = [0] * len(plan.steps)
-        """Per step: what fences below this hand back is cancelled."""
+        self.drop_below: list[int] = [0] * plan.first_lanes[-1]
+        """Per lane, those of all steps numbered on: what fences below this hand back is cancelled."""
         self.hard_failed: dict[str, float] = {}
         """Queues that a task stopped with `HARD_FAIL`, and when."""
         self.dropped_queues: set[str] = set()
@@ -281,7 +281,7 @@ class Ledger:
 
     def _result(self, chunk: wire.Chunk, result: wire.Result, tasks: TaskSet, at: float) -> None:
         planned = self.plan.steps[chunk.step]
-        outcome = self._stands(chunk.step, result.outcome, attempt=chunk.attempt)
+        outcome = self._stands(chunk.step, tasks.first, result.outcome, attempt=chunk.attempt)
         self._note_code(chunk, result.code, at)
         if outcome is Outcome.SUCCEEDED and self.dag.unmeasured(chunk.step):
             self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
@@ -301,7 +301,7 @@ class Ledger:
             self._wait(chunk, unfinished, at, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
         else:
             wants_restart = outcome is Outcome.RESTART and bool(planned.restart)
-            due = at + planned.retry_delay
+            due = at + self.lane(chunk).retry_delay
             self._wait(chunk, unfinished, due, attempt=chunk.attempt + 1, restart=wants_restart)
 
     def _unexplained(self, step: int, first: int, bits: int) -> int:
@@ -314,20 +314,20 @@ class Ledger:
 
     def _note_code(self, chunk: wire.Chunk, code: int, at: float) -> None:
         """Note what an exit code asks for beyond its own task, unless a verdict has dealt with that chunk's time already."""
-        if chunk.fence < self.drop_below[chunk.step]:
+        if self.is_dropped(chunk):
             return
         if code == HARD_FAIL:
-            self.hard_failed.setdefault(self.plan.steps[chunk.step].queue, at)
+            self.hard_failed.setdefault(self.lane(chunk).queue, at)
         elif code == STOP_WORKERS and self.stop_asked is None:
             self.stop_asked = at
 
-    def _stands(self, step: int, outcome: Outcome, *, attempt: int) -> Outcome:
-        planned = self.plan.steps[step]
-        return after_budget(outcome, attempt=attempt, max_retries=planned.max_retries, restarts=bool(planned.restart))
+    def _stands(self, step: int, task: int, outcome: Outcome, *, attempt: int) -> Outcome:
+        budget, restarts = self.geometry.lane(step, task).max_retries, bool(self.plan.steps[step].restart)
+        return after_budget(outcome, attempt=attempt, max_retries=budget, restarts=restarts)
 
     def _note_failures(self, step: int, report: wire.Report) -> None:
         for failure in report.failures:
-            outcome = self._stands(step, failure.outcome, attempt=report.attempt)
+            outcome = self._stands(step, failure.task, failure.outcome, attempt=report.attempt)
             if outcome not in FINAL:
                 continue
             self._keep_failure(step, failure.model_copy(update={"outcome": outcome}))
@@ -384,15 +384,17 @@ class Ledger:
             self.cancelled, self.kill_below = True, max(self.kill_below, entry.below)
         if entry.queue is not None:
             self.dropped_queues.add(entry.queue)
-        steps = [
-            index
-            for index, planned in enumerate(self.plan.steps)
-            if entry.queue is None or planned.queue == entry.queue
+        lanes = [
+            (step, lane)
+            for step, planned in enumerate(self.plan.steps)
+            for lane, each in enumerate(planned.lanes)
+            if entry.queue is None or each.queue == entry.queue
         ]
-        for step in steps:
-            self.drop_below[step] = max(self.drop_below[step], entry.below)
-        for step in steps:
-            self.dag.cancel_waiting(step, self._running(step))
+        for step, lane in lanes:
+            number = self.plan.first_lanes[step] + lane
+            self.drop_below[number] = max(self.drop_below[number], entry.below)
+        for step, lane in lanes:
+            self.dag.cancel_waiting(step, lane, self._running(step))
         self._backlog.drop([step.final for step in self.steps])
 
     def _running(self, step: int) -> Bitmap:
@@ -406,9 +408,11 @@ class Ledger:
         known = [step.total is not None for step in self.steps]
         self.facts = self.facts or facts
         self.dag.measure(facts.count)
-        for step, had in enumerate(known):
-            if not had and chunk.fence < self.drop_below[chunk.step]:  # dropped before anybody knew of these tasks
-                self.dag.cancel_waiting(step, Bitmap())
+        for step, planned in enumerate(self.plan.steps):
+            for lane in range(len(planned.lanes)):
+                dropped = chunk.fence < self.drop_below[self.plan.first_lanes[step] + lane]
+                if dropped and not known[step]:  # before anybody knew of these tasks
+                    self.dag.cancel_waiting(step, lane, Bitmap())
 
     def _restart(self, entry: wire.Restarted) -> None:
         """Open a new generation of the tasks that a restart names; one that was honoured before changes nothing."""
@@ -451,12 +455,20 @@ class Ledger:
         lost: tuple[wire.LostHolder, ...] = (),
     ) -> None:
         """Have tasks of a chunk issued again, unless what that chunk leaves is dropped."""
-        if chunk.fence < self.drop_below[chunk.step]:
+        if self.is_dropped(chunk):
             self.dag.finish(chunk.step, tasks, Outcome.CANCELLED)
         else:
             self._backlog.add(due, chunk.step, tasks, attempt=attempt, restart=restart, lost=lost)
 
     # What is asked of it
+
+    def lane(self, chunk: wire.Chunk) -> Lane:
+        """Return what a chunk's tasks have in common."""
+        return self.geometry.lane(chunk.step, chunk.tasks.first)
+
+    def is_dropped(self, chunk: wire.Chunk) -> bool:
+        """Whether what a chunk leaves is cancelled."""
+        return chunk.fence < self.drop_below[self.geometry.lane_number(chunk.step, chunk.tasks.first)]
 
     @property
     def finished(self) -> bool:

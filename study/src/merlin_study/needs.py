@@ -70,6 +70,6 @@ def exact(step: PlannedStep, texts: Mapping[str, str]) -> tuple[Launch | None, i
     Raises:
         ValueError: a value is no number; the compiler has seen that none is.
     """
-    walltime = duration.seconds(texts[WALLTIME], minutes=step.minutes) if WALLTIME in texts else step.walltime
+    walltime = duration.seconds(texts[WALLTIME], minutes=step.minutes) if WALLTIME in texts else step.lanes[0].walltime
     numbers = {name: int(text) for name, text in texts.items() if name != WALLTIME}
     return None if step.launch is None else step.launch.model_copy(update=numbers), walltime

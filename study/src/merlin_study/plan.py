@@ -8,6 +8,7 @@ Compilation is deterministic, so whoever holds the specification can check the h
 from __future__ import annotations
 
 import hashlib
+import itertools
 from enum import StrEnum
 from functools import cached_property
 from typing import Final
@@ -91,14 +92,27 @@ class PlannedFile(_Model):
     executable: bool = False
 
 
+class Lane(_Model):
+    """What tasks of a step have in common that share a chunk: where they go, and how often they are tried.
+
+    ``retry_delay`` and ``walltime`` are in seconds; ``walltime`` is the longest of these tasks, None where one has no limit.
+    """
+
+    queue: str
+    shape: str
+    max_retries: int = 30
+    retry_delay: float = 1.0
+    walltime: int | None = None
+
+
 class PlannedStep(_Model):
     """One step with everything expanded but what differs between its tasks.
 
-    ``parameters`` are the keys that the step uses, sorted; they decide its combinations. ``retry_delay`` and
-    ``walltime`` are in seconds. ``suffix`` goes between name and ending of the script (``.slurm`` for instance).
-    ``launch`` is what ``$(LAUNCHER)`` asks for; None where the batch type has no launcher, and tokens are the shell's.
-    ``varies`` are the texts of sizes (by `Launch`'s names) and of the ``walltime`` that differ between combinations, ``minutes`` how
-    a bare walltime there is read; what ``launch``, ``shape`` and ``walltime`` say is the largest (`merlin_study.sizing`).
+    ``parameters`` are the keys that the step uses, sorted; they decide its combinations. ``lanes`` are what chunks of the step may
+    ask for, and ``lane_of`` says which of them each combination has (empty: all have the first). ``suffix`` goes between name and
+    ending of the script (``.slurm`` for instance). ``launch`` is what ``$(LAUNCHER)`` asks for; None where the batch type has no
+    launcher, and tokens are the shell's. ``varies`` are the texts of sizes (by `Launch`'s names) and of the ``walltime`` that differ
+    between combinations, ``minutes`` how a bare walltime there is read; what ``launch`` says is the largest (`merlin_study.sizing`).
     ``warm``: tasks may share an interpreter that is started once; ``preload``: the modules that a shared Python has imported.
     """
 
@@ -106,11 +120,8 @@ class PlannedStep(_Model):
     cmd: str
     restart: str
     shell: str
-    queue: str
-    shape: str
-    max_retries: int
-    retry_delay: float
-    walltime: int | None
+    lanes: tuple[Lane, ...] = Field(min_length=1)
+    lane_of: tuple[int, ...] = ()
     sampled: bool
     parameters: tuple[str, ...]
     edges: tuple[Edge, ...]
@@ -154,8 +165,13 @@ class Plan(_Model):
 
     @cached_property
     def wants(self) -> frozenset[tuple[str, str]]:
-        """The queue and shape of each step."""
-        return frozenset((step.queue, step.shape) for step in self.steps)
+        """The queues and shapes of all steps."""
+        return frozenset((lane.queue, lane.shape) for step in self.steps for lane in step.lanes)
+
+    @cached_property
+    def first_lanes(self) -> tuple[int, ...]:
+        """For each step the number of its first lane, where those of all steps are numbered on; and how many there are."""
+        return (0, *itertools.accumulate(len(step.lanes) for step in self.steps))
 
     def to_json(self) -> bytes:
         """Return the canonical JSON: fields in the order of the model, no spaces."""

@@ -1,8 +1,7 @@
 """The sizes and the walltime of a step, which may differ between its combinations (``procs: $(P)``). Pure.
 
-Chunks of one step share a queue and a shape, so the step is routed by the largest of each: room that is enough for any of its
-combinations. What a launch line says, and when a task is ended, is each combination's own, which the agent works out from
-`PlannedStep.varies` (`merlin_study.needs.exact`).
+Each combination is routed by the room that it takes (`merlin_study.routes`). What a launch line says, and when a task is ended, is
+its own, too, which the agent works out from `PlannedStep.varies` (`merlin_study.needs.exact`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from merlin_study import duration, launchers, needs
-from merlin_study.errors import Fault
+from merlin_study.errors import DIFFERS_BY_SAMPLE, Fault
 from merlin_study.launchers import Kind, Launch
 from merlin_study.needs import WALLTIME, Sizes
 from merlin_study.shape import Shape
@@ -40,12 +39,22 @@ _MOST: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Sized:
-    """What a step takes: the largest of its combinations, and the texts of what differs between them."""
+    """What a step takes: the largest of its combinations, the texts of what differs between them, and what each takes.
+
+    ``keys`` are the tokens in these texts; ``rows`` has shape and walltime for each row of their values.
+    """
 
     shape: Shape = field(default_factory=Shape)
     launch: Launch | None = None
     walltime: int | None = None
     varies: dict[str, str] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    rows: Mapping[tuple[str, ...], tuple[Shape, int | None]] = field(default_factory=dict)
+
+    def of(self, values: Mapping[str, str]) -> tuple[Shape, int | None]:
+        """Return shape and walltime where the tokens have these values; the largest where some of them are not told."""
+        row = tuple(values.get(key, "") for key in self.keys)
+        return self.rows.get(row, (self.shape, self.walltime))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class Author:
         kind: Its batch type.
         minutes: Whether a bare walltime in quotes is minutes.
         expand: Replaces variables.
-        columns: The values of each parameter.
+        columns: What each token of a parameter becomes, row by row.
+        is_of_samples: Whether a token differs between samples.
     """
 
     path: str
@@ -67,6 +77,7 @@ class Author:
     minutes: bool
     expand: Callable[[str], str]
     columns: Mapping[str, Sequence[str]]
+    is_of_samples: Callable[[str], bool]
 
 
 def size(author: Author, scripts: Mapping[str, str]) -> tuple[Sized, list[Fault]]:
@@ -80,8 +91,11 @@ def size(author: Author, scripts: Mapping[str, str]) -> tuple[Sized, list[Fault]
     found = reader.rows()
     if reader.faults:
         return Sized(), reader.faults
-    launched, own = author.kind in _STAND_IN, list(found)
-    shapes = [needs.shape(sizes, launched=launched, walltime=limit) for sizes, limit in own]
+    launched, own = author.kind in _STAND_IN, list(dict.fromkeys(found.values()))
+    rows = {
+        row: (needs.shape(sizes, launched=launched, walltime=limit), limit) for row, (sizes, limit) in found.items()
+    }
+    shapes = [each for each, _ in rows.values()]
     largest = Shape(
         nodes=max(each.nodes for each in shapes),
         cores=max(each.cores for each in shapes),
@@ -97,7 +111,7 @@ def size(author: Author, scripts: Mapping[str, str]) -> tuple[Sized, list[Fault]
             if bad := _unlaunchable(author, scripts, launch):
                 return Sized(), bad
         launch = needs.launch(author.kind, _most(own), arguments)
-    return Sized(largest, launch, limit, reader.varies), []
+    return Sized(largest, launch, limit, reader.varies, reader.keys, rows), []
 
 
 class _Reader:
@@ -114,17 +128,18 @@ class _Reader:
         texts = {_FIELDS[key]: text for key, text in self._sizes.items()}
         texts |= {} if self._limit is None else {WALLTIME: self._limit}
         self.varies = {name: text for name, text in texts.items() if not author.columns.keys().isdisjoint(tokens(text))}
-        self._keys = sorted({token for text in self.varies.values() for token in tokens(text)} & author.columns.keys())
+        held = {token for text in self.varies.values() for token in tokens(text)}
+        self.keys = tuple(sorted(held & author.columns.keys()))
 
-    def rows(self) -> dict[tuple[Sizes, int | None], None]:
-        """Return the distinct sizes and times."""
-        columns = [self._author.columns[key] for key in self._keys]
+    def rows(self) -> dict[tuple[str, ...], tuple[Sizes, int | None]]:
+        """Return sizes and time for each distinct row of the tokens' values."""
+        columns = [self._author.columns[key] for key in self.keys]
         rows = dict.fromkeys(zip(*columns, strict=False)) if columns else {(): None}
-        found: dict[tuple[Sizes, int | None], None] = {}
+        found: dict[tuple[str, ...], tuple[Sizes, int | None]] = {}
         for row in rows:
-            values = dict(zip(self._keys, row, strict=True))
+            values = dict(zip(self.keys, row, strict=True))
             numbers = {_FIELDS[key]: self._number(key, text, values) for key, text in self._sizes.items()}
-            found[Sizes(**numbers), self._seconds(values)] = None
+            found[row] = Sizes(**numbers), self._seconds(values)
             if self.faults:
                 break
         return found
@@ -135,18 +150,22 @@ class _Reader:
         if filled.isdecimal() and filled.isascii() and least <= int(filled) <= _MOST:
             return int(filled)
         origin = "" if filled == text else f" of {text}"
-        wanted = f"expected a whole number from {least} to {_MOST}, found {filled!r}{origin}"
+        wanted = f"expected a whole number from {least} to {_MOST}, found {filled!r}{origin}{self._why(filled)}"
         self.faults.append(Fault(f"{self._author.path}.run.{key}", wanted))
         return least
 
     def _seconds(self, values: Mapping[str, str]) -> int | None:
         if self._limit is None:
             return None
+        filled = Template.parse(self._limit).render(values.get)
         try:
-            return duration.seconds(Template.parse(self._limit).render(values.get), minutes=self._minutes)
+            return duration.seconds(filled, minutes=self._minutes)
         except ValueError as error:
-            self.faults.append(Fault(f"{self._author.path}.run.walltime", str(error)))
+            self.faults.append(Fault(f"{self._author.path}.run.walltime", f"{error}{self._why(filled)}"))
             return None
+
+    def _why(self, filled: str) -> str:
+        return f", {DIFFERS_BY_SAMPLE}" if any(map(self._author.is_of_samples, tokens(filled))) else ""
 
 
 def _most(own: Sequence[tuple[Sizes, int | None]]) -> Sizes:

@@ -1,17 +1,17 @@
-"""From drafts to planned steps: edges, queues, the implicit steps before all others."""
+"""From drafts to planned steps: their edges and lanes, and the implicit steps before all others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from merlin_study import checks
 from merlin_study.basis import COUNT_TOKENS, Basis
 from merlin_study.drafts import Draft, batch_type
-from merlin_study.errors import NOT_YET_SUPPORTED
 from merlin_study.geometry import edge_kind
-from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Parameter, PlannedStep, SampleTable
-from merlin_study.queues import NO_QUEUE, queue_name
+from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Lane, PlannedStep, SampleTable
+from merlin_study.queues import NO_QUEUE
+from merlin_study.routes import Lanes, plan_lanes
 from merlin_study.shape import Shape
 from merlin_study.template import tokens
 from merlin_study.workspace import safe_name
@@ -32,25 +32,25 @@ def plan_steps(
         needed: The script that sees to the study's dependencies; empty for none.
     """
     planned: list[PlannedStep] = []
-    queue = next((_queue(draft, basis) for draft in order if draft.sampled), "merlin")
+    lanes = {draft.name: plan_lanes(draft, basis) for draft in order}
     if needed:
-        first = _queue(order[0], basis) if order else NO_QUEUE
-        planned.append(_implicit_step(DEPENDENCIES_STEP, needed, "/bin/bash", queue=first))
+        planned.append(_implicit_step(DEPENDENCIES_STEP, needed, "/bin/bash", _first_queue(order, lanes)))
     counted = samples is not None and samples.count is not None
     if samples is not None and (not counted or any(draft.lists_paths for draft in order)):
         # upstream runs its command with /bin/sh, whatever the batch block says
-        planned.append(_implicit_step(INFO_STEP, samples.generate or "", "/bin/sh", queue=queue))
+        queue = _first_queue([draft for draft in order if draft.sampled], lanes)
+        planned.append(_implicit_step(INFO_STEP, samples.generate or "", "/bin/sh", queue))
     for draft in order:
-        planned.append(_planned(draft, basis, planned, samples))
+        planned.append(_planned(draft, basis, planned, samples, lanes[draft.name]))
     if needed:
         waits = (Edge(parent=0, kind=EdgeKind.ALL),)
         planned[1:] = [step if step.edges else step.model_copy(update={"edges": waits}) for step in planned[1:]]
     return tuple(planned)
 
 
-def share_directories(step: PlannedStep, parameters: Sequence[Parameter], basis: Basis) -> None:
+def share_directories(step: PlannedStep, basis: Basis) -> None:
     """Refuse combinations that would share a directory: the second would find the first one's mark and never run."""
-    used = [parameter for parameter in parameters if parameter.key in step.parameters]
+    used = [parameter for parameter in basis.parameters if parameter.key in step.parameters]
     owners: dict[str, tuple[str, ...]] = {}
     for labels in zip(*(parameter.labels for parameter in used), strict=False):
         directory = safe_name(".".join(labels))
@@ -64,18 +64,17 @@ def share_directories(step: PlannedStep, parameters: Sequence[Parameter], basis:
             return
 
 
-def _planned(draft: Draft, basis: Basis, planned: Sequence[PlannedStep], samples: SampleTable | None) -> PlannedStep:
+def _planned(
+    draft: Draft, basis: Basis, planned: Sequence[PlannedStep], samples: SampleTable | None, lanes: Lanes
+) -> PlannedStep:
     run, expand, sized = draft.step.run, basis.variables.expand, draft.sized
     step = PlannedStep(
         name=draft.name,
         cmd=draft.scripts[0],
         restart=draft.scripts[1],
         shell=expand(run.shell or basis.spec.batch.shell or "/bin/bash"),
-        queue=_queue(draft, basis),
-        shape=sized.shape.token,
-        max_retries=_number(run.max_retries, f"{draft.path}.run.max_retries", basis),
-        retry_delay=float(_number(run.retry_delay, f"{draft.path}.run.retry_delay", basis)),
-        walltime=sized.walltime,
+        lanes=lanes[0],
+        lane_of=lanes[1],
         sampled=draft.sampled,
         parameters=tuple(sorted(draft.uses)),
         edges=(),
@@ -118,45 +117,19 @@ def _suffix(draft: Draft, basis: Basis) -> str:
     return f".{kind}" if basis.spec.dialect == "Maestro" else ".slurm"
 
 
-def _queue(draft: Draft, basis: Basis) -> str:
-    path = f"{draft.path}.run.task_queue"
-    queue = basis.variables.expand(draft.step.run.task_queue)
-    basis.known_here(queue, path)
-    if tokens(queue):
-        basis.fault(
-            path,
-            f"{queue!r} differs between tasks, and agents are started for queues by name; give the step one queue",
-        )
-    return queue_name(queue)
+def _first_queue(order: Sequence[Draft], lanes: Mapping[str, Lanes]) -> str:
+    """Return the queue of the first of some steps, whose agents do what has to be done before."""
+    return lanes[order[0].name][0][0].queue if order else NO_QUEUE
 
 
-def _number(value: int | str, path: str, basis: Basis) -> int:
-    text = basis.variables.expand(str(value)).strip()
-    if text.isdecimal() and text.isascii():
-        return int(text)
-    if any(token in basis.table for token in tokens(text)):
-        basis.fault(
-            path,
-            f"a number that differs between combinations ({text!r}) is not supported here yet; use one for all",
-            NOT_YET_SUPPORTED,
-        )
-        return 0
-    basis.fault(path, f"expected a whole number, found {text!r}")
-    return 0
-
-
-def _implicit_step(name: str, cmd: str, interpreter: str, *, queue: str) -> PlannedStep:
+def _implicit_step(name: str, cmd: str, interpreter: str, queue: str) -> PlannedStep:
     """Return a step that no specification names: one task, before others."""
     return PlannedStep(
         name=name,
         cmd=cmd,
         restart="",
         shell=interpreter,
-        queue=queue,
-        shape=Shape().token,
-        max_retries=0,
-        retry_delay=1.0,
-        walltime=None,
+        lanes=(Lane(queue=queue, shape=Shape().token, max_retries=0),),
         sampled=False,
         parameters=(),
         edges=(),

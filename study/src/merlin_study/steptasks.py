@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Final
 
 from merlin_study.bitmap import Bitmap
+from merlin_study.lanes import Runs
 from merlin_study.outcome import Outcome
 from merlin_study.taskset import TaskSet
 
@@ -24,7 +25,19 @@ class StepTasks:
     """The state of one step; ``total`` is None until the number of samples is known."""
 
     __slots__ = (
-        *("hint", "blocked", "combination_done", "ended", "final", "fresh", "issued", "out", "outcomes", "ready"),
+        *(
+            "hint",
+            "hints",
+            "blocked",
+            "combination_done",
+            "ended",
+            "final",
+            "fresh",
+            "issued",
+            "out",
+            "outcomes",
+            "ready",
+        ),
         *("succeeded", "total"),
     )
 
@@ -43,6 +56,8 @@ class StepTasks:
         self.outcomes: Counter[Outcome] = Counter()
         self.combination_done: Counter[int] = Counter()
         self.hint = 0
+        self.hints: dict[int, int] = {}
+        """Hints of the step's lanes, where it has several; none is below `hint`."""
 
     @property
     def complete(self) -> bool:
@@ -62,13 +77,13 @@ class StepTasks:
     def make_ready(self, tasks: TaskSet) -> None:
         """Allow tasks to be issued."""
         self.ready.add(tasks)
-        self.hint = min(self.hint, tasks.first)
+        self._lower(tasks.first)
 
     def make_all_ready(self) -> None:
         """Allow every task to be issued, at a cost that does not depend on their number."""
         if self.total:
             self.ready.add_range(0, self.total)
-            self.hint = 0
+            self._lower(0)
 
     def hand_out(self, tasks: TaskSet) -> None:
         """Note that tasks are in a chunk that nobody has started. What is handed out was ready, also where that is not known."""
@@ -84,7 +99,7 @@ class StepTasks:
         """Undo `hand_out`; return the tasks that were issued before, of which something else has to be remembered."""
         out = self.out.read(tasks.first, tasks.width)
         self.out.remove(tasks)
-        self.hint = min(self.hint, tasks.first)
+        self._lower(tasks.first)
         return TaskSet.from_bits(tasks.first, tasks.bits & ~out)
 
     def issue(self, tasks: TaskSet) -> None:
@@ -93,19 +108,31 @@ class StepTasks:
         self.issued.add(tasks)
         self.out.remove(tasks)
 
-    def next_tasks(self, most: int) -> TaskSet | None:
-        """Return up to ``most`` tasks that are ready and in no chunk, the lowest first; None where there are none."""
+    def next_tasks(self, most: int, lane: int = 0, runs: Runs | None = None) -> TaskSet | None:
+        """Return up to ``most`` tasks that are ready and in no chunk, the lowest first; None where there are none.
+
+        Args:
+            most: How many.
+            lane: Of which of the step's lanes.
+            runs: Where that lane's tasks lie; None for a step that has only one.
+        """
         if not self.available or self.total is None:
             return None
-        while self.hint < self.total:
-            first, width = self.hint, min(max(WINDOW, most), self.total - self.hint)
+        at: int | None = self.hint if runs is None else max(self.hint, self.hints.get(lane, 0))
+        found = None
+        while found is None and at is not None and at < self.total:
+            first, width = at, min(max(WINDOW, most), self.total - at)
             free = self.ready.read(first, width) & ~self.issued.read(first, width) & ~self.out.read(first, width)
+            if runs is not None:
+                free &= runs.mask(first, width)
             found = TaskSet.from_bits(first, lowest(free, most))
-            if found is not None:
-                self.hint = found.first
-                return found
-            self.hint += width
-        return None
+            after = first + width if found is None else found.first
+            at = after if runs is None else runs.reach(after)
+        if runs is None:
+            self.hint = self.total if at is None else at
+        else:
+            self.hints[lane] = self.total if at is None else at
+        return found
 
     def finish(self, tasks: TaskSet, outcome: Outcome, *, blocks: bool, code: int | None = None) -> TaskSet | None:
         """Record a final outcome for those of ``tasks`` that have none yet; return them, or None."""
@@ -134,7 +161,12 @@ class StepTasks:
             self.outcomes[outcome] -= members.remove(tasks)
         for bits in (self.final, self.issued, self.ready, self.blocked):
             bits.remove(tasks)
-        self.hint = min(self.hint, tasks.first)
+        self._lower(tasks.first)
+
+    def _lower(self, first: int) -> None:
+        """Note that a task may be free again."""
+        self.hint = min(self.hint, first)
+        self.hints = {lane: min(hint, first) for lane, hint in self.hints.items()}
 
 
 def lowest(bits: int, most: int) -> int:

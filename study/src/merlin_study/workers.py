@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from merlin_study import celery
+from merlin_study import celery, queues
 from merlin_study.checks import holds_token
 from merlin_study.errors import did_you_mean
-from merlin_study.queues import queue_name
 from merlin_study.spec import Batch, StudySpec
 from merlin_study.spec import Worker as Block
 from merlin_study.variables import Variables
@@ -101,7 +100,7 @@ class _Reader:
     def __init__(self, spec: StudySpec, expand: Callable[[str], str]) -> None:
         self.spec, self.expand = spec, expand
         self.warnings: list[str] = []
-        self.queues = {expand(step.name): queue_name(expand(step.run.task_queue)) for step in spec.study}
+        self.queues = queues.of_steps(spec, expand)
 
     def read(self) -> list[Worker]:
         blocks = {self.expand(name): block for name, block in self.spec.merlin.resources.workers.items()}
@@ -110,8 +109,8 @@ class _Reader:
         rest = tuple(step for step in self.queues if step not in served)
         if not found:
             return [self._with_steps(self._worker(DEFAULT, Block()), rest)]
-        queues = {queue for worker in found.values() for queue in worker.queues}
-        alone = [step for step in rest if self.queues[step] not in queues]
+        served_queues = {queue for worker in found.values() for queue in worker.queues}
+        alone = [step for step in rest if not served_queues.issuperset(self.queues[step])]
         if alone:
             self.warnings.append(f"{PATH}: no worker serves {_listed(alone)}; '{DEFAULT}' does where all are started")
         if not self.spec.merlin.resources.overlap:
@@ -149,8 +148,14 @@ class _Reader:
         return tuple(step for step in self.queues if step in named)
 
     def _with_steps(self, worker: Worker, steps: Sequence[str]) -> Worker:
-        queues = dict.fromkeys(self.queues[step] for step in steps)
-        return replace(worker, steps=tuple(steps), queues=tuple(queues))
+        mine = dict.fromkeys(queue for step in steps for queue in self.queues[step])
+        for step in steps:
+            if any(map(holds_token, self.queues[step])):
+                self.warnings.append(
+                    f"{PATH}.{worker.name}: the queues of step '{step}' differ by a parameter whose values are not in the file; "
+                    "name them with merlin-agent --queues"
+                )
+        return replace(worker, steps=tuple(steps), queues=tuple(mine))
 
     def _nodes(self, nodes: int | str | None, path: str) -> int | str | None:
         if not isinstance(nodes, str):
@@ -177,7 +182,7 @@ class _Reader:
             for worker in (*chosen.workers, *(each for each in workers if each.machines))
             for queue in worker.queues
         }
-        alone = [step for step, queue in self.queues.items() if queue not in served]
+        alone = [step for step, names in self.queues.items() if not served.issuperset(names)]
         if alone and chosen.warnings:
             self.warnings.append(f"{PATH}: so nothing that is started serves {_listed(alone)}")
 
