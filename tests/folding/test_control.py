@@ -246,6 +246,53 @@ def test_a_hard_failure_drops_its_queue_and_what_depends_on_it_and_nothing_else(
     bench.same_in_replay()
 
 
+LANES = """
+description: {name: n, description: d}
+global.parameters:
+  Q: {values: [one, two, one, two], label: Q.%%}
+  T: {values: [0, 1, 2, 0], label: T.%%}
+study:
+- {name: a, description: d, run: {cmd: echo $(Q), task_queue: $(Q), max_retries: $(T), retry_delay: 0}}
+- {name: b, description: d, run: {cmd: echo, depends: [a]}}
+"""
+
+
+def test_a_hard_failure_drops_the_combinations_of_its_queue_only() -> None:
+    bench = Bench(plan_of(LANES))
+    first = next(chunk for chunk in bench.issue() if 0 in chunk.tasks.indices())
+    bench.start(first)
+    bench.end(first, 102)
+    bench.run_all()
+    assert bench.outcomes(0) == {Outcome.FAILED: 1, Outcome.CANCELLED: 1, Outcome.SUCCEEDED: 2}
+    assert [task in bench.ledger.steps[0].succeeded for task in range(4)] == [False, True, False, True]
+    assert bench.outcomes(1) == {Outcome.CANCELLED: 2, Outcome.SUCCEEDED: 2}
+    bench.same_in_replay()
+
+
+def test_every_combination_spends_its_own_retries() -> None:
+    """A retry is asked for each time; a task is tried once more than its retries say."""
+    bench, tried = Bench(plan_of(LANES)), [0] * 4
+    while chunks := [chunk for chunk in bench.issue() if chunk.step == 0]:
+        for chunk in chunks:
+            bench.start(chunk)
+            for task in chunk.tasks.indices():
+                tried[task] += 1
+            result = wire.Result(outcome=Outcome.RETRY, code=104, tasks=chunk.tasks)
+            bench.apply(
+                wire.Report(
+                    agent="host-1",
+                    fence=chunk.fence,
+                    serial=1,
+                    step=0,
+                    attempt=chunk.attempt,
+                    results=(result,),
+                    final=True,
+                )
+            )
+    assert tried == [1, 2, 3, 1]
+    assert bench.outcomes(0) == {Outcome.SOFT_FAILED: 4}
+
+
 def test_stop_workers_stops_after_a_minute_and_a_restart_goes_on(plan: Plan) -> None:
     bench = Bench(plan)
     chunks = bench.issue()
