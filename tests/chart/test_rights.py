@@ -17,7 +17,7 @@ RIGHTS = {
     "operator": {
         "studies.merlin.dev": "create delete get list patch watch",
         "studies.merlin.dev/status": "patch",
-        "allocations.merlin.dev": "create delete list",
+        "allocations.merlin.dev": "create delete get list patch watch",
         "allocations.merlin.dev/status": "patch",
         "configmaps": "get",
         "events": "create",
@@ -40,9 +40,12 @@ ROLES = {
         "studies.merlin.dev": "get list watch",
         "studies.merlin.dev/status": "get list watch",
     },
-    "edit": {"studies.merlin.dev": "create delete deletecollection patch update"},
+    "edit": {
+        "allocations.merlin.dev": "patch update",
+        "studies.merlin.dev": "create delete deletecollection patch update",
+    },
     "admin": {
-        "allocations.merlin.dev": "delete deletecollection",
+        "allocations.merlin.dev": "delete deletecollection patch update",
         "studies.merlin.dev": "create delete deletecollection patch update",
     },
 }

@@ -167,3 +167,20 @@ def test_an_optimiser_feeds_itself_from_its_own_provenance(place: Path) -> None:
     assert code == 0, (out, err, errors)
     halves = [path.read_text().strip() for path in sorted(place.glob("rounds/*/halve/half"))]
     assert halves == ["4", "2", "1"], (out, errors)
+
+
+def test_a_step_that_stops_the_agents_ends_the_run_and_a_restart_goes_on(place: Path) -> None:
+    """What runs ends, the step that asked included; nothing else starts."""
+    (place / "stops.yaml").write_text(
+        "description: {name: stops, description: ends its own run}\n"
+        "study:\n"
+        '- {name: first, description: d, run: {cmd: "merlin stop-workers --queues main; echo $? > code", task_queue: main}}\n'
+        '- {name: second, description: d, run: {cmd: "true", depends: [first]}}\n'
+    )
+    code, out, err = Merlin(place, "run", "stops.yaml", "--local", "--slots", "1").ended()
+    (study,) = place.glob("stops_*")
+    assert (code, (study / "first" / "code").read_text()) == (3, "0\n"), (out, err)
+    assert "Told 1 agents to leave" in (study / "first" / "first.out").read_text()
+    assert not (study / "second").exists()
+    code, out, err = Merlin(place, "restart", str(study), "--local").ended()
+    assert code == 0, (out, err)

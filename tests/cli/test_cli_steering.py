@@ -244,6 +244,80 @@ def allocation(name: str, job: str) -> str:
     )
 
 
+def agents(place: Place, name: str, served: dict[str, list[str]], *, more: int = 0) -> None:
+    """An allocation, with what the operator would have written of its agents."""
+    place.plane.apply(allocation(name, name), namespace=place.namespace)
+    told = [{"name": agent, "host": "n", "slots": 1, "busy": 0, "queues": served[agent]} for agent in served]
+    queues = sorted({queue for each in served.values() for queue in each})
+    place.write("allocation", name, {"agentCount": len(told) + more, "agents": told, "queues": queues})
+
+
+def wished(place: Place, name: str) -> dict[str, Any]:
+    found: Any = place.plane.get("allocation", name, "-n", place.namespace)
+    return {key: found["spec"][key] for key in ("drain", "queues", "agents") if key in found["spec"]}
+
+
+def test_agents_are_told_to_leave_by_what_upstream_filters_by(place: Place, spec: str) -> None:
+    """Written into their allocations; what was wished before stands, but of agents that are gone."""
+    agents(place, "one", {"sim-n-1": ["fast"], "post-n-2": ["slow"]})
+    agents(place, "two", {"post-n-3": ["slow"], "any-n-4": []})
+    assert "Told 2 agents to leave" in place.merlin("stop-workers", "--workers", "^post")[1]
+    assert wished(place, "one") == {"agents": [{"name": "post-n-2", "drain": True}]}
+    agents(place, "one", {"sim-n-1": ["fast"]})
+    assert "Told 2 agents to leave" in place.merlin("stop-workers", "--queues", "fast")[1]
+    assert wished(place, "one") == {"agents": [{"name": "sim-n-1", "drain": True}]}
+    assert {each["name"] for each in wished(place, "two")["agents"]} == {"post-n-3", "any-n-4"}
+    assert "Told 3 agents to leave" in place.merlin("stop-workers", "--spec", spec)[1]
+    assert "No agent that fits" in place.merlin("stop-workers", "--workers", "x")[1]
+
+
+def test_queues_of_agents_are_set_added_and_removed(place: Place) -> None:
+    agents(place, "one", {"a": ["fast"], "b": ["slow", "late"]})
+    assert "Told 2 agents" in place.merlin("queues", "add", "late", "later", "--queues", "slow", "fast")[1]
+    queues = {each["name"]: each["queues"] for each in wished(place, "one")["agents"]}
+    assert queues == {"a": ["fast", "late", "later"], "b": ["slow", "late", "later"]}
+    assert place.merlin("queues", "remove", "late", "--workers", "b")[0] == Exit.OK
+    assert place.merlin("queues", "set", "--workers", "a")[0] == Exit.OK
+    queues = {each["name"]: each["queues"] for each in wished(place, "one")["agents"]}
+    assert queues == {"a": [], "b": ["slow"]}
+    for arguments, why in (
+        (("remove", "slow", "late", "--workers", "b"), "would serve no queue"),
+        (("add",), "expected queues, found none"),
+    ):
+        code, _, error = place.merlin("queues", *arguments)
+        assert (code, why in error) == (Exit.REFUSED if arguments[1:] else Exit.USAGE, True), error
+    agents(place, "one", {"a": []})
+    assert "serves all queues; name those that it shall serve" in place.merlin("queues", "remove", "x")[2]
+
+
+def test_agents_beyond_those_that_an_allocation_names_are_told_with_all_others_only(place: Place) -> None:
+    agents(place, "many", {"a": ["fast"], "b": ["fast"]}, more=98)
+    assert "Told 100 agents to leave" in place.merlin("stop-workers")[1]
+    assert wished(place, "many") == {"drain": True}
+    code, _, error = place.merlin("queues", "add", "x", "--workers", "a")
+    assert (code, "has 98 agents more than its status names" in error) == (Exit.REFUSED, True)
+
+
+def test_who_may_not_tell_agents_hears_how_they_are_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    agents(place, "12", {"a": ["fast"]})
+    viewer = place.plane.user_kubeconfig("stranger", namespace=place.namespace)
+    rules = "{apiGroups: [merlin.dev], resources: [allocations], verbs: [get, list]}"
+    place.plane.apply(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: viewer}\n"
+        f"rules: [{rules}]\n---\n"
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: viewer}\n"
+        "roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: viewer}\n"
+        "subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: stranger}]\n",
+        namespace=place.namespace,
+    )
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(viewer))
+    code, _, error = place.merlin("stop-workers")
+    assert code == Exit.CANNOT_RUN
+    assert "HTTP 403" in error
+    assert "  scancel 12  # site quartz" in error.splitlines()
+    assert not wished(place, "12")
+
+
 def test_agents_and_queues_are_listed_by_what_upstream_filters_by(place: Place, spec: str, tmp_path: Path) -> None:
     place.study("one", GOING)
     for name, job, queues in (("a", "11", ["fast"]), ("b", "12", ["slow"])):
@@ -257,7 +331,6 @@ def test_agents_and_queues_are_listed_by_what_upstream_filters_by(place: Place, 
     assert len(place.merlin("query-workers", "--workers", "agent-[ab]")[1].splitlines()) == 3
     assert len(place.merlin("query-workers", "--spec", spec)[1].splitlines()) == 3
     assert "No agent that fits" in place.merlin("query-workers", "--workers", "x")[1]
-    assert "  scancel 12" in place.merlin("stop-workers", "--queues", "slow")[1].splitlines()
     rows = [line.split() for line in place.merlin("queue-info")[1].splitlines()]
     assert rows == [
         ["queue", "studies", "waiting", "running", "retrying", "agents", "slots"],

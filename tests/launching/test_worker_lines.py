@@ -136,14 +136,14 @@ def test_the_line_of_a_worker_block(
 
 def test_an_agent_serves_its_block_s_queues_with_its_slots_and_leaves_with_its_study() -> None:
     command = workerlines.agent_command(worker({}, slots=3), study="my study", more=("--idle-exit", "9"))
-    assert command == "merlin-agent --idle-exit 9 --queues q1,q2 --study-name 'my study' --slots 3"
+    assert command == "merlin-agent --idle-exit 9 --name w --queues q1,q2 --study-name 'my study' --slots 3"
     assert "--slots" not in workerlines.agent_command(worker({}), study="s")
 
 
 def test_what_flux_s_shell_runs_is_quoted_once_more() -> None:
     command = workerlines.agent_command(worker({}), study="my study")
     line = workerlines.launch_line(worker({"type": "flux"}), command, FLUX4)
-    assert line.endswith("""-c 'merlin-agent --queues q1,q2 --study-name '"'"'my study'"'"''""")
+    assert line.endswith("""-c 'merlin-agent --name w --queues q1,q2 --study-name '"'"'my study'"'"''""")
 
 
 def test_a_walltime_and_a_number_of_nodes_that_are_none_are_told_with_their_keys() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class RecordingEngine:
     forgotten: list[StudyRef] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     load: BrokerLoad | None = LOAD
+    directed: dict[str, dict[str, Any]] = field(default_factory=dict)
     met: bool = True
     rounds: Spread = field(default_factory=lambda: Spread(ROUND_BUCKETS))
 
@@ -79,6 +80,10 @@ class RecordingEngine:
             raise ConnectionError("the broker is away " * 100)
         if not self.deaf:
             self.observed.append(submission)
+
+    def direct(self, allocation: str, spec: Mapping[str, Any]) -> None:
+        """Record."""
+        self.directed[allocation] = dict(spec)
 
     async def forget(self, ref: StudyRef, *, timeout: float, retain: bool) -> bool:  # noqa: ASYNC109 the interface
         """Record, and answer as told."""

@@ -92,8 +92,15 @@ def test_a_status_sums_up_the_agents_that_are_heard() -> None:
         "busy": 1,
         "agentCount": 1,
         "agents": [
-            {"name": "a1", **first, "lastHeartbeat": "2025-12-31T23:58:59Z"},
-            {"name": "a2", **first, "host": "n2", "busy": 1, "lastHeartbeat": "2025-12-31T23:59:59Z"},
+            {"name": "a1", **first, "queues": [], "lastHeartbeat": "2025-12-31T23:58:59Z"},
+            {
+                "name": "a2",
+                **first,
+                "host": "n2",
+                "busy": 1,
+                "queues": ["all", "sim"],
+                "lastHeartbeat": "2025-12-31T23:59:59Z",
+            },
         ],
         "queues": ["all", "sim"],
         "endTime": "2033-05-18T03:33:20Z",

@@ -49,6 +49,8 @@ async def _every_request(api: cluster.Api, uid: str) -> set[str]:
         "create_allocation": api.create_allocation(ALLOCATION),
         "allocations": api.allocations(),
         "patch_allocation_status": api.patch_allocation_status("slurm-77", {"status": {"state": "Running"}}),
+        "allocation": api.allocation("slurm-77"),
+        "patch_allocation": api.patch_allocation("slurm-77", {"spec": {"drain": True}}),
         "delete_allocation": api.delete_allocation("slurm-77"),
     }
     for request in requests.values():

@@ -163,3 +163,26 @@ def test_what_is_remembered_on_a_large_study_is_small_even_while_its_handler_fai
     assert list(done) == [storages.SPEC_HASH]
     assert len(json.dumps(done)) < 256
     assert engine.generations("probe") == [1]
+
+
+def test_what_an_allocation_wishes_of_its_agents_is_handed_over(
+    control_plane: ControlPlane, namespace: str, restricted: client.Configuration
+) -> None:
+    """As it was before the operator, as it changes, and that it is gone; the object itself is left alone."""
+    made = {
+        "apiVersion": "merlin.dev/v1alpha1",
+        "kind": "Allocation",
+        "metadata": {"name": "slurm-1"},
+        "spec": {"site": "hpc", "scheduler": "slurm", "jobId": "1", "queues": ["a"]},
+    }
+    control_plane.apply(json.dumps(made), namespace=namespace)
+    engine = RecordingEngine()
+    where = ("allocation", "slurm-1", "--namespace", namespace)
+    with running(restricted, namespace, engine):
+        eventually(lambda: engine.directed.get("slurm-1", {}).get("queues") == ["a"])
+        patch = json.dumps({"spec": {"drain": True, "queues": None}})
+        control_plane.kubectl("patch", *where, "--type=merge", "--patch", patch)
+        eventually(lambda: engine.directed["slurm-1"].get("drain") is True)
+        assert "queues" not in engine.directed["slurm-1"]
+        control_plane.kubectl("delete", *where)
+        eventually(lambda: engine.directed["slurm-1"] == {})

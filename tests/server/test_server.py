@@ -119,9 +119,13 @@ def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(si
     assert count.read_text().strip() == "40"
     agents = {log.name for log in (site.root / "ws").glob("*/merlin_info/outcomes/*")}
     assert len(agents) == 2, "both allocations had a part in it"
+    site.merlin("queues", "set", "nothing")
+    eventually(
+        lambda: site.merlin("query-workers", "--queues", "nothing").count("nothing") == 2, timeout=60, interval=0.5
+    )
+    assert "Told 2 agents to leave" in site.merlin("stop-workers")
     for job in jobs:
-        site.slurm.scancel(job)
-        site.slurm.wait(job)
+        assert site.slurm.wait(job) == "COMPLETED"
 
 
 def test_everything_secret_is_for_its_owner_alone(site: Site) -> None:

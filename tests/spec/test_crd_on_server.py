@@ -316,4 +316,9 @@ def test_an_allocation_is_what_it_is(control_plane: ControlPlane, namespace: str
     done = control_plane.apply(
         dump_quoted({**manifest, "spec": {**spec, "jobId": "1"}}), namespace=namespace, check=False
     )
-    assert "its spec cannot change" in done.stderr
+    assert "only drain, queues and agents can change" in done.stderr
+    wished = {"drain": True, "queues": ["a"], "agents": [{"name": "x", "drain": False, "queues": []}]}
+    control_plane.apply(dump_quoted({**manifest, "spec": {**spec, **wished}}), namespace=namespace)
+    without = {key: value for key, value in spec.items() if key != "user"}
+    done = control_plane.apply(dump_quoted({**manifest, "spec": without}), namespace=namespace, check=False)
+    assert "only drain, queues and agents can change" in done.stderr

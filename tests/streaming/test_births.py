@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class Counting:
     made: list[str] = field(default_factory=list)
     there: set[str] = field(default_factory=set)
     changed: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    dismissed: list[dict[str, list[str]]] = field(default_factory=list)
 
     async def bear(self, parent: StudyRef, own: family.Lineage, child: family.Child) -> nested.Born:
         """Make it, unless it is there."""
@@ -56,6 +58,11 @@ class Counting:
     async def change(self, ref: StudyRef, changes: Mapping[str, Any]) -> str:
         """Note what was changed."""
         self.changed.append((ref.uid, dict(changes)))
+        return ""
+
+    async def dismiss(self, agents: Mapping[str, Collection[str]]) -> str:
+        """Note who was sent away."""
+        self.dismissed.append({name: sorted(each) for name, each in agents.items()})
         return ""
 
 
@@ -237,7 +244,7 @@ def test_orders_are_carried_out_once_and_within_the_family_or_for_its_creator(br
                 await order(broker, keyring, target, word=key, deed="suspend")
             orders = made.studies[REF.uid].orders
             await until(lambda: len(orders) == 4 and all(each.born is not None for each in orders.values()))
-            refused = {each.order.target: each.born.refused for each in orders.values() if each.born is not None}
+            refused = {target: orders[key].born.refused for target, key in words.items()}  # type: ignore[union-attr]
         assert sorted(nursery.changed) == [(REF.uid, {"suspend": True}), ("relative", {"suspend": True})]
         assert "belongs to somebody else" in refused["other-uid"]
         assert "no study nobody" in refused["nobody"]
@@ -268,5 +275,49 @@ def test_what_a_cancelled_study_started_is_cancelled_with_it(broker: Broker) -> 
             await until(lambda: children(shown) == (0, 1))
         assert not nursery.made
         assert len(nursery.changed) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_step_sends_away_only_agents_of_its_user_that_serve_its_family(broker: Broker) -> None:
+    """Each by its allocation, once; neither another user's, nor another site's, nor one that serves other queues alone."""
+    own: dict[str, object] = {
+        "agent": "own",
+        "site": "s",
+        "host": "h",
+        "pid": 1,
+        "version": "1",
+        "slots": 1,
+        "user": "ada",
+    }
+    others: list[dict[str, object]] = [
+        {"agent": "mate", "host": "h2"},
+        {"agent": "narrow", "queues": ["merlin", "x"]},
+        {"agent": "elsewhere", "queues": ["x"]},
+        {"agent": "bobs", "user": "bob"},
+        {"agent": "afar", "site": "t"},
+    ]
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting()
+        async with engine(broker, keyring, nursery) as (made, _):
+            await synced(made)
+            for each in ({}, *others):
+                made.fleet.hear(wire.Heartbeat.model_validate({**own, **each}), time.monotonic())
+            client = Client()
+            await client.connect(broker.url, **broker.credentials)
+            for number, (agent, queues) in enumerate((("own", ()), ("own", ("x",)), ("gone", ()))):
+                key = f"{number:016x}"
+                entry = nested.Dismissal(agent=agent, step="a", task=0, queues=queues, word=key)
+                await append(client, keyring, SPACE.order(REF.uid, key), entry)
+            await client.close()
+            orders = made.studies[REF.uid].orders
+            await until(lambda: len(orders) == 3 and all(each.born is not None for each in orders.values()))
+            refused = [orders[key].born.refused for key in sorted(orders)]  # type: ignore[union-attr]
+        (sent,) = nursery.dismissed
+        assert sorted(sent.values()) == [["mate"], ["narrow", "own"]]
+        assert refused[0] == ""
+        assert "no step of this family of studies has queue x" in refused[1]
+        assert "is not known by now" in refused[2]
 
     asyncio.run(scenario())

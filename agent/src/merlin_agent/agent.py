@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import pwd
 import secrets
 import signal
 import socket
@@ -18,6 +19,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from merlin_agent import allocation, launch, party, warm
+from merlin_agent.assigned import Assigned
 from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
@@ -49,9 +51,10 @@ TERM_GRACE: Final = 5.0
 """Seconds between SIGTERM and SIGKILL for a task that has to end."""
 
 
-def new_id(host: str) -> str:
-    """Return a name for an agent that no other has had or will have."""
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+def new_id(host: str, name: str = "") -> str:
+    """Return a name for an agent that no other has had or will have; it begins with the one that its user gave it."""
+    own = f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+    return f"{name}-{own}" if name else own
 
 
 class Agent:
@@ -60,7 +63,7 @@ class Agent:
     def __init__(self, settings: Settings, *, keys: Keyring, credentials: Credentials) -> None:
         self._settings = settings
         self._host = socket.gethostname()
-        self.id = new_id(self._host)
+        self.id = new_id(self._host, settings.name)
         self._allocation = allocation.facts(allocation.here(), time.time())
         self._problems = Problems()
         self._mean = Mean()
@@ -120,7 +123,7 @@ class Agent:
             spreads=not settings.this_node,
             idle=self._idle_for,
             changed=self._on_hosts_changed,
-            leave=self._leave.set,
+            leave=self._on_led_away,
             complain=self._complain,
         )
         self._submissions = Submissions(
@@ -131,6 +134,11 @@ class Agent:
             allowed=settings.submissions,
             cancelled=self._studies.cancelled.__contains__,
         )
+        self._assigned = Assigned(
+            post, site=settings.site, agent=self.id, obey=self._on_assignment, refuse=self._on_refused
+        )
+        self._retiring: asyncio.Task[None] | None = None
+        self._user = _user()
         self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
             post,
@@ -201,6 +209,8 @@ class Agent:
 
     async def _go(self, helpers: list[asyncio.Task[None]], linked: asyncio.Task[None]) -> None:
         self._leaving = True
+        if self._retiring is not None:
+            self._retiring.cancel()
         self._slots.leaving.set()
         await self._intake.stop()
         self._beat.soon()
@@ -296,7 +306,7 @@ class Agent:
             gpus=len(self._settings.gpus),
             nodes=self._party.hosts,
             busy=self._slots.busy,
-            queues=self._settings.queues,
+            queues=self._intake.queues,
             allocation=self._allocation,
             holds=self._lives.holds(),
             done=self._done,
@@ -306,6 +316,8 @@ class Agent:
             full=tuple(sorted(self._full)[: wire.MAX_FULL]),
             leaving=self._leaving,
             left=self._left,
+            user=self._user,
+            assigned=self._assigned.number,
         )
 
     def _on_ended(self, batch: list[tuple[ChunkRun, Ended]]) -> None:
@@ -354,8 +366,33 @@ class Agent:
 
     def _is_retired(self, word: wire.Control) -> bool:
         """Whether the study that this agent was started for lets it go: whole, or each queue that it serves."""
-        queues = set(self._settings.queues)
+        queues = set(self._intake.queues)
         return word.retired or (bool(queues) and queues <= set(word.retired_queues))
+
+    def _on_assignment(self, word: wire.Assignment) -> None:
+        if word.queues is not None and word.queues != self._intake.queues:
+            _log.info("told to serve %s from now on", ", ".join(word.queues) or "all queues")
+            self._intake.serve(word.queues)
+        if word.leave:
+            self._on_led_away(finish=True)
+        self._beat.soon()
+
+    def _on_led_away(self, finish: bool) -> None:  # noqa: FBT001 the party's word
+        """Leave, after what runs has ended or with the usual grace; signals and the allocation's end count all the same."""
+        if not finish:
+            self._leave.set()
+        elif self._retiring is None and not self._leave.is_set():
+            _log.info("told to leave; finishing what runs")
+            self._retiring = asyncio.create_task(self._retire())
+
+    async def _retire(self) -> None:
+        self._leaving = True
+        self._beat.soon()
+        await self._intake.stop()
+        await asyncio.gather(self._lives.finish(), self._party.retire())
+        while self._slots.feed.keys:  # noqa: ASYNC110 kept for a task that the leader runs here, which nothing tells
+            await asyncio.sleep(0.5)
+        self._leave.set()
 
     def _on_hosts_changed(self) -> None:
         self._busy_at = time.monotonic()  # what can be offered now is not there yet
@@ -379,3 +416,11 @@ class Agent:
         if self._problems.note(problem):
             _log.warning("%s", problem)
             self._beat.soon()
+
+
+def _user() -> str:
+    """Whose processes ours are, as this host names them."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -97,6 +97,11 @@ class Leader:
         place = Rendezvous(pairing.addresses(self._toward), port, self._key)
         await asyncio.to_thread(pairing.publish, self._path, place)
 
+    def retire(self) -> None:
+        """Tell the others to leave once what they run has ended."""
+        for member in self._members.values():
+            member.channel.say(Leave(finish=True))
+
     def close(self) -> None:
         """Tell the others to leave, and listen no more."""
         for member in self._members.values():
@@ -176,7 +181,7 @@ class Member:
         agent: str,
         size: tuple[int, int],
         idle: Callable[[], float],
-        leave: Callable[[], None],
+        leave: Callable[[bool], None],
     ) -> None:
         self._feed, self._path, self._idle, self._leave = feed, path, idle, leave
         self._me = Hello(host=host, agent=agent, cores=size[0], gpus=size[1])
@@ -238,7 +243,7 @@ class Member:
             case Release():
                 self._feed.release(line.key)
             case Leave():
-                self._leave()
+                self._leave(line.finish)
             case Idle():
                 pass
             case _:

@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     site: str = Field(
         default_factory=lambda: allocation.site(os.environ), max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
     )
+    name: str = Field(default="", max_length=40, pattern="^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
     queues: Annotated[tuple[str, ...], NoDecode] = ()
     slots: int = Field(
         default_factory=lambda: allocation.slots(allocation.here(), allocation.usable_cores()), ge=1, le=4096
@@ -176,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--namespace", metavar="NAME", help="the namespace whose studies to serve (default: default)")
     made.add_argument("--site", metavar="NAME", help="machines that share a file system (default: the cluster's name)")
+    made.add_argument("--name", metavar="NAME", help="begin the agent's name with this (default: with the host's)")
     made.add_argument("--queues", metavar="A,B", help="serve only these queues (default: all)")
     made.add_argument(
         "--slots", metavar="N", type=int, help="tasks of one core at once (default: the cores given to us)"

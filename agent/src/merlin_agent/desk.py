@@ -41,7 +41,7 @@ echo 'merlin: this agent has no merlin command of its own; install it beside it:
 exit 127
 """
 
-Serve = Callable[[nested.Request | nested.Command], Awaitable[nested.Answer]]
+Serve = Callable[[nested.AnyRequest], Awaitable[nested.Answer]]
 
 
 class Desk:

@@ -143,6 +143,22 @@ class Intake:
         """A consumer's chunk could be run."""
         self._source(consumer).shunned.succeed()
 
+    def serve(self, queues: tuple[str, ...]) -> None:
+        """Serve these queues from now on (empty: all), and give back what waits of others."""
+        self._taste = replace(self._taste, queues=queues)
+        kept = {consumer.name for consumer in self._fitting()}
+        dropped = [held for held in self._held if held.consumer not in kept]
+        self._held = [held for held in self._held if held.consumer in kept]
+        for held in dropped:
+            for message in held.copies:
+                self._answer(message, Answer.BACK)
+        self.wake()
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues that we serve; empty: all."""
+        return self._taste.queues
+
     def cancel(self, study: str) -> None:
         """Drop what waits of a study, and whatever still comes of it."""
         self._cancelled.add(study)

@@ -472,11 +472,20 @@ class Lives:
                 self._slots.stop(life.run, why, strike=why is Stop.CANCELLED)
                 life.settle()
 
-    async def drain(self, grace: float, hurry: asyncio.Event) -> None:
-        """Hand back what has not started, let what runs end within the grace, then end it; return when all is told."""
+    async def finish(self) -> None:
+        """Hand back what has not started, and return when what runs has ended, however long it takes, and all is told."""
+        self._start_no_more()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _start_no_more(self) -> None:
         self._draining = True
         for life in list(self.by_run.values()):
             self.hand_back(life)
+
+    async def drain(self, grace: float, hurry: asyncio.Event) -> None:
+        """Hand back what has not started, let what runs end within the grace, then end it; return when all is told."""
+        self._start_no_more()
         await self._all_over(grace, hurry)
         deadline = time.monotonic() + 20
         patient = not hurry.is_set()

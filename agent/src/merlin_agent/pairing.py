@@ -78,9 +78,10 @@ class Idle(_Line):
 
 
 class Leave(_Line):
-    """The leader's word that the allocation is given up."""
+    """The leader's word that the allocation is given up; with ``finish`` once what runs has ended."""
 
     kind: Literal["leave"] = "leave"
+    finish: bool = False
 
 
 Line = Hello | Keep | Kept | Release | Idle | Leave

@@ -50,7 +50,7 @@ class Party:
         spreads: bool,
         idle: Callable[[], float],
         changed: Callable[[], None],
-        leave: Callable[[], None],
+        leave: Callable[[bool], None],
         complain: Callable[[str], None],
     ) -> None:
         """Keep what is needed.
@@ -67,7 +67,7 @@ class Party:
             spreads: We may start the others.
             idle: For how long we have had nothing to do.
             changed: Told that tasks may run over another number of hosts now.
-            leave: Called when the leader gives the allocation up.
+            leave: Called when the leader gives the allocation up; told whether what runs may end before.
             complain: Told of problems.
         """
         self._found, self._slots, self._agent = found, slots, agent
@@ -154,6 +154,14 @@ class Party:
             self._complain(
                 f"{command[0]} ended with {code}: agents of other hosts could not be started, or ended badly"
             )
+
+    async def retire(self) -> None:
+        """Have those whom we lead leave when what they run has ended, and wait for it: the batch job ends with us."""
+        if self._leader is None:
+            return
+        while self._leader.size:
+            self._leader.retire()  # again and again: one may join meanwhile
+            await asyncio.sleep(1.0)
 
     async def leave(self, patience: float) -> None:
         """Let the others leave, too, and wait for those that we started: the batch job ends with us."""

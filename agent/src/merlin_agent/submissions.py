@@ -49,7 +49,7 @@ class Submissions:
         self._post, self._badges, self._agent, self._site = post, badges, agent, site
         self._allowed, self._cancelled = allowed, cancelled
 
-    async def serve(self, request: nested.Request | nested.Command) -> nested.Answer:
+    async def serve(self, request: nested.AnyRequest) -> nested.Answer:
         """Pass a request on, or refuse it with a sentence."""
         speaker = self._badges.speaker(request.token)
         if speaker is None:
@@ -59,7 +59,7 @@ class Submissions:
                 refused=f"site {self._site} does not let steps start studies (its agents say submissions: false); "
                 "run it in place with --local"
             )
-        if isinstance(request, nested.Command):
+        if not isinstance(request, nested.Request):
             return await self._order(speaker, request)
         if self._cancelled(speaker.study):
             return nested.Answer(refused="the study that this step belongs to is cancelled")
@@ -111,16 +111,9 @@ class Submissions:
             changed=_meaning(earlier) != _meaning(entry),
         )
 
-    async def _order(self, speaker: Speaker, command: nested.Command) -> nested.Answer:
+    async def _order(self, speaker: Speaker, command: nested.Command | nested.Stop) -> nested.Answer:
         """Pass an order on, and wait a moment for the operator's word on it."""
-        entry = nested.Order(
-            agent=self._agent,
-            step=speaker.step,
-            task=speaker.task,
-            deed=command.deed,
-            target=command.target,
-            word=secrets.token_hex(8),
-        )
+        entry = self._entry(speaker, command)
         space = self._post.space
         subject = space.order(speaker.study, entry.word)
         with contextlib.suppress(ConflictError):  # our own, whose confirmation was lost on the way
@@ -132,7 +125,15 @@ class Submissions:
             if data is not None:
                 return self._told(speaker.study, word, data)
             await asyncio.sleep(0.2)
-        return nested.Answer(study=command.target)
+        return nested.Answer(study=command.target if isinstance(command, nested.Command) else "")
+
+    def _entry(self, speaker: Speaker, command: nested.Command | nested.Stop) -> nested.AnyOrder:
+        agent, word = self._agent, secrets.token_hex(8)
+        if isinstance(command, nested.Stop):
+            return nested.Dismissal(agent=agent, step=speaker.step, task=speaker.task, queues=command.queues, word=word)
+        return nested.Order(
+            agent=agent, step=speaker.step, task=speaker.task, deed=command.deed, target=command.target, word=word
+        )
 
     def _told(self, study: str, subject: str, data: bytes) -> nested.Answer:
         """The operator's word on an order."""
@@ -140,7 +141,7 @@ class Submissions:
             born = nested.Born.model_validate_json(self._post.open(subject, data, scope=study, signer=Signer.OPERATOR))
         except (SealError, ValidationError):
             return nested.Answer(refused="the operator's word on it does not open here")
-        return nested.Answer(refused=born.refused, study=born.name, known=True)
+        return nested.Answer(refused=born.refused, study=born.name, known=True, agents=born.agents)
 
     async def _earlier(self, study: str, subject: str) -> nested.Submission | None:
         """What was asked for under this name before."""

@@ -1,4 +1,4 @@
-"""``merlin query-workers``, ``merlin stop-workers`` and ``merlin queue-info``: who works in a cluster's sites, and on what.
+"""``merlin query-workers`` and ``merlin queue-info``: who works in a cluster's sites, and on what.
 
 The Allocations tell which agents there are; the Studies, what waits. Filters mean what upstream's do: queues and workers that
 are named, or those of a specification; more than one of them widens the choice.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,14 +24,6 @@ from merlin_study.parse import parse_spec
 from merlin_study.queues import of_steps
 from merlin_study.spec import StudySpec
 from merlin_study.variables import Variables
-
-STOPS: Final[Mapping[str, str]] = {
-    "slurm": "scancel {}",
-    "flux": "flux cancel {}",
-    "lsf": "bkill {}",
-    "pbs": "qdel {}",
-}
-"""What ends an allocation, by its scheduler; agents hand back what they have not started."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,7 @@ def agents_of(allocations: list[dict[str, Any]]) -> Iterator[Agent]:
                 busy=int(agent.get("busy", 0)),
                 state=str(status.get("state", "")),
                 heard=str(agent.get("lastHeartbeat", "")),
-                queues=tuple(status.get("queues") or ()),
+                queues=tuple(agent["queues"] if "queues" in agent else status.get("queues") or ()),
             )
 
 
@@ -149,31 +141,6 @@ def query(which: Filter, console: Console, cluster: Cluster | None = None) -> Ex
         queues = ", ".join(agent.queues) or "all"
         table.add_row(agent.name, agent.host, agent.site, job, f"{agent.busy}/{agent.slots}", queues, agent.state)
     console.print(table, highlight=False, soft_wrap=True)
-    return Exit.OK
-
-
-def stop(which: Filter, console: Console, cluster: Cluster | None = None) -> Exit:
-    """Say how the agents are stopped that fit: only who started their batch jobs may end those.
-
-    Raises:
-        CliError: as `query`.
-        SpecError: as `query`.
-    """
-    there = There.of(which.namespace, cluster)
-    agents = chosen(which, list(agents_of(there.cluster.allocations(there.namespace))))
-    if not agents:
-        say(console, f"No agent that fits is known in namespace {there.namespace}.")
-        return Exit.OK
-    say(console, "Agents stop with their batch jobs, and hand back what they have not started. Type on the machines of")
-    commands: dict[tuple[str, str], None] = {}
-    for agent in agents:
-        how = STOPS.get(agent.scheduler, f"ssh {agent.host} pkill -TERM merlin-agent").format(agent.job)
-        commands[agent.site, how] = None
-    for site in sorted({site for site, _ in commands}):
-        say(console, f"site {site}:")
-        for command in (how for where, how in commands if where == site):
-            say(console, f"  {command}")
-    say(console, "To have only one study start nothing more: merlin suspend STUDY")
     return Exit.OK
 
 

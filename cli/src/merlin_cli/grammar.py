@@ -50,7 +50,8 @@ def add(commands: Any) -> None:
     upstream.add_flags(monitor, {**upstream.SERVER_FLAGS, **upstream.MONITOR_FLAGS})
     _add_logs(commands)
     _add_filter(_command(commands, "query-workers", "list the agents of a cluster's sites", _query))
-    _add_filter(_command(commands, "stop-workers", "tell how agents are stopped", _stop))
+    _add_filter(_command(commands, "stop-workers", "have agents leave when what they run has ended", _stop))
+    _add_queues(_command(commands, "queues", "change which queues agents serve, while they run", _serve))
     queues = _command(commands, "queue-info", "show what waits on each queue, and who serves it", _queues)
     queues.add_argument("--spec", metavar="SPEC", help="the queues of this specification")
     queues.add_argument(
@@ -175,6 +176,16 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
         "--workers", nargs="+", action="extend", default=[], metavar="REGEX", help="agents whose name matches"
     )
     upstream.add_flags(parser, upstream.SERVER_FLAGS)
+
+
+def _add_queues(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "how",
+        choices=("set", "add", "remove"),
+        help="serve these only (none: all queues), these too, or these no longer",
+    )
+    parser.add_argument("names", nargs="*", metavar="QUEUE", help="a queue")
+    _add_filter(parser)
 
 
 def _add_steps(parser: argparse.ArgumentParser, what: str) -> None:
@@ -323,10 +334,25 @@ def _query(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from merlin_cli import crew
+    from merlin_cli import direct, inside
     from merlin_cli.console import Output
 
-    return crew.stop(_filter(arguments), Output())
+    which = _filter(arguments)
+    if _in_step(arguments):
+        if which.workers:
+            cure = "choose them by --queues or --spec, or name the namespace with -n to use kubeconfig"
+            raise CliError(Exit.USAGE, f"--workers: in a step agents can't be chosen by name; {cure}")
+        return inside.stop_workers(sorted(which.wanted_queues()), Output())
+    return direct.stop(which, Output())
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from merlin_cli import direct
+    from merlin_cli.console import Output
+
+    if not arguments.names and arguments.how != "set":
+        raise CliError(Exit.USAGE, f"queues {arguments.how}: expected queues, found none")
+    return direct.queues(arguments.how, arguments.names, _filter(arguments), Output())
 
 
 def _queues(arguments: argparse.Namespace) -> int:

@@ -76,7 +76,18 @@ class Desk:
             raise CliError(Exit.REFUSED, f"{deed} {target}: {answer.refused}")
         return answer
 
-    def _ask(self, request: nested.Request | nested.Command) -> nested.Answer:
+    def stop(self, queues: Sequence[str]) -> nested.Answer:
+        """Have the agents leave that serve our family of studies.
+
+        Raises:
+            CliError: it was refused, or the agent cannot be reached.
+        """
+        answer = self._ask(nested.Stop(token=self._token, queues=tuple(queues)))
+        if answer.refused:
+            raise CliError(Exit.REFUSED, f"stop-workers: {answer.refused}")
+        return answer
+
+    def _ask(self, request: nested.AnyRequest) -> nested.Answer:
         with socket.socket(socket.AF_UNIX) as connection:
             try:
                 connection.connect(self._path)
@@ -152,6 +163,23 @@ def command(deed: nested.Deed, targets: Sequence[str], console: Console, desk: D
         answer = desk.command(deed, _named(target))
         done = "done" if answer.known else "passed on; the operator will do it"
         say(console, f"{deed} study {answer.study}: {done}.")
+    return Exit.OK
+
+
+def stop_workers(queues: Sequence[str], console: Console, desk: Desk | None = None) -> Exit:
+    """Have the agents leave that serve this step's family of studies, or of those some queues.
+
+    Raises:
+        CliError: we are in no step, or it was refused.
+    """
+    desk = desk or Desk.of(os.environ)
+    if desk is None:
+        raise CliError(Exit.CANNOT_RUN, "stop-workers: expected to be called by a step of a study")
+    answer = desk.stop(queues)
+    if answer.known:
+        say(console, f"Told {answer.agents} agents to leave; they finish what they run.")
+    else:
+        say(console, "stop-workers: passed on; the operator will do it.")
     return Exit.OK
 
 

@@ -19,6 +19,9 @@ STUDIES: Final = "studies"
 ALLOCATIONS: Final = "allocations"
 MISSING: Final = 404
 CONFLICT: Final = 409
+FORBIDDEN: Final = 403
+_ATTEMPTS: Final = 10
+"""How often what others changed meanwhile is read again: the operator writes an Allocation's status at its pace."""
 PAGE: Final = 500
 """Objects of one answer; a namespace may hold 10,000 studies."""
 _IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -126,6 +129,41 @@ class KubeConfig:
             said = _message(refused.body)
             code = Exit.REFUSED if refused.status in (400, 422) else Exit.CANNOT_RUN
             raise CliError(code, f"study {name} was not changed (HTTP {refused.status}): {said}") from refused
+
+    def direct(
+        self, namespace: str, name: str, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, instead: str = ""
+    ) -> None:
+        """Change what an Allocation wishes of its agents; nothing is overwritten that somebody else wrote meanwhile.
+
+        Args:
+            namespace: Where.
+            name: The Allocation.
+            changes: Makes the changes from the ``spec`` as it is.
+            instead: What the user may do who has no right to this.
+
+        Raises:
+            CliError: it was refused, or the cluster cannot be reached.
+        """
+        from kubernetes import client
+
+        objects = client.CustomObjectsApi()
+        where = (GROUP, VERSION, namespace, ALLOCATIONS, name)
+        for attempt in range(_ATTEMPTS):
+            try:
+                found = _ask(objects.get_namespaced_custom_object, *where)
+                body: dict[str, Any] = {"spec": dict(changes(found["spec"]))}
+                if version := found["metadata"].get("resourceVersion"):
+                    body["metadata"] = {"resourceVersion": version}
+                patch = objects.patch_namespaced_custom_object
+                _ask(patch, *where, body, field_validation="Strict", _content_type=_MERGE)
+            except client.ApiException as refused:
+                if refused.status == CONFLICT and attempt + 1 < _ATTEMPTS:
+                    continue
+                cure = f"; {instead}" if instead and refused.status == FORBIDDEN else ""
+                said = f"allocation {name} was not changed (HTTP {refused.status}): {_message(refused.body)}{cure}"
+                raise CliError(Exit.CANNOT_RUN, said) from refused
+            else:
+                return
 
     @staticmethod
     def _all(plural: str, namespace: str) -> list[dict[str, Any]]:

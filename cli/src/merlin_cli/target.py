@@ -7,7 +7,7 @@ those that are not over.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +40,11 @@ class Cluster(Protocol):
 
     def change(self, namespace: str, name: str, uid: str, spec: Mapping[str, Any]) -> None:
         """Change switches of a Study."""
+
+    def direct(
+        self, namespace: str, name: str, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, instead: str = ""
+    ) -> None:
+        """Change what an Allocation wishes of its agents: ``changes`` makes it from the ``spec`` as it is."""
 
 
 class Mark(BaseModel):

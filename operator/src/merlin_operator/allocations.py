@@ -1,6 +1,7 @@
 """From heartbeats to Allocation objects: one for each batch job that hosts agents, so that ``kubectl`` shows them. Pure.
 
-Nothing is decided from an Allocation; it says what heartbeats said. A `Ledger` knows which objects exist and what was
+The status says what heartbeats said, and nothing is decided from it; what a ``spec`` wishes of agents is
+`merlin_operator.assignments`. A `Ledger` knows which objects exist and what was
 last written of each, and names the changes; whoever carries one out tells it so. What changes all the time (busy slots,
 the time of the last heartbeat) is written once a minute, what a user acts on at once.
 """
@@ -188,6 +189,7 @@ def _agent(agent: AgentView, now: datetime) -> dict[str, Any]:
         "version": beat.version,
         "slots": beat.slots,
         "busy": beat.busy,
+        "queues": sorted(beat.queues)[:MAX_LISTED],
         "lastHeartbeat": _time(now - timedelta(seconds=agent.silent_for)),
     }
 
@@ -213,7 +215,7 @@ def _heard_lately(agent: AgentView) -> bool:
 def _telling(status: Mapping[str, Any]) -> dict[str, Any]:
     """What is written at once when it changes: of what changes all the time only whether any slot is busy."""
     told = {key: value for key, value in status.items() if key != "lastHeartbeat" and value not in (None, [])}
-    agents = [agent["name"] for agent in told.get("agents", ())]
+    agents = [(agent["name"], agent.get("queues")) for agent in told.get("agents", ())]
     return {**told, "busy": bool(told.get("busy")), "agents": agents}
 
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from pydantic import ValidationError
 
-from merlin_operator import family
+from merlin_operator import allocations, family
 from merlin_operator.core import Core
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
@@ -58,6 +59,13 @@ class Nursery(Protocol):
             NotNowError: try again later.
         """
 
+    async def dismiss(self, agents: Mapping[str, Collection[str]]) -> str:
+        """Have agents leave, named by their allocations; return why that is refused, or nothing.
+
+        Raises:
+            NotNowError: try again later.
+        """
+
 
 class Births:
     """Looks after what is asked for in the logs of all studies."""
@@ -89,7 +97,7 @@ class Births:
         uid, keyring = study.ref.uid, self.core.config.keyring
         payload = keyring.open(stored.data, scope=uid, context=stored.subject, signer=Signer.AGENT)
         if is_order:
-            study.orders[key] = family.Ordered(key, nested.Order.model_validate_json(payload))
+            study.orders[key] = family.Ordered(key, nested.decode_order(payload))
             return
         asked = nested.Submission.model_validate_json(payload)
         if asked.key(uid) != key:
@@ -193,18 +201,38 @@ class Births:
         ordered.born = await self._settled(uid, ordered.key)
         if ordered.born is not None:
             return
+        if self._nursery is None:
+            born = nested.Born(refused="this operator takes no orders from steps")
+        elif isinstance(order, nested.Dismissal):
+            born = await self._dismiss(study, order, self._nursery)
+        else:
+            born = await self._change(study, order, self._nursery)
+        await self._remember(uid, ordered.key, born)
+        ordered.born = born
+        log.info("order of study=%s: %s: %s", study.ref.name, order.kind, born.refused or "done")
+
+    async def _change(self, study: Study, order: nested.Order, nursery: Nursery) -> nested.Born:
+        """Change the study that an order means."""
         members = (family.Member(each.ref, each.lineage) for each in self.core.all())
         meant = family.target(order, family.Member(study.ref, study.lineage), members)
         if isinstance(meant, str):
-            born = nested.Born(refused=meant)
-        elif self._nursery is None:
-            born = nested.Born(refused="this operator takes no orders from steps")
-        else:
-            refused = await self._nursery.change(meant.ref, order.changes())
-            born = nested.Born(name=meant.ref.name, uid=meant.ref.uid, refused=refused)
-        await self._remember(uid, ordered.key, born)
-        ordered.born = born
-        log.info("order of study=%s: %s %s: %s", study.ref.name, order.deed, order.target, born.refused or "done")
+            return nested.Born(refused=meant)
+        refused = await nursery.change(meant.ref, order.changes())
+        return nested.Born(name=meant.ref.name, uid=meant.ref.uid, refused=refused)
+
+    async def _dismiss(self, study: Study, order: nested.Dismissal, nursery: Nursery) -> nested.Born:
+        """Have the agents leave that serve a study's family and run as the user who runs the step that asks."""
+        root = study.lineage.root or study.ref.uid
+        relatives = (each for each in self.core.all() if root in (each.lineage.root, each.ref.uid))
+        queues = {queue for each in relatives if each.plan is not None for queue, _ in each.plan.wants}
+        fleet = self.core.fleet
+        chosen = family.dismissed(order, fleet.known(order.agent), fleet.live(time.monotonic()), queues=queues)
+        if isinstance(chosen, str):
+            return nested.Born(refused=chosen)
+        groups: dict[str, list[str]] = {}
+        for beat in chosen:
+            groups.setdefault(allocations.name_of(beat), []).append(beat.agent)
+        return nested.Born(refused=await nursery.dismiss(groups), agents=len(chosen))
 
     async def _tell(self, study: Study, members: Counter[str]) -> None:
         """Tell agents what they can refuse by themselves, where that is anything."""

@@ -206,6 +206,16 @@ class Api:
         self.traffic.allocation_writes += 1
         await self._call(self._objects.create_namespaced_custom_object, ALLOCATIONS, body)
 
+    async def allocation(self, name: str) -> dict[str, Any]:
+        """Read one Allocation."""
+        return await self._call(self._objects.get_namespaced_custom_object, ALLOCATIONS, name)
+
+    async def patch_allocation(self, name: str, body: dict[str, Any]) -> None:
+        """Merge into an Allocation; 409 where its resourceVersion is named and another one by now."""
+        self.traffic.allocation_writes += 1
+        patch = self._objects.patch_namespaced_custom_object
+        await self._call(patch, ALLOCATIONS, name, body, _content_type="application/merge-patch+json")
+
     async def patch_allocation_status(self, name: str, body: dict[str, Any]) -> None:
         """Merge a status into an Allocation's."""
         self.traffic.allocation_writes += 1

@@ -42,6 +42,8 @@ class Switches:
     ttl: int | None = None
     retain: bool = False
     rehearse: float | None = None
+    halt: bool = False
+    """A step stopped the agents of a local run; no object has this one."""
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -126,9 +128,9 @@ class Control:
 
     @property
     def stopped(self) -> bool:
-        """Whether a task asked to stop the agents and the time until then is over; a restart goes on."""
+        """Whether a task asked to stop the agents and the time until then is over, or a step of a local run did; a restart goes on."""
         asked = self.ledger.stop_asked
-        return asked is not None and self.now >= asked + self.stop_after
+        return self.switches.halt or (asked is not None and self.now >= asked + self.stop_after)
 
     @property
     def holds(self) -> bool:

@@ -5,8 +5,8 @@ decision out; nothing depends on which event woke it. What it knows of a study i
 engine that reads the same log is the same engine.
 
 Its parts, in the order of a round: `merlin_operator.logreader` (the log, and the sync that a study needs before it may
-issue), `merlin_operator.verdicts` (what only the operator decides), `merlin_operator.routing` (consumers and offers),
-`merlin_operator.publication` (chunks); beside them `merlin_operator.removal` and `merlin_operator.showing`. Any refused
+issue), `merlin_operator.verdicts` (what only the operator decides), `merlin_operator.assignments` (what agents are told),
+`merlin_operator.routing` (consumers and offers), `merlin_operator.publication` (chunks); beside them `merlin_operator.removal` and `merlin_operator.showing`. Any refused
 or unanswered write makes the study unsynced again: read, never repeat.
 """
 
@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from merlin_operator import acceptance, contents, measures, showing
+from merlin_operator.assignments import Foreman, wishes_of
 from merlin_operator.births import Births, Nursery
 from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.brokerwatch import BrokerWatch
@@ -78,6 +79,7 @@ class Engine:
         self._reader = LogReader(self.core, self._births, self._contents, self._keeper)
         self._judge = Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core)
+        self._foreman = Foreman(self.core)
         self._remover = Remover(self.core, self._turn)
         self._watch = BrokerWatch(self.core)
         self._last_loop = time.monotonic()
@@ -135,6 +137,17 @@ class Engine:
             asked = switches_of(changes)
             study.switches = replace(study.switches, **{name: getattr(asked, name) for name in changes})
             self.core.wake.set()
+
+    def direct(self, allocation: str, spec: Mapping[str, Any]) -> None:
+        """Take note of what an Allocation's ``spec`` wishes of its agents; nothing, where the object is gone."""
+        self._foreman.wish(allocation, wishes_of(spec))
+        self.core.wake.set()
+
+    def halt(self) -> None:
+        """Have all studies start nothing more, as if a task of each had asked to stop the agents: for a local run, which ends then."""
+        for study in self.core.all():
+            study.switches = replace(study.switches, halt=True)
+        self.core.wake.set()
 
     def add(self, ref: StudyRef, plan: Plan, lineage: Lineage | None = None, *, created: float | None = None) -> None:
         """Take a compiled study, as the local engine does; ``created`` in Unix seconds, None for one that is new."""
@@ -256,6 +269,7 @@ class Engine:
                 await self._reader.sync(study)
         await self._judge.judge_losses(now)
         await self._judge.judge_switches()
+        await self._foreman.tell(now)
         await self._router.route(now)
         await self._publisher.issue(now)
         for study in self.core.all():

@@ -7,12 +7,12 @@ in its labels and annotations, so that any operator reads it there; deleting the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from merlin_operator.view import StudyRef
-from merlin_study import nested
+from merlin_study import nested, wire
 
 GROUP_VERSION: Final = "merlin.dev/v1alpha1"
 ROOT: Final = "merlin.dev/root"
@@ -56,7 +56,7 @@ class Ordered:
     """What a step ordered, and what became of it; None: nothing yet."""
 
     key: str
-    order: nested.Order
+    order: nested.AnyOrder
     born: nested.Born | None = None
 
 
@@ -133,6 +133,29 @@ def target(order: nested.Order, asks: Member, members: Iterable[Member]) -> Memb
     if same_family or meant.lineage.creator == asks.lineage.creator:
         return meant
     return f"study {order.target} belongs to somebody else"
+
+
+def dismissed(
+    order: nested.Dismissal, asks: wire.Heartbeat | None, agents: Iterable[wire.Heartbeat], *, queues: Collection[str]
+) -> list[wire.Heartbeat] | str:
+    """Return which agents a step sends away, or say why it may send none.
+
+    A step may do to agents what its user may: so only those of its own site and user, and of these only such as serve its family.
+
+    Args:
+        order: what it asks for.
+        asks: the agent that runs it.
+        agents: all that take work.
+        queues: those of the studies of its family.
+    """
+    if asks is None:
+        return "the agent that passed it on is not known by now"
+    unknown = sorted(set(order.queues) - set(queues))
+    if unknown:
+        return f"no step of this family of studies has queue {unknown[0]}"
+    wanted = set(order.queues or queues)
+    own = (beat for beat in agents if (beat.site, beat.user) == (asks.site, asks.user))
+    return [beat for beat in own if not beat.queues or wanted & set(beat.queues)]
 
 
 def manifest(parent: StudyRef, own: Lineage, child: Child) -> dict[str, Any]:

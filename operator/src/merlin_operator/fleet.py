@@ -59,6 +59,11 @@ class Fleet:
             if not member.heartbeat.leaving and not member.heartbeat.left and not self.is_gone(name, now):
                 yield member.heartbeat
 
+    def known(self, agent: str) -> wire.Heartbeat | None:
+        """Return an agent's last heartbeat, None where none is remembered."""
+        member = self.members.get(agent)
+        return member.heartbeat if member is not None else None
+
     def forget_long_gone(self, now: float) -> None:
         """Drop agents that have been gone for ten times the time after which they count as lost."""
         limit = 10 * self._timing.lost_after

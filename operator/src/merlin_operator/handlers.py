@@ -1,7 +1,7 @@
 """How Studies arrive: kopf's watch on one side, the engine on the other. Nothing is decided here.
 
 Handlers are level-triggered: appeared, changed and resumed are one and the same call, which hands over the Study as it is
-now. They return nothing (kopf would write it into the status), and are retried a few times only: what was still not
+now. So is what an Allocation wishes of its agents. They return nothing (kopf would write it into the status), and are retried a few times only: what was still not
 handed over then, `health` finds missing and hands over itself.
 
 Deletion waits for the engine to clean what the study has in the broker, but not for ever: a namespace that does not go
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -40,6 +40,9 @@ class Engine(health.Watched, Protocol):
 
     async def run(self) -> None:
         """Work until cancelled."""
+
+    def direct(self, allocation: str, spec: Mapping[str, Any]) -> None:
+        """Take note of what is wished of an allocation's agents."""
 
     async def forget(self, ref: StudyRef, *, timeout: float, retain: bool) -> bool:  # noqa: ASYNC109 it knows what to skip
         """Cancel a study and clean what it has in the broker; False where that took too long."""
@@ -90,6 +93,7 @@ def registry() -> kopf.OperatorRegistry:
     for when in (kopf.on.create, kopf.on.update, kopf.on.resume):
         when(*what, id="observe", **studies)(observe)
     kopf.on.delete(*what, id="forget", **studies)(forget)
+    kopf.on.event(cluster.GROUP, cluster.VERSION, cluster.ALLOCATIONS, registry=handlers)(direct)
     return handlers
 
 
@@ -145,6 +149,13 @@ async def observe(memo: Operator, body: kopf.Body, **_: object) -> None:
     submission = cluster.submission_of(body)
     await memo.engine.observe(submission)
     memo.health.guard.delivered(submission.ref.uid, submission.generation)
+
+
+async def direct(memo: Operator, event: kopf.RawEvent, **_: object) -> None:
+    """Hand the engine what an Allocation wishes of its agents; it is told of each object anew whenever the watch begins."""
+    raw = event["object"]
+    spec = {} if event["type"] == "DELETED" else raw.get("spec") or {}
+    memo.engine.direct(raw["metadata"]["name"], spec)
 
 
 async def forget(memo: Operator, body: kopf.Body, **_: object) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,13 @@ class LocalNursery:
         """See `births.Nursery`."""
         assert self.engine is not None
         self.engine.switch(ref.uid, changes)
+        return ""
+
+    async def dismiss(self, agents: Mapping[str, Collection[str]]) -> str:
+        """See `births.Nursery`: the one agent goes with the run, which ends after what runs."""
+        assert self.engine is not None
+        if agents:
+            self.engine.halt()
         return ""
 
 

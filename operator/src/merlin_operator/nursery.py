@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Protocol
 
-from merlin_operator import family
+from merlin_operator import assignments, family
 from merlin_operator.births import NotNowError
 from merlin_operator.cluster import ApiError
 from merlin_operator.view import StudyRef
@@ -28,6 +28,12 @@ class Objects(Protocol):
 
     async def study(self, name: str) -> dict[str, Any]:
         """Return a Study."""
+
+    async def allocation(self, name: str) -> dict[str, Any]:
+        """Return an Allocation."""
+
+    async def patch_allocation(self, name: str, body: dict[str, Any]) -> None:
+        """Merge into an Allocation; 409 where it has changed since."""
 
 
 class ClusterNursery:
@@ -60,6 +66,23 @@ class ClusterNursery:
             if error.status in (*REFUSED, GONE):
                 return f"the cluster refused it: {error}"
             raise NotNowError(f"study {ref.name}: {error}") from error
+        return ""
+
+    async def dismiss(self, agents: Mapping[str, Collection[str]]) -> str:
+        """See `births.Nursery`."""
+        for name, each in agents.items():
+            try:
+                found = await self._api.allocation(name)
+                many = len(each) > assignments.MOST_NAMED
+                wish = {"drain": True} if many else {"agents": assignments.drained(found["spec"], each)}
+                body: dict[str, Any] = {"spec": wish}
+                if version := found["metadata"].get("resourceVersion"):
+                    body["metadata"] = {"resourceVersion": version}
+                await self._api.patch_allocation(name, body)
+            except ApiError as error:
+                if error.status in (*REFUSED, GONE):
+                    return f"agents of allocation {name} can't be told: {error}"
+                raise NotNowError(f"allocation {name}: {error}") from error
         return ""
 
     async def _found(self, name: str, parent: StudyRef, child: family.Child) -> nested.Born:

@@ -24,13 +24,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from merlin_operator import allocations, conditions, config, expiry
+from merlin_operator import allocations, assignments, conditions, config, expiry
 from merlin_operator.board import AgentView
-from merlin_operator.cluster import GROUP, VERSION, ApiError, submission_of
+from merlin_operator.cluster import ALLOCATIONS, GROUP, VERSION, ApiError, submission_of
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
 from merlin_operator.nursery import ClusterNursery
-from merlin_operator.shelf import CONFIG_MAPS, MISSING, STUDIES, Shelf
+from merlin_operator.shelf import CONFIG_MAPS, INVALID, MISSING, STUDIES, Shelf
 from merlin_operator.stream import Outage
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import transport
@@ -56,12 +56,19 @@ class Server:
         self.engine = Engine(settings, self, ClusterNursery(self), reader=shelf)
         self._agents: Sequence[AgentView] = ()
         self._views: Sequence[StudyView] = ()
+        self._there: set[str] = set()
+        """Allocations that agents were heard of."""
 
     # What the engine calls
 
     async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
         """Take note of the present state."""
         self._views, self._agents = views, agents
+        there = {allocations.name_of(agent.heartbeat) for agent in agents}
+        for name in (self._there - there) & self.shelf.wishes.keys():
+            self.shelf.wish(name, {})
+            self.engine.direct(name, {})
+        self._there = there
         now = datetime.now(UTC)
         for view in views:
             study = self.shelf.studies.get(view.ref.name)
@@ -85,12 +92,31 @@ class Server:
         """Return a Study."""
         return self.shelf.get(STUDIES, name)
 
+    async def allocation(self, name: str) -> dict[str, Any]:
+        """Return an Allocation; 404 where no agent that is there belongs to it."""
+        for each in self._allocations():
+            if each["metadata"]["name"] == name:
+                return each
+        raise ApiError(MISSING, f'allocations "{name}" not found')
+
+    async def patch_allocation(self, name: str, body: dict[str, Any]) -> None:
+        """Take what is wished of an Allocation's agents."""
+        await self.allocation(name)
+        spec = body.get("spec", {})
+        if fixed := sorted(spec.keys() - assignments.WISHES):
+            raise ApiError(INVALID, f"spec.{fixed[0]}: expected one of {', '.join(sorted(assignments.WISHES))}")
+        wished = {**self.shelf.wishes.get(name, {}), **spec}
+        self.shelf.wish(name, {key: value for key, value in wished.items() if value is not None})
+        self.engine.direct(name, self.shelf.wishes.get(name, {}))
+
     # The life of the process
 
     async def run(self) -> None:
         """Take up all studies that there are, and work until cancelled."""
         for study in list(self.shelf.studies.values()):
             await self.engine.observe(submission_of(study))
+        for name, spec in self.shelf.wishes.items():
+            self.engine.direct(name, spec)
         async with asyncio.TaskGroup() as parts:
             parts.create_task(self.engine.run())
             parts.create_task(self._expire())
@@ -135,7 +161,9 @@ class Server:
                 web.get(f"{_OBJECTS}/{STUDIES}/{{name}}", self._get),
                 web.patch(f"{_OBJECTS}/{STUDIES}/{{name}}", self._change),
                 web.delete(f"{_OBJECTS}/{STUDIES}/{{name}}", self._delete),
-                web.get(f"{_OBJECTS}/allocations", self._allocations),
+                web.get(f"{_OBJECTS}/{ALLOCATIONS}", self._list_allocations),
+                web.get(f"{_OBJECTS}/{ALLOCATIONS}/{{name}}", self._get_allocation),
+                web.patch(f"{_OBJECTS}/{ALLOCATIONS}/{{name}}", self._change_allocation),
                 web.post(f"{_CORE}/{CONFIG_MAPS}", self._create_part),
                 web.patch(f"{_CORE}/{CONFIG_MAPS}/{{name}}", self._own_part),
                 web.delete(f"{_CORE}/{CONFIG_MAPS}/{{name}}", self._drop_part),
@@ -169,14 +197,27 @@ class Server:
         await self._forget(submission_of(await self.study(request.match_info["name"])).ref)
         return web.json_response({"kind": "Status", "status": "Success"})
 
-    async def _allocations(self, _: web.Request) -> web.Response:
+    def _allocations(self) -> list[dict[str, Any]]:
         by_name = lambda agent: allocations.name_of(agent.heartbeat)  # noqa: E731 a key, twice
         now = datetime.now(UTC)
-        groups = [(name, list(group)) for name, group in itertools.groupby(sorted(self._agents, key=by_name), by_name)]
-        found = [
-            {**allocations.body_of(name, group), "status": allocations.status_of(group, now)} for name, group in groups
-        ]
-        return _listed("Allocation", found)
+        found = []
+        for name, agents in itertools.groupby(sorted(self._agents, key=by_name), by_name):
+            group = list(agents)
+            body = allocations.body_of(name, group)
+            spec = {**body["spec"], **self.shelf.wishes.get(name, {})}
+            found.append({**body, "spec": spec, "status": allocations.status_of(group, now)})
+        return found
+
+    async def _list_allocations(self, _: web.Request) -> web.Response:
+        return _listed("Allocation", self._allocations())
+
+    async def _get_allocation(self, request: web.Request) -> web.Response:
+        return web.json_response(await self.allocation(request.match_info["name"]))
+
+    async def _change_allocation(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        await self.patch_allocation(name, await request.json())
+        return web.json_response(await self.allocation(name))
 
     async def _create_part(self, request: web.Request) -> web.Response:
         return web.json_response(self.shelf.create(CONFIG_MAPS, await request.json()), status=201)

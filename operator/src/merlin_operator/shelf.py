@@ -23,6 +23,7 @@ from merlin_operator.contents import ContentError
 
 STUDIES: Final = "studies"
 CONFIG_MAPS: Final = "configmaps"
+WISHES: Final = "wishes.json"
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 INVALID, MISSING, TAKEN = 422, 404, 409
 
@@ -38,6 +39,10 @@ class Shelf:
             (directory / kind).mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted((directory / STUDIES).glob("*.json")):
             self.studies[path.stem] = json.loads(path.read_bytes())
+        self.wishes: dict[str, dict[str, Any]] = {}
+        """What is wished of the agents of allocations, by their names."""
+        with contextlib.suppress(FileNotFoundError):
+            self.wishes = json.loads((directory / WISHES).read_bytes())
 
     def create(self, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Make an object.
@@ -103,6 +108,13 @@ class Shelf:
             if keep:
                 self._keep(STUDIES, study)
 
+    def wish(self, allocation: str, spec: Mapping[str, Any]) -> None:
+        """Set what is wished of an allocation's agents; nothing: forget it."""
+        self.wishes[allocation] = dict(spec)
+        if not spec:
+            del self.wishes[allocation]
+        _write(self._directory / WISHES, self.wishes)
+
     def own(self, name: str, owners: list[dict[str, Any]]) -> dict[str, Any]:
         """Add owners to a ConfigMap.
 
@@ -142,13 +154,7 @@ class Shelf:
                 yield path.stem
 
     def _keep(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
-        path = self._path(kind, body["metadata"]["name"])
-        partial = path.with_suffix(f".{os.getpid()}")
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(body, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        _write(self._path(kind, body["metadata"]["name"]), body)
         with contextlib.suppress(KeyError):
             if kind == STUDIES:
                 self.studies[body["metadata"]["name"]] = body
@@ -156,3 +162,13 @@ class Shelf:
 
     def _path(self, kind: str, name: str) -> Path:
         return self._directory / kind / f"{name}.json"
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file as a whole."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

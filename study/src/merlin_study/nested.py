@@ -4,8 +4,8 @@ A step's own ``merlin`` command finds a Unix socket and a token in its environme
 `Request`, and reads one, an `Answer`. There are no keys in a step's environment: the agent seals what it passes on, and
 the token says only which task speaks.
 
-    step → agent      Request or Command, Answer: one line of JSON each
-    agent → log       Submission, the first message of its own subject in the parent's log; Order
+    step → agent      Request, Command or Stop, Answer: one line of JSON each
+    agent → log       Submission, the first message of its own subject in the parent's log; Order, Dismissal
     operator → control stream   Born: what became of a submission; Family: what agents refuse by themselves
 
 A task that is tried again, or that ran on an agent that was lost, asks for the same studies again. So a submission is
@@ -56,6 +56,8 @@ class Request(Message):
 
 
 Deed = Literal["cancel", "suspend", "resume", "purge", "restart"]
+"""What may be done with a study."""
+Queues = Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=1000)]
 
 
 class Command(Message):
@@ -67,11 +69,19 @@ class Command(Message):
     target: str = Field(min_length=1, max_length=200)
 
 
+class Stop(Message):
+    """The agents that serve the studies of the same family shall leave; with ``queues`` those of them that serve one of these."""
+
+    token: str = Field(max_length=200)
+    kind: Literal["stop"] = "stop"
+    queues: Queues = ()
+
+
 class Answer(Message):
     """What became of a request.
 
     ``refused``: why not, in one sentence; empty where it was taken. ``known``: the task had asked before, and what it
-    asked for then counts; ``changed``: that was another specification.
+    asked for then counts; ``changed``: that was another specification. ``agents``: how many were told to leave.
     """
 
     refused: str = ""
@@ -79,6 +89,7 @@ class Answer(Message):
     workspace: str = ""
     known: bool = False
     changed: bool = False
+    agents: int = 0
 
 
 class Submission(Message):
@@ -98,6 +109,17 @@ class Submission(Message):
     def key(self, parent: str) -> str:
         """Return the submission's name below its parent's uid."""
         return submission_key(parent, step=self.step, task=self.task, turn=self.turn, number=self.number)
+
+
+class Dismissal(Message):
+    """A `Stop` as the agent passes it on, with who gives it; ``word`` tells it from every other."""
+
+    kind: Literal["dismissal"] = "dismissal"
+    agent: str
+    step: str
+    task: int = Field(ge=0)
+    queues: Queues = ()
+    word: str = Field(pattern="^[0-9a-f]{16}$")
 
 
 class Order(Message):
@@ -127,12 +149,13 @@ class Order(Message):
 class Born(Message):
     """What became of a submission: the Study that it made, or why it made none. It makes one once, even if that is deleted.
 
-    Of an order: the study that it changed.
+    Of an order: the study that it changed, or how many agents were told to leave.
     """
 
     name: str = ""
     uid: str = ""
     refused: str = ""
+    agents: int = 0
 
 
 class Family(Message):
@@ -143,11 +166,22 @@ class Family(Message):
     full: str = ""
 
 
-AnyRequest = Annotated[Request | Command, Field(discriminator="kind")]
-_REQUEST: Final[TypeAdapter[Request | Command]] = TypeAdapter(AnyRequest)
+AnyRequest = Request | Command | Stop
+_REQUEST: Final[TypeAdapter[AnyRequest]] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
+AnyOrder = Order | Dismissal
+_ORDER: Final[TypeAdapter[AnyOrder]] = TypeAdapter(Annotated[AnyOrder, Field(discriminator="kind")])
 
 
-def decode_request(data: bytes) -> Request | Command:
+def decode_order(data: bytes) -> AnyOrder:
+    """Parse what an agent passes on of a step.
+
+    Raises:
+        pydantic.ValidationError: it is no order.
+    """
+    return _ORDER.validate_json(data)
+
+
+def decode_request(data: bytes) -> AnyRequest:
     """Parse what a step sent.
 
     Raises:

@@ -7,7 +7,7 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
     merlin.v1.<namespace>.report.<study uid>.<fence>|bound|recalled|child-<key>|order-<key>   report stream (Limits)
     merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>[.<part>], .file.<study uid>.<hash>[.<part>]   control stream (last value)
-    merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>                         control stream
+    merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>, .agent.<site>.<agent>    control stream
     merlin.v1.<namespace>.control.family.<study uid>, .born.<study uid>.<key>                   control stream
     merlin.v1.<namespace>.control.snapshot.<study uid>, .kept.<study uid>.<digest>[.<part>]    control stream
     merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
@@ -200,6 +200,15 @@ class Space:
     def offer(self, site: str) -> str:
         """Return the subject of what a site's agents may pull."""
         return f"{ROOT}.{self._token}.control.offer.{escape(site)}"
+
+    def assignment(self, site: str, agent: str) -> str:
+        """Return the subject of what one agent is told to do."""
+        return f"{ROOT}.{self._token}.control.agent.{escape(site)}.{escape(agent)}"
+
+    @property
+    def all_assignments(self) -> str:
+        """The filter for what any agent is told to do."""
+        return f"{ROOT}.{self._token}.control.agent.*.*"
 
     @property
     def all_control(self) -> str:

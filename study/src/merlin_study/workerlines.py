@@ -8,6 +8,7 @@ agent on each node through ``mpiexec``. Every function here is pure.
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,8 @@ from merlin_study.workers import ALL, Worker
 
 PLAIN: Final = frozenset({"local", "lsf", "lsf-srun"})
 """Types under which upstream starts its worker where it stands, whatever the machine."""
+MAX_NAME: Final = 40
+"""Characters of what an agent may be called."""
 SHELL: Final = "/bin/bash"
 """Runs the lines: ``launch_pre`` may load modules, which are functions of a shell."""
 
@@ -51,10 +54,16 @@ def agent_command(worker: Worker, *, study: str, agent: str = "merlin-agent", mo
         agent: The program.
         more: Further arguments, such as where the broker is.
     """
-    words = [agent, *more, "--queues", ",".join(worker.queues), "--study-name", study]
+    words = [agent, *more, "--name", agent_name(worker.name)]
+    words += ["--queues", ",".join(worker.queues), "--study-name", study]
     if worker.slots is not None:
         words += ["--slots", str(worker.slots)]
     return shlex.join(words)
+
+
+def agent_name(worker: str) -> str:
+    """Return what the names of a worker block's agents begin with, by which ``--workers`` finds them as upstream does."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", worker).lstrip("_.-")[:MAX_NAME] or "worker"
 
 
 def launch_line(worker: Worker, command: str, machine: Machine) -> str:

@@ -55,7 +55,8 @@ class Heartbeat(Message):
 
     ``nodes``: over how many hosts of so many cores it can start a task, its own among them; the one agent that leads those of its
     allocation says more than 1. ``full``: studies whose workspace has no room. ``leaving``: the agent drains and takes nothing
-    more; ``left``: this is its last word. ``figures`` only ever grow.
+    more; ``left``: this is its last word. ``figures`` only ever grow. ``user``: whose processes it starts, as its host names them.
+    ``assigned``: the number of the last `Assignment` that it obeyed.
     """
 
     agent: str
@@ -77,3 +78,5 @@ class Heartbeat(Message):
     full: tuple[str, ...] = Field(default=(), max_length=MAX_FULL)
     leaving: bool = False
     left: bool = False
+    user: str = ""
+    assigned: int = Field(default=0, ge=0)

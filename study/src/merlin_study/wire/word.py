@@ -1,8 +1,10 @@
-"""What the operator tells agents by last value: what they may pull, and what became of a study."""
+"""What the operator tells agents by last value: what they may pull, what one of them shall do, and what became of a study."""
 
 from __future__ import annotations
 
 from typing import Literal
+
+from pydantic import Field
 
 from merlin_study.wire.message import Message
 
@@ -40,6 +42,18 @@ class Offer(Message):
     consumers: tuple[Consumer, ...] = ()
     timing: Timing = Timing()
     recalls: tuple[Recall, ...] = ()
+
+
+class Assignment(Message):
+    """What one agent is told to do. ``number`` is one more than its heartbeat named last, so an older word is never obeyed again.
+
+    ``leave``: take nothing more, let what runs end, and go. ``queues``: serve these from now on (empty: all); None: as before.
+    """
+
+    agent: str
+    number: int = Field(ge=1)
+    leave: bool = False
+    queues: tuple[str, ...] | None = None
 
 
 class Control(Message):
