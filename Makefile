@@ -24,8 +24,8 @@ check: .venv/.locked ## formatter, linter, types, layers, links of the docs
 	lint-imports
 	mkdocs build --strict --quiet --site-dir .cache/site
 
-test: .venv/.locked ## all tests, on real servers
-	pytest $(PYTEST_ARGS)
+test: .venv/.locked ## all tests, on real servers, two processes a core (PYTEST_ARGS='tests/spec -n0': some, one by one)
+	pytest -n auto $(PYTEST_ARGS)
 
 bench: bench-tasks bench-scale ## measure everything that is measured
 

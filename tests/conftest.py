@@ -1,33 +1,73 @@
 """Fixtures over the test ground; what each costs is in `tests.ground`."""
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+from tests import sidebyside
+from tests.chart.rendering import program as helm_binary
 from tests.ground import Broker, ControlPlane, NetworkNamespace, Slurm
-from tests.ground.control_plane import CRDS, binaries
+from tests.ground.control_plane import CRDS
+from tests.ground.control_plane import binaries as control_plane_binaries
 
 # A property has no time limit: how long an example takes says something of the machine, not of the property.
 hypothesis.settings.register_profile("merlin", deadline=None)
 hypothesis.settings.load_profile("merlin")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the control plane before the first test that needs it, not within that test's time limit.
+def pytest_configure(config: pytest.Config) -> None:
+    """Start programs with the usual meaning of signals, also where the tests run in the background or under nohup.
 
-    It takes minutes, once a machine; a failure is left to the fixture, so that the other tests still run.
+    Both leave signals ignored, which every child inherits: it would not end as a test wants it to. A handler is not inherited.
     """
-    needed = any("control_plane" in item.keywords or "control_plane" in _fixtures(item) for item in session.items)
-    if not needed or session.config.option.collectonly:
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    if getattr(config.option, "loadscopereorder", None):
+        config.option.loadscopereorder = False  # the order is that of `longest_first`, not that of the number of tests
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means."""
+    return sidebyside.processes()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> sidebyside.Scheduling | None:
+    """Give out the tests as `tests.sidebyside` says, unless ``--dist`` asks for something else."""
+    return sidebyside.Scheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the order of files where one process runs them all."""
+    if hasattr(config, "workerinput"):
+        sidebyside.longest_first(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build what tests need before the first of them, not within its time limit.
+
+    It takes minutes, once a machine, and several processes wait for the one that builds; a failure is left to the fixture,
+    so that the other tests still run.
+    """
+    if session.config.option.collectonly:
         return
+    needed = {name for item in session.items for name in (*item.keywords, *_fixtures(item))}
     capture = session.config.pluginmanager.getplugin("capturemanager")
     shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
-    with shown, contextlib.suppress(subprocess.CalledProcessError):
-        binaries()
+    with shown:
+        for name, build in {"control_plane": control_plane_binaries, "helm": helm_binary}.items():
+            if name in needed:
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    build()
 
 
 def _fixtures(item: pytest.Item) -> list[str]:

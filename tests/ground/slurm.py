@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.ground.needs import missing
+from tests.ground.needs import debian, system_program
 from tests.ground.network import NetworkNamespace
 from tests.ground.processes import Process
 from tests.ground.waiting import eventually, free_port
@@ -56,16 +55,7 @@ class Slurm:
     def require() -> None:
         """Install what is missing where this user may; else skip the test (fail it under CI)."""
         NetworkNamespace.require()
-        if all(_found(name) for name in _PROGRAMS):
-            return
-        if shutil.which("apt-get") is None:
-            missing(f"Slurm is not installed ({', '.join(_PROGRAMS)}), and this is no Debian to install it on")
-        apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-q"]
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-            done = subprocess.run([*apt, *command], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            missing(f"Slurm could not be installed: {done.stderr.strip()}")
+        debian(PACKAGES, _PROGRAMS)
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of Slurm's commands: this one's, without what an allocation around the tests may have set."""
@@ -215,7 +205,7 @@ class Slurm:
 
     def _daemon(self, name: str, *arguments: str, log: str | None = None) -> Process:
         return Process(
-            [_found(name) or name, *arguments],
+            [system_program(name) or name, *arguments],
             log=self.directory / f"{log or name}.log",
             netns=self.network.name,
             env=self.environment(),
@@ -257,8 +247,3 @@ ReturnToService=2
 MailProg=/bin/true
 {nodes}PartitionName=batch Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
-
-
-def _found(name: str) -> str | None:
-    # Daemons lie in folders that a user's PATH may lack.
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

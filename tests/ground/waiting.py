@@ -1,11 +1,11 @@
 """Waiting in the outer rings, where a real neighbour gives no event to await."""
 
 import asyncio
-import itertools
+import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -59,11 +59,28 @@ def _late(predicate: object, message: str, timeout: float, value: object) -> str
 # Below the kernel's ephemeral range (32768 on). A port of that range can be taken, as a client's source port, while the
 # server that owned it is down; worse, a client that retries it over loopback may connect to itself.
 _PORTS = range(20_000, 32_000)
-_candidates = itertools.chain.from_iterable(random.sample(_PORTS, len(_PORTS)) for _ in itertools.repeat(None))
+
+
+def own(ports: Sequence[int]) -> Sequence[int]:
+    """The ports that are this process's own among those that pytest-xdist runs tests in; all where it does not.
+
+    A server that is down for a while, as a test wants it, finds its port again.
+    """
+    count, name = (int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), os.environ.get("PYTEST_XDIST_WORKER", "gw0"))
+    return ports[int(name.removeprefix("gw")) % count :: count]
+
+
+def _endless(ports: Sequence[int]) -> Iterator[int]:
+    chance = random.SystemRandom()  # hypothesis seeds the common one, alike in every process
+    while True:
+        yield from chance.sample(ports, len(ports))
+
+
+_candidates = _endless(own(_PORTS))
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on; never the same one twice in a row of 12,000."""
+    """A port of 127.0.0.1 that nobody listens on; its number does not come again soon."""
     for port in _candidates:
         with socket.socket() as probe:
             try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -16,24 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.ground import Process, eventually, free_port
-from tests.ground.needs import ROOT, missing
-
-PACKAGE = "prometheus"
+from tests.ground.needs import ROOT, debian
 
 
 def require() -> None:
     """Install it where this user may; else skip the test (fail it under CI)."""
-    if shutil.which("promtool") and shutil.which("prometheus"):
-        return
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        missing("prometheus and promtool are not installed, and this user may not install Debian's package")
-    apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-q"]
-    # RUNLEVEL: the package's own service, which listens on every address, stays off.
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", PACKAGE]):
-        done = subprocess.run([*apt, *command], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        missing(f"prometheus could not be installed: {done.stderr.strip()}")
+    debian(["prometheus"], ["prometheus", "promtool"])
 
 
 def promtool(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
