@@ -49,7 +49,9 @@ IDLE_GRACE: Final = 5.0
 PATIENCE: Final = 10.0
 """Seconds that a study may wait for an agent before its user is told so: agents start within two."""
 GIVE_UP: Final = 60.0
-"""Seconds of that after which the run ends: its one agent is all there is, and what it can't take now it will not take."""
+"""Seconds of the same reason after which the run ends: its one agent is all there is, and what it can't take now it never will."""
+STARTED: Final = 300.0
+"""Seconds after which it ends where that agent was never heard of: a cold file system may take minutes to load it."""
 ENGINE_GRACE: Final = 5.0
 BROKER_GRACE: Final = 5.0
 AGENT_GIVES_UP: Final = frozenset({2, 3, 4})
@@ -149,7 +151,8 @@ class _Session:
         self._signal: signal.Signals | None = None
         self._display: Display = display(console)
         self._began = time.monotonic()
-        self._waiting_since: float | None = None
+        self._waiting: tuple[str, float] | None = None
+        self._agent_heard = False
         self._hopeless = ""
         note = self._display.note
         self._broker = Broker(private, note)
@@ -257,15 +260,18 @@ class _Session:
 
     def _patient(self, progress: Progress) -> Progress:
         """Leave out why nothing moves until it has not moved for a while: at first the agent is only starting."""
-        now = time.monotonic()
-        if not progress.waiting_for or any(step.running for step in progress.steps):
-            self._waiting_since = None
+        now, reason = time.monotonic(), progress.waiting_for
+        self._agent_heard = self._agent_heard or progress.agents > 0
+        if not reason or any(step.running for step in progress.steps):
+            self._waiting = None
             return progress
-        self._waiting_since = self._waiting_since or now
-        if now - self._waiting_since > GIVE_UP:
-            self._hopeless = progress.waiting_for
+        if self._waiting is None or self._waiting[0] != reason:
+            self._waiting = reason, now
+        waited = now - self._waiting[1]
+        if waited > (GIVE_UP if self._agent_heard else STARTED):
+            self._hopeless = reason
             self._over.set()
-        return progress if now - self._waiting_since > PATIENCE else progress.model_copy(update={"waiting_for": ""})
+        return progress if waited > PATIENCE else progress.model_copy(update={"waiting_for": ""})
 
     def _conclude(self) -> Exit:
         """Say how it went and where the outputs are."""

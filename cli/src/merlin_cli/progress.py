@@ -70,11 +70,12 @@ class FaultSaid(_Model):
 
 
 class Progress(_Model):
-    """A study at one moment; ``children``: how many studies its steps have started."""
+    """A study at one moment; ``agents``: how many could run something of it; ``children``: how many studies its steps started."""
 
     ref: Ref = Ref()
     faults: tuple[FaultSaid, ...] = ()
     warnings: tuple[FaultSaid, ...] = ()
+    agents: int = 0
     children: int = 0
     refused_children: int = 0
 
