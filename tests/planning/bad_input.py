@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import Final
 
@@ -77,6 +78,19 @@ SPECS: Final = {
     "a key that stands twice": _run("cmd: y"),
     "a tab": f"{_HEAD}study:\n\t- {{name: a}}",
     "a tag that builds objects": _one("!!python/object/apply:os.system [ls]"),
+    "aliases that unfold without end": _one(
+        "x",
+        "user:\n"
+        + "".join(f"  {b}: &{b} [{', '.join([f'*{a}'] * 20)}]\n" for a, b in itertools.pairwise("abcdefg")).replace(
+            "*a", "1"
+        ),
+    ),
+    "lists within lists without end": _one("x", "user: " + "[" * 70 + "]" * 70),
+    "a file that is too large": _one("x", "#" * (4 << 20)),
+    "a control character": _one('"\x01"'),
+    "a number that is none": _one("x", "user: 0b_"),
+    "a script that is too long": _one("x" * 262_145),
+    "scripts that are too long together": _steps(("a", ""), ("b", "")).replace("cmd: x", "cmd: " + "x" * 250_000),
     "an alias that holds itself": _one("x", "user: &a {b: *a}"),
     "two documents": _one("x", f"---\n{_HEAD}"),
     "samples without a file": _one("x", "merlin: {samples: {column_labels: [A]}}"),
@@ -118,5 +132,20 @@ SAMPLES: Final[dict[str, tuple[str, bytes | None]]] = {
         _npy("{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2, 2)}", b"\0" * 64),
     ),
     "no array": ("s.npy", b"1,2\n"),
+    "columns of different types": (
+        "s.npy",
+        _npy("{'descr': [('a', '<f8'), ('b', '<i4')], 'fortran_order': False, 'shape': (1,)}", b"\0" * 12),
+    ),
+    "a header that nests without end": ("s.npy", _npy("-" * 50_000 + "1")),
+    "a row without end": ("s.csv", b"1,2\n" + b"x" * 10_000_000),
+    "a very wide table": ("s.csv", b"1," * 600_000 + b"1\n"),
+    "a very wide array": (
+        "s.npy",
+        _npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1, 10000000)}", b"\0" * 8),
+    ),
+    "texts without end in an array": (
+        "s.npy",
+        _npy("{'descr': '<U1000000000', 'fortran_order': False, 'shape': (2, 2)}", b"\0" * 8),
+    ),
 }
 """Name and content of a table that should have two columns, for each fault."""

@@ -177,7 +177,7 @@ def test_a_token_where_no_text_fits_means_what_its_value_means_to_yaml() -> None
         ({"site": "any"}, "spec.site: 'any' stands for no site; leave the key out to let the first agent decide"),
         ({"study/0/run/cmd": "a\0b"}, "spec.study[0].run.cmd: holds a NUL byte, which no file or script can; remove it"),
         ({"study/0/run/cmd": "\ud800"}, "spec.study[0].run.cmd: holds half of a surrogate pair, which is no character; remove it"),
-        ({"study/0/run/cmd": "x" * 262_145}, "spec.study[0].run.cmd: expected at most 262144 characters, found '" + "x" * 37 + "...' (string) of 262145"),
+        ({"study/0/run/cmd": "x" * 262_145}, "spec.study[0].run.cmd: expected at most 262144 characters, found '" + "x" * 37 + "...' (string) of 262145; put long text into a file"),
         ({"study/0/run/dpends": ["x"]}, "spec.study[0].run.dpends: unknown key (did you mean 'depends'?)"),
         ({"study/0/run/cores per taks": 1}, "spec.study[0].run.cores per taks: unknown key (did you mean 'cores per task'?)"),
     ],

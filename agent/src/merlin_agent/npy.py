@@ -18,6 +18,8 @@ from merlin_agent.files import Reading
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAX_HEADER: Final = 64 * 1024
+MAX_ROW: Final = 8 << 20
+"""Bytes of one row: a million numbers. They are read for every task."""
 _INTEGERS: Final = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
 _FLOATS: Final = {"f2": ("e", 5), "f4": ("f", 9), "f8": ("d", 17)}
 _COMPLEX: Final = {"c8": ("f", 4), "c16": ("d", 8)}
@@ -41,6 +43,11 @@ class ArrayRows:
         self.count = shape[0]
         self.columns = shape[1] if len(shape) == 2 else 1
         self._size, self._read = _reader(header.descr)
+        if self.columns * self._size > MAX_ROW:
+            raise NpyError(
+                f"expected at most {MAX_ROW} bytes in a row, found {self.columns} columns of {self._size} bytes; put long rows into files "
+                "of their own and their paths into the table"
+            )
         self._by_column = header.by_column and len(shape) == 2
         self._start = header.start
         needed = self._start + self.count * self.columns * self._size
@@ -82,7 +89,9 @@ class _Header:
 
 def _header(data: bytes) -> _Header:
     if data[:6] != _MAGIC:
-        raise NpyError("expected a file that numpy.save wrote, found something else")
+        raise NpyError(
+            "expected a file that numpy.save wrote, found something else; write the array with numpy.save, or name a .csv file"
+        )
     wide = data[6] >= 2
     length = int.from_bytes(data[8 : 12 if wide else 10], "little")
     start = (12 if wide else 10) + length
@@ -90,8 +99,8 @@ def _header(data: bytes) -> _Header:
         raise NpyError(f"expected a header of at most {_MAX_HEADER} bytes, found {length}")
     try:
         header = ast.literal_eval(data[start - length : start].decode("utf-8" if data[6] >= 3 else "latin-1").strip())
-    except (ValueError, SyntaxError, UnicodeDecodeError) as error:
-        raise NpyError("expected NumPy's header, found something else") from error
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # it may nest without end
+        raise NpyError("expected NumPy's header, found something else; write the array with numpy.save") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
         raise NpyError("expected NumPy's header with descr, fortran_order and shape")
     shape = header["shape"]

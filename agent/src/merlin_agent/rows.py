@@ -19,6 +19,13 @@ from merlin_agent import npy
 from merlin_agent.files import Reading
 
 STRIDE: Final = 64
+"""Rows between two kept places; fewer where rows are long."""
+MAX_ROW: Final = 1 << 20
+"""Bytes of one row. Its values go into the scripts of tasks, and a file without line ends must not fill the memory."""
+_BLOCK: Final = 1 << 16
+"""Bytes of the rows between two kept places, about."""
+_CACHED: Final = 64 << 20
+"""Bytes of the blocks that stay in memory, at most."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -45,20 +52,21 @@ class TextRows:
     """Rows of a text file; ``separator`` None splits at any blanks."""
 
     def __init__(self, path: str, separator: bytes | None) -> None:
-        self._path, self._separator = path, separator
+        self._path, self._separator, self._stride = path, separator, STRIDE
         self._file = Reading(path)
         self._marks, self._lines = array("Q"), array("Q")
-        """Where every 64th row begins, and in which line; last the end."""
+        """Where every block of rows begins, and in which line; last the end."""
         self.count = 0
         self.columns = 0
         self._index()
-        self._block = functools.lru_cache(maxsize=64)(self._read_block)
+        largest = max((end - begin for begin, end in itertools.pairwise(self._marks)), default=0)
+        self._block = functools.lru_cache(maxsize=max(1, min(64, _CACHED // max(1, largest))))(self._read_block)
 
     def row(self, number: int) -> tuple[str, ...]:
         """See `Rows`."""
         if not 0 <= number < self.count:
             raise RowError(f"{self._path}: expected a row {number}, found {self.count} rows")
-        block, at = divmod(number, STRIDE)
+        block, at = divmod(number, self._stride)
         line, content = self._block(block)[at]
         try:
             return tuple(value.decode() for value in content.split(self._separator))
@@ -72,7 +80,7 @@ class TextRows:
         found = [
             (line, content) for line, _, content in _rows(data.splitlines(keepends=True), begin, self._lines[block])
         ]
-        if len(found) != min(STRIDE, self.count - block * STRIDE):
+        if len(found) != min(self._stride, self.count - block * self._stride):
             raise RowError(f"{self._path}: changed while it was used; restore it and start the agent again")
         return found
 
@@ -80,17 +88,26 @@ class TextRows:
         with open(self._path, "rb") as file:
             start = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
             file.seek(start)
-            self._index_rows(file, start)
+            typical = min(len(file.readline(_BLOCK)) or 1 for _ in range(8))  # the first may be a long comment
+            self._stride = max(1, min(STRIDE, _BLOCK // typical))
+            file.seek(start)
+            self._index_rows(iter(functools.partial(file.readline, MAX_ROW + 1), b""), start)
             self._marks.append(file.tell())
 
     def _index_rows(self, file: Iterator[bytes], offset: int) -> None:
         """Walk the file once, a block of rows at a time; line by line only where a block holds more than plain rows."""
         first, line = 0, 1
-        while lines := list(itertools.islice(file, STRIDE - self.count % STRIDE)):
+        while lines := list(itertools.islice(file, self._stride - self.count % self._stride)):
+            if max(map(len, lines)) > MAX_ROW:
+                at = line + next(at for at, each in enumerate(lines) if len(each) > MAX_ROW)
+                raise RowError(
+                    f"{self._path}:{at}: expected at most {MAX_ROW} bytes in a row, found more; put long values into files of their "
+                    "own and their paths into the table"
+                )
             if self.count == 0 or not self._plain(lines):
                 first = self._index_lines(lines, offset, line, first)
             else:
-                if self.count % STRIDE == 0:
+                if self.count % self._stride == 0:
                     self._marks.append(offset)
                     self._lines.append(line)
                 self.count += len(lines)
@@ -120,7 +137,7 @@ class TextRows:
                 raise RowError(
                     f"{self._path}:{line}: expected lines that end in \\n or \\r\\n, found a bare \\r; convert the file"
                 )
-            if self.count % STRIDE == 0:
+            if self.count % self._stride == 0:
                 self._marks.append(offset)
                 self._lines.append(line)
             self.count += 1

@@ -83,6 +83,28 @@ def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: st
     return shape.parse(needs).fits(nodes=heartbeat.nodes, cores=heartbeat.slots, gpus=heartbeat.gpus)
 
 
+def unserved(agents: Iterable[wire.Heartbeat], *, site: str | None, step: str, queue: str, needs: str) -> str:
+    """Say in one sentence what is missing where none of ``agents`` `serves` tasks of a step: any agent, or a large enough one."""
+    where = f" at site {site}" if site is not None else ""
+    smallest = shape.Shape().token
+    there = [agent for agent in agents if serves(agent, site=site, queue=queue, needs=smallest)]
+    if not there:
+        return f"no agent serves queue '{queue}'{where}; start merlin-agent in an allocation"
+    largest = max(there, key=lambda agent: (agent.nodes, agent.slots, agent.gpus))
+    wanted = shape.parse(needs)
+    return (
+        f"no agent of queue '{queue}'{where} has room for a task of step '{step}': expected {_size(wanted)}, the largest has "
+        f"{_size(shape.Shape(largest.nodes, largest.slots, largest.gpus))}; start merlin-agent in a larger allocation, or lower nodes, "
+        "procs, cores per task or gpus"
+    )
+
+
+def _size(room: shape.Shape) -> str:
+    parts = [(room.nodes, "host"), (room.cores, "core"), (room.gpus, "GPU")]
+    told = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in parts if count]
+    return f"{told[0]} of {' and '.join(told[1:])}{' each' if room.nodes > 1 else ''}"
+
+
 def room(heartbeat: wire.Heartbeat, needs: str) -> int:
     """Return how many tasks of a shape an agent that `serves` it runs at once."""
     each = shape.parse(needs)

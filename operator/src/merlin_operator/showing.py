@@ -72,8 +72,7 @@ def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
             if any(fleet.serves(agent, site=site, queue=lane.queue, needs=lane.shape) for agent in live):
                 continue
             if (runs := study.ledger.geometry.runs(at, number)) is None or _waits(tasks, runs):
-                where = f" at site {site}" if site is not None else ""
-                return f"no agent serves queue '{lane.queue}'{where}; start merlin-agent in an allocation"
+                return fleet.unserved(live, site=site, step=step.name, queue=lane.queue, needs=lane.shape)
     return _refusal(study, study.ledger)
 
 

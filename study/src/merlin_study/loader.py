@@ -84,8 +84,11 @@ def _said_again(error: yaml.MarkedYAMLError, source: str) -> Fault:
         problem = "': ' starts a value where none is expected; quote the text, or check the indentation"
     elif isinstance(error, yaml.composer.ComposerError) and "but found another document" in problem:
         problem = "expected one document, found a second one after '---'; give each study a file of its own"
-    elif error.context and not isinstance(error, yaml.constructor.ConstructorError):
-        problem = f"{error.context}, {problem}"
+    elif isinstance(error, yaml.composer.ComposerError) and "undefined alias" in problem:
+        problem = f"{problem}; write the anchor (&name) before it, or quote the text if the '*' is meant"
+    elif not isinstance(error, yaml.constructor.ConstructorError):
+        context = f"{error.context}, " if error.context else ""
+        problem = f"{context}{problem}; check quotes, brackets and indentation before this place"
     return Fault(path, problem)
 
 
@@ -127,9 +130,14 @@ class _Loader(yaml.SafeLoader):
         self._nodes += nodes
         self._height = max(self._height, self._depth + height)
         if self._nodes > MAX_NODES:
-            _refuse(mark, f"unfolds to more than {MAX_NODES} values; write fewer aliases or move data into files")
+            _refuse(
+                mark,
+                f"expected at most {MAX_NODES} values once aliases are unfolded, found more; write fewer aliases or move data into files",
+            )
         if max(self._height, self._depth + 1) > MAX_DEPTH:
-            _refuse(mark, f"is nested more than {MAX_DEPTH} deep")
+            _refuse(
+                mark, f"expected at most {MAX_DEPTH} lists and mappings within each other, found more; write it flatter"
+            )
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 PyYAML's signature
         """Turn Python's complaints about numbers into errors that name a place."""

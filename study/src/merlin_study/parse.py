@@ -84,7 +84,10 @@ class _Notes:
         """Copy raw data without what nothing later could bear."""
         match value:
             case Mapping() | list() | tuple() if depth > MAX_DEPTH:
-                self.fault(path[:200], f"is nested more than {MAX_DEPTH} deep")
+                self.fault(
+                    path[:200],
+                    f"expected at most {MAX_DEPTH} lists and mappings within each other, found more; write it flatter",
+                )
                 return None
             case Mapping():
                 return {

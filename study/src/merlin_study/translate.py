@@ -77,10 +77,10 @@ def _expected(kind: str, found: Any, context: Mapping[str, Any]) -> str:
         expected = _PATTERNS[context["pattern"]]
     if kind == "too_long":
         return f"expected {expected}, found {context['actual_length']}"
-    return f"expected {expected}, found {describe(found)}{_cure(kind, found)}"
+    return f"expected {expected}, found {describe(found)}{_cure(kind, found, context)}"
 
 
-def _cure(kind: str, found: Any) -> str:
+def _cure(kind: str, found: Any, context: Mapping[str, Any]) -> str:
     """What to do, where that can be told from what was found."""
     match kind, found:
         case "string_type", bool():
@@ -88,7 +88,9 @@ def _cure(kind: str, found: Any) -> str:
         case "string_type", int() | float():
             return "; quote it"
         case "string_too_long", str():
-            return f" of {len(found)}"
+            return f" of {len(found)}" + (
+                "; put long text into a file" if context["max_length"] > 253 else "; shorten it"
+            )
         case "bool_type", "true" | "false":
             return "; remove the quotes"
         case "tuple_type", str() if len(found) <= 60:
