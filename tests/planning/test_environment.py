@@ -43,12 +43,14 @@ def test_what_is_set_is_replaced_and_the_rest_stays(text: str, expanded: str) ->
 def test_everything_but_scripts_is_expanded_as_upstream_does() -> None:
     raw = {
         "description": {"name": "$DATA"},
+        "global.parameters": {"cmd": {"values": ["~/v", "$DATA", 1], "label": "cmd.%%"}},
         "env": {"variables": {"cmd": "$DATA", "P": "~/p", "N": 1}, "labels": {"restart": "$DATA"}},
         "study": [{"name": "a", "run": {"cmd": "$DATA", "restart": "~", "shell": "~/sh", "depends": ["$DATA"]}}],
         "merlin": {"samples": {"generate": {"cmd": "$DATA"}, "file": "$DATA/s.csv", "column_labels": ["$DATA"]}},
     }
     assert environment.expand_tree(raw, ENVIRON, _home) == {
         "description": {"name": "/data"},
+        "global.parameters": {"cmd": {"values": ["/home/me/v", "/data", 1], "label": "cmd.%%"}},
         "env": {"variables": {"cmd": "/data", "P": "/home/me/p", "N": 1}, "labels": {"restart": "/data"}},
         "study": [{"name": "a", "run": {"cmd": "$DATA", "restart": "~", "shell": "/home/me/sh", "depends": ["/data"]}}],
         "merlin": {"samples": {"generate": {"cmd": "$DATA"}, "file": "/data/s.csv", "column_labels": ["/data"]}},
@@ -58,14 +60,17 @@ def test_everything_but_scripts_is_expanded_as_upstream_does() -> None:
 STUDY = """
 description: {name: n, description: d}
 env: {variables: {OUTPUT_PATH: $DATA/out, WHERE: ~/in, BOTH: "$(WHERE)/$(X)", PLAIN: 1}}
-global.parameters: {X: {values: [1, 2], label: X.%%}}
+global.parameters:
+  X: {values: [1, 2], label: X.%%}
+  Y: {values: [~/y, "$DATA/$(PLAIN)/$UNSET"], label: Y.%%}
 study:
 - {name: a, description: d, run: {cmd: "cat $(BOTH) $(PLAIN) $(where) $DATA", shell: "$DATA/sh"}}
+- {name: b, description: d, run: {cmd: "cat $(Y) $(Y.label)"}}
 """
 
 
-def _script(plan: Plan, root: str) -> str:
-    tokens = TaskTokens(Layout(root, Geometry(plan, 0)), 0, _complete)
+def _script(plan: Plan, root: str, step: int = 0) -> str:
+    tokens = TaskTokens(Layout(root, Geometry(plan, 0)), step, _complete)
     return tokens.render(tokens.cmd, combination=1, sample=0, values=())
 
 
@@ -77,6 +82,14 @@ def test_what_kubectl_applied_is_completed_by_the_agent() -> None:
     assert plan.steps[0].parameters == ("X",)
     assert workspace.study_root(plan, "/root", _complete) == f"/data/out/{plan.workspace}"
     assert _script(plan, "/w") == "cat /home/me/in/2 1 $(where) $DATA"
+
+
+def test_values_of_parameters_are_completed_and_labels_are_not() -> None:
+    """Agents with other environments have to agree on directories, and labels name them."""
+    plan = plan_of(STUDY)
+    assert _script(plan, "/w", 1) == "cat /data/1/$UNSET Y.$DATA/1/$UNSET"
+    layout = Layout("/w", Geometry(plan, 0))
+    assert [layout.task_dir(1, task) for task in range(2)] == ["/w/b/Y.y", "/w/b/Y.DATA1UNSET"]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +105,13 @@ def test_what_kubectl_applied_is_completed_by_the_agent() -> None:
         ),
         (
             "description: {name: n, description: d}\nstudy: [{name: a, description: d, run: {cmd: x, task_queue: $Q}}]",
+            "study[0].run.task_queue",
+        ),
+        (
+            (
+                "description: {name: n, description: d}\nglobal.parameters: {Q: {values: [$Q], label: q}}\n"
+                "study: [{name: a, description: d, run: {cmd: x, task_queue: $(Q)}}]"
+            ),
             "study[0].run.task_queue",
         ),
     ],

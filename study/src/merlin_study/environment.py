@@ -15,7 +15,7 @@ from typing import Any, Final
 
 _REFERENCE: Final = re.compile(r"\$(?:(?P<bare>(?!_\b)[A-Za-z_]\w*)|\{(?P<braced>(?!_\})[A-Za-z_]\w*)\})", re.ASCII)
 _SCRIPTS: Final = frozenset({"cmd", "restart"})
-_TABLES: Final = (("env", "variables"), ("env", "labels"), ("vars",))
+_TABLES: Final = (("env", "variables"), ("env", "labels"), ("vars",), ("global.parameters",))
 """Where a key called ``cmd`` is a name and not a script."""
 
 

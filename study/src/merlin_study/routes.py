@@ -63,7 +63,6 @@ class _Reader:
         run, expand = draft.step.run, basis.variables.expand
         given = {"task_queue": run.task_queue, "max_retries": run.max_retries, "retry_delay": run.retry_delay}
         self._texts = {key: expand(str(value)) for key, value in given.items()}
-        basis.known_here(self._texts["task_queue"], f"{draft.path}.run.task_queue")
         self._columns = basis.token_columns
         held = {token for text in self._texts.values() for token in tokens(text)} & self._columns.keys()
         self._keys = tuple(sorted(held | set(draft.sized.keys)))
@@ -97,8 +96,9 @@ class _Reader:
 
     def _queue(self, values: Mapping[str, str]) -> str:
         queue = Template.parse(self._texts["task_queue"]).render(values.get)
+        path = f"{self._draft.path}.run.task_queue"
+        self._basis.known_here(queue, path)
         if left := tokens(queue):
-            path = f"{self._draft.path}.run.task_queue"
             why = DIFFERS_BY_SAMPLE if any(map(self._basis.is_of_samples, left)) else "which nothing defines"
             self._basis.fault(path, f"expected a queue's name, found {queue!r}, {why}")
         return queue

@@ -165,11 +165,12 @@ class TaskTokens:
 
     Defines parameters (``X``, ``X.label``, ``X.name``), ``<step>.workspace``, ``WORKSPACE``, the ``MERLIN_*`` tokens
     that differ between studies, agents or tasks, and the sample's columns. Upstream matches sample columns without
-    regard to case; so do we. Before that, `Plan.variables` are put in, each as ``complete`` makes it of its text.
+    regard to case; so do we. Before that, `Plan.variables` are put in. ``complete`` replaces what an environment knows in their
+    texts and in parameters' values; not in labels, which name directories that all agents have to find.
     """
 
     def __init__(self, layout: Layout, step: int, complete: Callable[[str], str] = str) -> None:
-        self._layout, self._step = layout, step
+        self._layout, self._step, self._complete = layout, step, complete
         planned = layout.plan.steps[step]
         self._variables = {name: complete(text) for name, text in layout.plan.variables.items()}
         self.cmd = self.parse(planned.cmd)
@@ -267,7 +268,7 @@ class TaskTokens:
         if table is not None:
             values["MERLIN_GLOB_PATH"] = samples.glob(layout.geometry.samples, table.level_max_dirs)
         for parameter in layout.plan.parameters:
-            values[parameter.key] = parameter.values[row]
+            values[parameter.key] = self._complete(parameter.values[row])
             values[f"{parameter.key}.label"] = parameter.labels[row]
             values[f"{parameter.key}.name"] = parameter.key
         return values
