@@ -5,7 +5,8 @@ which results each of them knew by then. Then, for every task:
 
 - it has an outcome that an agent told;
 - it was never issued by an operator that had folded a success of it (no success is accepted twice);
-- it ran again only after a try that asked for it or was handed back, or under a fence that names the lost holder's;
+- it ran again only after a try that asked for it or was handed back, or whose failure was judged to be its host's, or under a
+  fence that names the lost holder's;
 - two executions overlap only in the last case; these are counted.
 """
 
@@ -72,9 +73,10 @@ def check(events: Iterable[Mapping[str, Any]], totals: Mapping[int, int]) -> Fin
     known = list(events)
     chunks = dict(_chunks(known))
     executions = _executions(known)
+    excused = _excused(known)
     finding.executions = sum(map(len, executions.values()))
     for task, runs in executions.items():
-        _check_task(task, runs, chunks, finding)
+        _check_task(task, runs, chunks, finding, excused=task[1:] in excused)
     succeeded = _check_operators(known, finding)
     for step, total in totals.items():
         missing = total - len({index for at, index in succeeded if at == step})
@@ -111,14 +113,27 @@ def _executions(events: Iterable[Mapping[str, Any]]) -> dict[Task, list[Executio
     return found
 
 
-def _check_task(task: Task, runs: list[Execution], chunks: Mapping[int, wire.Chunk], finding: Finding) -> None:
+def _excused(events: Iterable[Mapping[str, Any]]) -> set[tuple[int, int]]:
+    """Return (step, index) of tasks whose failure was judged to be their host's."""
+    return {
+        (excuse["step"], index)
+        for event in events
+        if event["event"] == "folded" and event["entry"]["kind"] == "excused"
+        for excuse in event["entry"]["failed"]
+        for index in wire.Excuse.model_validate(excuse).tasks.indices()
+    }
+
+
+def _check_task(
+    task: Task, runs: list[Execution], chunks: Mapping[int, wire.Chunk], finding: Finding, *, excused: bool
+) -> None:
     for number, later in enumerate(runs[1:], start=1):
         finding.repeated += 1
         chunk = chunks.get(later.fence)
         lost = {each.fence for each in chunk.lost} if chunk is not None else set()
         for earlier in runs[:number]:
             over = earlier.ended is not None and earlier.ended <= later.began
-            if over and earlier.outcome in AGAIN:
+            if over and (earlier.outcome in AGAIN or (excused and earlier.outcome != Outcome.SUCCEEDED)):
                 continue
             if earlier.fence not in lost:
                 finding.faults.append(

@@ -7,9 +7,10 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from merlin_study import wire
@@ -81,19 +82,31 @@ class Rig:
         self.operators.append(made)
         return made
 
-    def agent(self, *, failpoints: str = "", slots: int = 2, server: str = "", site: str = "local") -> Process:
-        """Start an agent."""
+    def agent(
+        self,
+        *,
+        failpoints: str = "",
+        slots: int = 2,
+        server: str = "",
+        site: str = "local",
+        environ: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start an agent; ``environ`` is added to its environment."""
         return self._start(
             f"agent-{len(self.processes)}",
             ["merlin_agent", "--namespace", "local", "--site", site, "--slots", slots, "--workspace", self.workspace,
              "--server", server or self.server],
             failpoints,
+            environ or {},
         )  # fmt: skip
 
-    def _start(self, name: str, words: list[object], failpoints: str) -> Process:
+    def _start(
+        self, name: str, words: list[object], failpoints: str, more: Mapping[str, str] = MappingProxyType({})
+    ) -> Process:
         common = ["--credentials", self.directory / "credentials.json", "--keys", self.directory / "keys"]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("MERLIN_")}
         environ |= {"HOME": str(self.directory), "MERLIN_HISTORY": str(self.history), "MERLIN_FAILPOINTS": failpoints}
+        environ |= more
         argv = [sys.executable, "-m", *map(str, [*words, *common])]
         made = Process(argv, log=self.directory / f"{name}.log", env=environ)
         made.start()

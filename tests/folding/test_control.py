@@ -563,3 +563,62 @@ def test_whatever_is_switched_in_whatever_order_the_ledger_is_a_function_of_the_
         fate.check()
     fate.conclude()
     assert fate.bench.ledger.finished
+
+
+def test_what_a_host_failed_runs_again_with_what_depends_on_it_and_with_its_attempts(plan: Plan) -> None:
+    """Of what the verdict names, what succeeded stays; no failure of it is told any more."""
+    bench = Bench(plan)
+    bench.run_all({(A, 1): 127, (A, 2): 127})
+    failure = wire.Failure(task=1, outcome=Outcome.SOFT_FAILED, code=127, host="n0", directory="d")
+    bench.ledger.first_failures.append((A, failure))
+    failed = (wire.Excuse(step=A, attempt=1, tasks=TaskSet(first=0, width=3), seconds=0.0),)
+    verdict = wire.Excused(token="excused:n0:1", host="n0", failed=failed, below=bench.ledger.next_fence)
+    bench.apply(verdict)
+    bench.apply(verdict)
+    assert not bench.ledger.first_failures
+    assert sorted(bench.run_all()) == [(A, 1), (A, 2), (B, 1), (B, 2), (C, 0)]
+    assert bench.ledger.finished
+    assert bench.outcomes(A) == {Outcome.SUCCEEDED: 6}
+    assert bench.ledger.lost[A] == 2
+    assert bench.ledger.doubled == 0
+    bench.same_in_replay()
+
+
+def test_a_retry_that_a_host_burnt_is_given_back() -> None:
+    """A task that waits for its second attempt makes its first one again."""
+    made = plan_of(
+        "description: {name: t, description: d}\nstudy:\n"
+        "- {name: a, description: d, run: {cmd: 'exit $(MERLIN_RETRY)', max_retries: 1, retry_delay: 0}}\n"
+    )
+    bench = Bench(made)
+    retry = (wire.Result(outcome=Outcome.RETRY, code=104, tasks=TaskSet(first=0, width=1)),)
+    attempts = []
+    for excused in (True, False, False):
+        (chunk,) = bench.issue()
+        attempts.append(chunk.attempt)
+        bench.start(chunk)
+        report = wire.Report(
+            agent="host-1", fence=chunk.fence, serial=1, step=0, attempt=chunk.attempt, results=retry, final=True
+        )
+        bench.apply(report)
+        if excused:
+            failed = (wire.Excuse(step=0, attempt=chunk.attempt, tasks=chunk.tasks),)
+            bench.apply(wire.Excused(token="excused:n0:1", host="n0", failed=failed, below=bench.ledger.next_fence))
+    assert attempts == [1, 1, 2]
+    assert bench.ledger.finished
+    bench.same_in_replay()
+
+
+def test_nothing_is_issued_until_a_host_s_failures_are_judged(plan: Plan) -> None:
+    bench = Bench(plan)
+    bench.issue()
+    failed = (wire.Excuse(step=A, attempt=1, tasks=TaskSet(first=0, width=1)),)
+    asked = wire.Excused(token="excused:n0:1", host="n0", failed=failed, below=bench.ledger.next_fence)
+    control = Control(bench.switches, bench.ledger, bench.now, excuse=asked)
+    assert control.holds
+    assert control.verdict() is None
+    for fence in control.to_withdraw():
+        bench.apply(wire.Withdrawn(fence=fence))
+    assert control.verdict() == asked
+    bench.apply(asked)
+    assert not control.holds

@@ -1,6 +1,7 @@
 """Heartbeats become one object for each batch job, written when something that matters has changed."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,8 +9,9 @@ import jsonschema
 import yaml
 
 from merlin_operator import allocations
-from merlin_operator.allocations import Change, Create, Delete, Ledger, Update
+from merlin_operator.allocations import Change, Create, Delete, Ledger, Tell, Update
 from merlin_operator.board import AgentView
+from merlin_study import wire
 from tests.ground.needs import ROOT
 from tests.operating.test_status_conditions import closed
 from tests.operating.views import agent
@@ -105,6 +107,7 @@ def test_a_status_sums_up_the_agents_that_are_heard() -> None:
         "queues": ["all", "sim"],
         "endTime": "2033-05-18T03:33:20Z",
         "lastHeartbeat": "2025-12-31T23:59:59Z",
+        "quarantined": [],
         "messages": ["the workspace is not there"],
     }
 
@@ -187,3 +190,22 @@ def test_a_thousand_agents_make_a_small_object() -> None:
     status = shown(told)
     assert (status["agentCount"], status["slots"], len(status["agents"])) == (1000, 2000, 64)
     assert len(json.dumps(status)) < 64 * 1024
+
+
+def test_a_quarantined_host_is_shown_and_told_of_once() -> None:
+    """An Event when it begins; the state says how many hosts are concerned."""
+    held = wire.Quarantine(site="hpc", host="n2", since=1.7e9, until=1.7e9 + 600, why="all failed")
+    sound, sick = agent("a1"), replace(agent("a2", host="n2"), quarantine=held)
+    made = ledger()
+    settle(made, sound, agent("a2", host="n2"))
+    told, update = settle(made, sound, sick)
+    assert isinstance(told, Tell)
+    assert (told.reason, told.message) == ("Quarantined", "host n2 gets no work: all failed")
+    status = shown(update)
+    assert status["state"] == "Running, 1 quarantined"
+    assert status["quarantined"] == [
+        {"host": "n2", "since": "2023-11-14T22:13:20Z", "until": "2023-11-14T22:23:20Z", "reason": "all failed"}
+    ]
+    assert [type(change) for change in settle(made, sound, sick, now=after(61))] == [Update], "not a second Event"
+    (alone,) = settle(made, sick, now=after(130))
+    assert shown(alone)["state"] == "Quarantined"

@@ -11,6 +11,7 @@ import yaml
 from kubernetes import client
 
 from merlin_operator import cluster
+from merlin_operator.allocations import Tell
 from merlin_operator.view import StudyRef
 from tests.ground import ControlPlane, eventually
 from tests.operating.conftest import ROLE
@@ -51,6 +52,7 @@ async def _every_request(api: cluster.Api, uid: str) -> set[str]:
         "patch_allocation_status": api.patch_allocation_status("slurm-77", {"status": {"state": "Running"}}),
         "allocation": api.allocation("slurm-77"),
         "patch_allocation": api.patch_allocation("slurm-77", {"spec": {"drain": True}}),
+        "tell_of_allocation": api.tell_of_allocation(Tell("slurm-77", uid, "Quarantined", "why")),
         "delete_allocation": api.delete_allocation("slurm-77"),
     }
     for request in requests.values():

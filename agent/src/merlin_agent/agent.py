@@ -10,7 +10,6 @@ import os
 import pwd
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from collections.abc import Coroutine
 from importlib.metadata import version
 from typing import Any, Final
 
-from merlin_agent import allocation, launch, party, warm
+from merlin_agent import allocation, launch, party, surroundings, warm
 from merlin_agent.assigned import Assigned
 from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
@@ -26,7 +25,7 @@ from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import Credentials, Settings
 from merlin_agent.demand import Host, Load, Mean
 from merlin_agent.desk import Desk
-from merlin_agent.intake import Intake, Reach, Taste
+from merlin_agent.intake import Intake, Offered, Reach, Taste
 from merlin_agent.life import Lives
 from merlin_agent.link import Link
 from merlin_agent.measure import Measures
@@ -62,7 +61,7 @@ class Agent:
 
     def __init__(self, settings: Settings, *, keys: Keyring, credentials: Credentials) -> None:
         self._settings = settings
-        self._host = socket.gethostname()
+        self._host = surroundings.host()
         self.id = new_id(self._host, settings.name)
         self._allocation = allocation.facts(allocation.here(), time.time())
         self._problems = Problems()
@@ -142,7 +141,7 @@ class Agent:
         self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
             post,
-            Taste(settings.site, settings.queues, settings.study, Host(settings.slots, len(settings.gpus))),
+            Taste(settings.site, settings.queues, settings.study, Host(settings.slots, len(settings.gpus)), self._host),
             load=self._load,
             reach=Reach(
                 hosts=lambda: self._party.hosts,
@@ -151,7 +150,7 @@ class Agent:
             seconds_left=lambda: self._clock.seconds_left(time.time()),
             accept=self._lives.accept,
             refuse=self._on_refused,
-            retimed=self._beat.soon,
+            offered=Offered(retimed=self._beat.soon, quarantined=self._on_quarantined),
         )
         self._lives.serve(self._intake, self._on_rehearsed)
         self._link.listen(post.space.rollcall, lambda _: self._beat.soon())
@@ -393,6 +392,12 @@ class Agent:
         while self._slots.feed.keys:  # noqa: ASYNC110 kept for a task that the leader runs here, which nothing tells
             await asyncio.sleep(0.5)
         self._leave.set()
+
+    def _on_quarantined(self) -> None:
+        _log.warning(
+            "the operator quarantined this host: what ran here failed, and succeeded elsewhere; taking nothing more"
+        )
+        self._lives.hand_back_all()
 
     def _on_hosts_changed(self) -> None:
         self._busy_at = time.monotonic()  # what can be offered now is not there yet

@@ -5,21 +5,19 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
-from merlin_agent import allocation, badges, files, launching
+from merlin_agent import allocation, badges, files, launching, surroundings
 from merlin_agent.badges import Speaker
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
 from merlin_agent.npy import NpyError
 from merlin_agent.rows import RowError, Rows
 from merlin_agent.slots import Slot, Work
-from merlin_agent.surroundings import complete
 from merlin_agent.warmth import Interpreter, interpreter
 from merlin_study import failpoints, history, lean, needs, outcome, shape, wire
 from merlin_study.launchers import Launch, LaunchError
@@ -28,7 +26,7 @@ from merlin_study.tasklog import Text
 from merlin_study.template import Template, tokens
 from merlin_study.workspace import FINISHED, SLOTS, Layout, Scripts, TaskTokens, UnfillableError, safe_name
 
-HOST: Final = socket.gethostname()
+HOST: Final = surroundings.host()
 SCRIPT_FAULTS: Final = (RowError, NpyError, UnfillableError, LaunchError)
 """Why a task's script can't be made."""
 KEPT: Final = 1024
@@ -44,7 +42,7 @@ class StepWork:
     def __init__(self, layout: Layout, step: int, *, rows: Rows | None, restart: bool) -> None:
         self._layout, self._step, self._rows = layout, step, rows
         self._planned = layout.plan.steps[step]
-        self._tokens = TaskTokens(layout, step, complete)
+        self._tokens = TaskTokens(layout, step, surroundings.complete)
         self._restart = restart and bool(self._planned.restart)
         self._template = self._tokens.restart if self._restart else self._tokens.cmd
         self._texts: dict[int, str] = {}
@@ -132,7 +130,7 @@ class StepWork:
         if combination not in self._shells:
             if len(self._shells) >= KEPT:
                 self._shells.clear()
-            self._shells[combination] = self._of_combination(complete(self._planned.shell), combination)
+            self._shells[combination] = self._of_combination(surroundings.complete(self._planned.shell), combination)
         return self._shells[combination]
 
     def _text(self, combination: int, sample: int) -> str:

@@ -59,12 +59,13 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class Taste:
-    """What this agent serves. ``study`` empty: any."""
+    """What this agent serves. ``study`` empty: any. ``name``: of the host."""
 
     site: str
     queues: tuple[str, ...]
     study: str
     host: Host
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,14 @@ class Reach:
 
     hosts: Callable[[], int]
     has_room: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Whom to tell that an offer changed the clocks, or that it says that this host gets no work for a while."""
+
+    retimed: Callable[[], None]
+    quarantined: Callable[[], None]
 
 
 class Intake:
@@ -88,7 +97,7 @@ class Intake:
         seconds_left: Callable[[], float],
         accept: Callable[[Held], None],
         refuse: Callable[[str], None],
-        retimed: Callable[[], None],
+        offered: Offered,
     ) -> None:
         """Keep what is needed.
 
@@ -100,9 +109,10 @@ class Intake:
             seconds_left: For how long a task may run.
             accept: Begins a chunk's life.
             refuse: Told of what does not open.
-            retimed: Told that the clocks have changed.
+            offered: Told what an offer changes.
         """
-        self._post, self._taste, self._retimed = post, taste, retimed
+        self._post, self._taste = post, taste
+        self._retimed, self._on_quarantined = offered.retimed, offered.quarantined
         self._hosts, self._wide_room = reach.hosts, reach.has_room
         self._load, self.seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
         self._wake = asyncio.Event()
@@ -168,6 +178,12 @@ class Intake:
             for message in held.copies:
                 self._answer(message, Answer.DONE)
 
+    def _give_back_held(self) -> None:
+        held, self._held = self._held, []
+        for each in held:
+            for message in each.copies:
+                self._answer(message, Answer.BACK)
+
     @property
     def waiting(self) -> int:
         """How many chunks are held unclaimed."""
@@ -209,6 +225,16 @@ class Intake:
         except TimeoutError:
             return
 
+    @property
+    def _quarantined(self) -> bool:
+        return self._taste.name in self.offer.quarantined
+
+    @property
+    def _proving(self) -> bool:
+        """Whether this host gets one chunk at a time, and has one."""
+        load = self._load()
+        return self._taste.name in self.offer.proving and bool(self._held or self._accepted or load.busy or load.ready)
+
     def _hand_over(self) -> None:
         while not self._stopped:
             narrow, wide = demand.room(self._load()) > 0, self._wide_room()
@@ -221,12 +247,17 @@ class Intake:
             self._accept(held)
 
     def _wanted(self) -> int:
-        if self._stopped or time.monotonic() < self._paused.until:
+        if self._rests:
             return 0
-        return demand.to_fetch(self._load(), held=self._count(wide=False), width=self._width)
+        wanted = demand.to_fetch(self._load(), held=self._count(wide=False), width=self._width)
+        return min(wanted, 1) if self._taste.name in self.offer.proving else wanted
+
+    @property
+    def _rests(self) -> bool:
+        return self._stopped or time.monotonic() < self._paused.until or self._quarantined or self._proving
 
     def _wants_wide(self) -> bool:
-        if self._stopped or time.monotonic() < self._paused.until or self._hosts() == 1:
+        if self._rests or self._hosts() == 1:
             return False
         return self._wide_room() and not self._count(wide=True)
 
@@ -304,7 +335,7 @@ class Intake:
             self._answer(message, Answer.DONE)
         elif (same := self._here(chunk)) is not None:
             same.copies.append(message)
-        elif self._stopped or self._is_full(wide=(wide := demand.is_wide(consumer))):
+        elif self._stopped or self._quarantined or self._is_full(wide=(wide := demand.is_wide(consumer))):
             self._answer(message, Answer.BACK)
         elif wide:
             self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", 0, wide=True))
@@ -317,6 +348,8 @@ class Intake:
             self.wake()
 
     def _is_full(self, *, wide: bool) -> bool:
+        if self._taste.name in self.offer.proving:
+            return self._proving
         most = 1 if wide else demand.may_hold(self._load(), width=self._width)
         return self._count(wide=wide) >= most
 
@@ -358,7 +391,11 @@ class Intake:
         if offer.timing != self.offer.timing:
             self._retimed()  # a heartbeat of the old pace could come after we count as lost by the new one
         if offer != self.offer:
+            free = not self._quarantined
             self.offer = offer
+            if free and self._quarantined:
+                self._give_back_held()
+                self._on_quarantined()
             names = {consumer.name for consumer in offer.consumers}
             self._sources = {name: source for name, source in self._sources.items() if name in names or source.armed}
             self.wake()

@@ -465,6 +465,11 @@ class Lives:
         self._slots.stop(life.run, Stop.HANDED_BACK, strike=False)
         life.settle()
 
+    def hand_back_all(self) -> None:
+        """Start nothing more of any chunk."""
+        for life in list(self.by_run.values()):
+            self.hand_back(life)
+
     def obey(self, study: str) -> None:
         """Stop what the word on a study stops: nothing more of it starts, and what was cancelled ends."""
         for life in list(self.by_run.values()):
@@ -480,8 +485,7 @@ class Lives:
 
     def _start_no_more(self) -> None:
         self._draining = True
-        for life in list(self.by_run.values()):
-            self.hand_back(life)
+        self.hand_back_all()
 
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Hand back what has not started, let what runs end within the grace, then end it; return when all is told."""

@@ -48,6 +48,7 @@ def presence(agents: Sequence[AgentView], now: float, silent_after: float) -> It
     """Return who is there, with how many slots, and for how long."""
     known = GaugeMetricFamily("merlin_agents", "Agents by state", labels=["site", "state"])
     slots = GaugeMetricFamily("merlin_agent_slots", "Slots of agents that are heard of", labels=["site", "state"])
+    quarantined = _of_site("quarantined_hosts", "Hosts that get no work because all that ran there failed")
     seen = _of_site("agent_last_seen_timestamp_seconds", "When any agent of the site was last heard")
     first = _of_site("first_allocation_end_timestamp_seconds", "When the first allocation with agents ends, if known")
     last = _of_site("last_allocation_end_timestamp_seconds", "When the last allocation with agents ends, if known")
@@ -64,7 +65,9 @@ def presence(agents: Sequence[AgentView], now: float, silent_after: float) -> It
         if ends:
             first.add_metric([site], min(ends))
             last.add_metric([site], max(ends))
-    yield from (known, slots, seen, first, last)
+        held = {agent.quarantine.host for agent in here if agent.quarantine is not None}
+        quarantined.add_metric([site], len(held))
+    yield from (known, slots, quarantined, seen, first, last)
 
 
 def _of_site(name: str, text: str) -> GaugeMetricFamily:

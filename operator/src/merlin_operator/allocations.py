@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -35,6 +35,8 @@ DRAINING: Final = "Draining"
 """Its agents finish what they have and take nothing more."""
 SILENT: Final = "Silent"
 """No agent has been heard of for a minute."""
+QUARANTINED: Final = "Quarantined"
+"""None of its hosts gets work, because all that ran there failed and succeeded elsewhere. Also the reason of the Event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,17 @@ class Delete:
     name: str
 
 
-Change = Create | Update | Delete
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Make an Event of an object, for those who follow these."""
+
+    name: str
+    uid: str
+    reason: str
+    message: str
+
+
+Change = Create | Update | Delete | Tell
 
 
 @dataclass(slots=True)
@@ -69,6 +81,7 @@ class _Known:
     status: dict[str, Any]
     heard: datetime
     written: datetime = _NEVER
+    uid: str = ""
 
 
 class Ledger:
@@ -96,7 +109,10 @@ class Ledger:
     def learn(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """Take over what exists on the server, for instance from an operator before this one."""
         self._known = {
-            each["metadata"]["name"]: _Known(dict(each.get("status") or {}), _heard(each)) for each in objects
+            each["metadata"]["name"]: _Known(
+                dict(each.get("status") or {}), _heard(each), uid=each["metadata"].get("uid", "")
+            )
+            for each in objects
         }
         self.learnt = True
 
@@ -105,20 +121,31 @@ class Ledger:
         gone = [Delete(name) for name, known in self._known.items() if self._over(name, known, now)]
         made = [Create(body_of(name, group)) for name, group in self._groups.items() if name not in self._known]
         told = [Update(name, status_of(group, now)) for name, group in self._groups.items() if name in self._known]
-        return [*gone, *made, *(update for update in told if self._matters(update, now))]
+        events = (event for update in told for event in self._events(update))
+        return [*gone, *made, *events, *(update for update in told if self._matters(update, now))]
+
+    def _events(self, update: Update) -> Iterator[Tell]:
+        """Yield what is news of an object's quarantined hosts; the update that follows says that it was told."""
+        known = self._known[update.name]
+        before = {each["host"]: each["since"] for each in known.status.get("quarantined") or ()}
+        for each in update.status["quarantined"]:
+            if before.get(each["host"]) != each["since"]:
+                yield Tell(update.name, known.uid, QUARANTINED, f"host {each['host']} gets no work: {each['reason']}")
 
     def refused(self, change: Change) -> None:
         """Note that the server will not have it, whatever we do: the other changes go on without this object."""
         name = change.body["metadata"]["name"] if isinstance(change, Create) else change.name
         self._refused.add(name)
 
-    def done(self, change: Change, now: datetime) -> None:
-        """Note that a change was carried out."""
+    def done(self, change: Change, now: datetime, *, uid: str = "") -> None:
+        """Note that a change was carried out; ``uid`` is that of an object that was made."""
         match change:
             case Create(body):
-                self._known[body["metadata"]["name"]] = _Known({}, now)
+                self._known[body["metadata"]["name"]] = _Known({}, now, uid=uid)
             case Update(name, status):
-                self._known[name] = _Known(status, now, now)
+                self._known[name] = _Known(status, now, now, self._known[name].uid)
+            case Tell():
+                pass
             case Delete(name):
                 del self._known[name]
                 self._ended.discard(name)
@@ -167,7 +194,7 @@ def status_of(group: Sequence[AgentView], now: datetime) -> dict[str, Any]:
     beats = [agent.heartbeat for agent in group if _heard_lately(agent)]
     ends_at = max((beat.allocation.ends_at for beat in beats), default=0.0)
     return {
-        "state": _state(beats),
+        "state": _state(group),
         "nodes": max(agent.heartbeat.allocation.nodes for agent in group),
         "hosts": sorted({agent.heartbeat.host for agent in group})[:MAX_LISTED],
         "slots": sum(beat.slots for beat in beats),
@@ -177,6 +204,7 @@ def status_of(group: Sequence[AgentView], now: datetime) -> dict[str, Any]:
         "queues": sorted({queue for beat in beats for queue in beat.queues})[:MAX_LISTED],
         "endTime": _time(datetime.fromtimestamp(ends_at, UTC)) if ends_at else None,
         "lastHeartbeat": _time(now - timedelta(seconds=min(agent.silent_for for agent in group))),
+        "quarantined": _quarantined(group)[:MAX_LISTED],
         "messages": sorted({problem[:512] for beat in beats for problem in beat.problems})[-MAX_MESSAGES:],
     }
 
@@ -198,10 +226,31 @@ def _by_name(agent: AgentView) -> str:
     return agent.heartbeat.agent
 
 
-def _state(beats: Sequence[wire.Heartbeat]) -> str:
-    if not beats:
+def _quarantined(group: Sequence[AgentView]) -> list[dict[str, Any]]:
+    """The hosts that get no work: since when, until when, and why."""
+    held = {agent.quarantine.host: agent.quarantine for agent in group if agent.quarantine and _heard_lately(agent)}
+    return [
+        {
+            "host": each.host,
+            "since": _time(datetime.fromtimestamp(each.since, UTC)),
+            "until": _time(datetime.fromtimestamp(each.until, UTC)),
+            "reason": each.why[:512],
+        }
+        for _, each in sorted(held.items())
+    ]
+
+
+def _state(group: Sequence[AgentView]) -> str:
+    heard = [agent for agent in group if _heard_lately(agent)]
+    if not heard:
         return SILENT
-    return DRAINING if all(beat.leaving for beat in beats) else RUNNING
+    working = [agent for agent in heard if not agent.heartbeat.leaving]
+    if not working:
+        return DRAINING
+    held = {agent.heartbeat.host for agent in working if agent.quarantine is not None}
+    if all(agent.quarantine is not None for agent in working):
+        return QUARANTINED
+    return f"{RUNNING}, {len(held)} quarantined" if held else RUNNING
 
 
 def _expected(agent: AgentView) -> bool:

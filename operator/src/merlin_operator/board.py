@@ -13,10 +13,14 @@ from merlin_study import wire
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """An agent as its heartbeats show it; ``silent_for`` is in seconds by the operator's own monotonic clock."""
+    """An agent as its heartbeats show it; ``silent_for`` is in seconds by the operator's own monotonic clock.
+
+    ``quarantine``: that of its host, if it is quarantined.
+    """
 
     heartbeat: wire.Heartbeat
     silent_for: float
+    quarantine: wire.Quarantine | None = None
 
 
 class Board(Protocol):

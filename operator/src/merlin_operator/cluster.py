@@ -28,6 +28,7 @@ import urllib3.exceptions
 from kubernetes import client, config
 
 from merlin_operator import allocations, conditions, expiry, family
+from merlin_operator.allocations import Tell
 from merlin_operator.board import AgentView, Submission
 from merlin_operator.contents import ContentError
 from merlin_operator.view import StudyRef, StudyView
@@ -201,10 +202,11 @@ class Api:
         """Read all Allocations."""
         return await self._list(ALLOCATIONS)
 
-    async def create_allocation(self, body: dict[str, Any]) -> None:
-        """Make an Allocation, still without a status."""
+    async def create_allocation(self, body: dict[str, Any]) -> str:
+        """Make an Allocation, still without a status; return its uid."""
         self.traffic.allocation_writes += 1
-        await self._call(self._objects.create_namespaced_custom_object, ALLOCATIONS, body)
+        made = await self._call(self._objects.create_namespaced_custom_object, ALLOCATIONS, body)
+        return str(made["metadata"]["uid"])
 
     async def allocation(self, name: str) -> dict[str, Any]:
         """Read one Allocation."""
@@ -220,6 +222,32 @@ class Api:
         """Merge a status into an Allocation's."""
         self.traffic.allocation_writes += 1
         await self._patch_status(ALLOCATIONS, name, body, "application/merge-patch+json")
+
+    async def tell_of_allocation(self, told: Tell) -> None:
+        """Make a warning Event of an Allocation; one that can't be made is left out, for the status says it too."""
+        event = client.CoreV1Event(
+            metadata=client.V1ObjectMeta(generate_name=f"{told.name}."),
+            involved_object=client.V1ObjectReference(
+                api_version=f"{GROUP}/{VERSION}",
+                kind="Allocation",
+                namespace=self.namespace,
+                name=told.name,
+                uid=told.uid,
+            ),
+            reason=told.reason,
+            message=told.message,
+            type="Warning",
+            source=client.V1EventSource(component="merlin-operator"),
+            first_timestamp=(now := datetime.now(UTC)),
+            last_timestamp=now,
+            count=1,
+        )
+        core = client.CoreV1Api(self._client)
+        try:
+            await asyncio.to_thread(core.create_namespaced_event, self.namespace, event, _request_timeout=TIMEOUT)
+        except (client.ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+            self.traffic.errors += 1
+            logger.warning("event not made: allocation=%s error=%s", told.name, error)
 
     async def delete_allocation(self, name: str) -> None:
         """Remove an Allocation."""
@@ -401,24 +429,28 @@ class ClusterBoard:
             self._allocations.learn(await self.api.allocations())
         for change in self._allocations.changes(datetime.now(UTC)):
             try:
-                await self._write_change(change)
+                uid = await self._write_change(change)
             except ApiError as error:
                 if error.status not in (400, 422):
                     raise
                 logger.warning("allocation refused, not shown: change=%s error=%s", type(change).__name__, error)
                 self._allocations.refused(change)
             else:
-                self._allocations.done(change, datetime.now(UTC))
+                self._allocations.done(change, datetime.now(UTC), uid=uid)
             await asyncio.sleep(ALLOCATIONS_PACE)
 
-    async def _write_change(self, change: allocations.Change) -> None:
+    async def _write_change(self, change: allocations.Change) -> str:
+        """Carry a change out; return the uid of an object that was made."""
         match change:
             case allocations.Create(body):
-                await self.api.create_allocation(body)
+                return await self.api.create_allocation(body)
             case allocations.Update(name, status):
                 await self.api.patch_allocation_status(name, {"status": status})
             case allocations.Delete(name):
                 await self.api.delete_allocation(name)
+            case Tell():
+                await self.api.tell_of_allocation(change)
+        return ""
 
 
 def _message(error: client.ApiException) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from merlin_operator import quarantine
 from merlin_study import transport, wire
 from merlin_study.seal import open_to_others
 
@@ -46,6 +47,10 @@ class Settings(BaseSettings):
     presence: Seconds = Field(wire.Timing().presence, description="seconds between two touches of an agent's file")
     presence_stale: Seconds = Field(wire.Timing().presence_stale, description="age at which that file counts as left")
     window_seconds: Seconds = Field(60.0, description="seconds of work that may wait in the broker")
+    quarantine_chunks: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        quarantine.LEAST_CHUNKS, description="failed chunks in a row until a host can be quarantined; 0: never"
+    )
+    quarantine_seconds: Seconds = Field(quarantine.PERIOD, description="seconds of a host's first quarantine")
     log_level: Literal["debug", "info", "warning"] = Field("info", description="how much to log: debug, info, warning")
 
     @model_validator(mode="after")

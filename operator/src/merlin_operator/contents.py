@@ -126,7 +126,7 @@ class Contents:
         Raises:
             merlin_operator.stream.Outage: the broker did not answer.
         """
-        if study.ledger is None or not study.synced or not study.ledger.finished:
+        if study.ledger is None or not study.synced or not study.over:
             study.end_told = False
             return
         if study.end_told:

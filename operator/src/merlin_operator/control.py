@@ -125,6 +125,8 @@ class Control:
     ledger: Ledger
     now: float
     stop_after: float = STOP_AFTER
+    excuse: wire.Excused | None = None
+    """What a quarantined host failed, if that is to be judged."""
 
     @property
     def stopped(self) -> bool:
@@ -136,7 +138,11 @@ class Control:
     def holds(self) -> bool:
         """Whether nothing may be issued now."""
         return (
-            self.switches.suspend or self.stopped or self._asked_drop() is not None or self._asked_restart() is not None
+            self.switches.suspend
+            or self.stopped
+            or self._asked_drop() is not None
+            or self._asked_restart() is not None
+            or self._asked_excuse() is not None
         )
 
     def _asked_drop(self) -> wire.Dropped | None:
@@ -166,12 +172,18 @@ class Control:
             below=ledger.next_fence,
         )
 
-    def verdict(self) -> wire.Noted | wire.Dropped | wire.Restarted | None:
+    def _asked_excuse(self) -> wire.Excused | None:
+        ledger = self.ledger
+        if self.excuse is None or self.switches.cancel or ledger.cancelled or self.excuse.token in ledger.honoured:
+            return None
+        return self.excuse
+
+    def verdict(self) -> wire.Noted | wire.Excused | wire.Dropped | wire.Restarted | None:
         """Return what is to be written into the log next, or None."""
         if not self.ledger.noted:
             fresh = self.ledger.first_at is None
             return wire.Noted(tokens=self.switches.tokens if fresh else ())
-        asked = self._asked_drop() or self._asked_restart()
+        asked = self._asked_drop() or self._asked_restart() or self._asked_excuse()
         return None if asked is None or any(self._unstarted()) else asked
 
     def _unstarted(self) -> Iterator[Fence]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from merlin_operator import control, fleet
+from merlin_operator import control, fleet, quarantine
 from merlin_operator.measures import Tally
 from merlin_operator.stream import Broker, Stored
 from merlin_operator.study import Study
@@ -37,6 +37,9 @@ class EngineConfig:
     """Log entries of a study after which it is kept anew: what a new operator reads at most, and what came meanwhile."""
     stop_after: float = control.STOP_AFTER
     """Seconds from a task's wish to stop the agents until they do."""
+    quarantine_chunks: int = quarantine.LEAST_CHUNKS
+    """Chunks that have to fail in a row until a host can be quarantined; 0: none ever is."""
+    quarantine_seconds: float = quarantine.PERIOD
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Core:
         self.counters = Counters()
         self.strays: set[str] = set()
         """Studies that nobody knows and that something was reported of."""
+        self.watch = quarantine.Watch(least=config.quarantine_chunks, period=config.quarantine_seconds)
         self.tally = Tally()
         """What agents told of their work, and what was lost with them."""
         self.broker_clock_ahead = 0.0
@@ -101,7 +105,7 @@ class Core:
 
     def control(self, study: Study, ledger: Ledger) -> control.Control:
         """Return what a study's switches ask for now."""
-        return control.Control(study.switches, ledger, self.now, self.config.stop_after)
+        return control.Control(study.switches, ledger, self.now, self.config.stop_after, study.excuse)
 
     def seal(self, scope: str, subject: str, data: bytes) -> bytes:
         """Seal what is to be stored under a subject."""

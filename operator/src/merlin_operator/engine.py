@@ -5,8 +5,9 @@ decision out; nothing depends on which event woke it. What it knows of a study i
 engine that reads the same log is the same engine.
 
 Its parts, in the order of a round: `merlin_operator.logreader` (the log, and the sync that a study needs before it may
-issue), `merlin_operator.verdicts` (what only the operator decides), `merlin_operator.assignments` (what agents are told),
-`merlin_operator.routing` (consumers and offers), `merlin_operator.publication` (chunks); beside them `merlin_operator.removal` and `merlin_operator.showing`. Any refused
+issue), `merlin_operator.verdicts` (what only the operator decides), `merlin_operator.warden` (hosts that fail everything),
+`merlin_operator.assignments` (what agents are told), `merlin_operator.routing` (consumers and offers),
+`merlin_operator.publication` (chunks); beside them `merlin_operator.removal` and `merlin_operator.showing`. Any refused
 or unanswered write makes the study unsynced again: read, never repeat.
 """
 
@@ -39,6 +40,7 @@ from merlin_operator.stream import Outage
 from merlin_operator.study import Study
 from merlin_operator.verdicts import Judge
 from merlin_operator.view import StudyRef, StudyView
+from merlin_operator.warden import Warden
 from merlin_study import wire
 from merlin_study.plan import Plan
 from merlin_study.seal import SealError, Signer
@@ -76,7 +78,8 @@ class Engine:
         """Held for a round and for a removal: a round in flight would publish again what a removal has purged."""
         self._births, self._contents = Births(self.core, nursery), contents.Contents(self.core, reader)
         self._keeper = Keeper(self.core, self._contents)
-        self._reader = LogReader(self.core, self._births, self._contents, self._keeper)
+        self._warden = Warden(self.core)
+        self._reader = LogReader(self.core, self._births, self._contents, self._keeper, self._warden)
         self._judge = Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core)
         self._foreman = Foreman(self.core)
@@ -224,6 +227,7 @@ class Engine:
     async def _connected(self) -> None:
         await self.broker.ensure_streams()
         self._router.connected()
+        self._warden.connected()
         await self._reader.connected()
         await self.broker.listen(self.space.all_heartbeats, self._hear)
         self.fleet.start_clocks(time.monotonic())
@@ -268,6 +272,7 @@ class Engine:
             if study.ledger is not None and not study.synced and not study.cancelled:
                 await self._reader.sync(study)
         await self._judge.judge_losses(now)
+        await self._warden.judge(now)
         await self._judge.judge_switches()
         await self._foreman.tell(now)
         await self._router.route(now)
@@ -293,7 +298,12 @@ class Engine:
         if now - self._last_show < max(_SHOW_EVERY, _REST * self._show_took):
             return
         self._last_show = now
-        agents = [AgentView(member.heartbeat, now - member.heard) for member in self.fleet.members.values()]
+        held = self.core.watch.held
+        agents = [
+            AgentView(beat, now - member.heard, held.get((beat.site, beat.host)))
+            for member in self.fleet.members.values()
+            for beat in (member.heartbeat,)
+        ]
         await self.board.show(self.views(), agents)
         self._show_took = time.monotonic() - now
 

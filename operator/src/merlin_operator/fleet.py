@@ -27,6 +27,8 @@ class Fleet:
 
     def __init__(self, timing: wire.Timing) -> None:
         self.members: dict[str, Member] = {}
+        self.resting: frozenset[tuple[str, str]] = frozenset()
+        """Hosts (site, name) that get no work for the time being."""
         self._timing = timing
         self._listening_since = 0.0
 
@@ -56,8 +58,22 @@ class Fleet:
     def live(self, now: float) -> Iterator[wire.Heartbeat]:
         """Yield the last heartbeat of each agent that is there and takes work."""
         for name, member in self.members.items():
-            if not member.heartbeat.leaving and not member.heartbeat.left and not self.is_gone(name, now):
-                yield member.heartbeat
+            beat = member.heartbeat
+            if (beat.site, beat.host) not in self.resting and self.works(name, now):
+                yield beat
+
+    def works(self, agent: str, now: float) -> bool:
+        """Whether an agent is there and would take work, were it not for a quarantine of its host."""
+        beat = self.members[agent].heartbeat
+        return not beat.leaving and not beat.left and not self.is_gone(agent, now)
+
+    def hosts(self, now: float) -> set[tuple[str, str]]:
+        """Return (site, name) of all hosts with an agent that `works`."""
+        return {
+            (member.heartbeat.site, member.heartbeat.host)
+            for name, member in self.members.items()
+            if self.works(name, now)
+        }
 
     def known(self, agent: str) -> wire.Heartbeat | None:
         """Return an agent's last heartbeat, None where none is remembered."""

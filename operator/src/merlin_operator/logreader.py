@@ -19,6 +19,7 @@ from merlin_operator.core import Core
 from merlin_operator.keeper import Keeper
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
+from merlin_operator.warden import Warden
 from merlin_study import failpoints, history, subjects, wire
 from merlin_study.seal import SealError, Signer
 
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
 
-    def __init__(self, core: Core, births: Births, contents: Contents, keeper: Keeper) -> None:
+    def __init__(self, core: Core, births: Births, contents: Contents, keeper: Keeper, warden: Warden) -> None:
         self.core, self._births, self._contents, self._keeper = core, births, contents, keeper
+        self._warden = warden
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
         self._read_from = 0
@@ -94,6 +96,8 @@ class LogReader:
             return
         self.core.broker_clock_ahead = stored.at - time.time()
         self.core.count(reports=1)
+        if isinstance(entry, wire.Report):
+            self._warden.take(study, entry, stored.at)
         study.entry(stored, entry)
         if history.ON:
             history.note("folded", study=study.ref.uid, sequence=stored.sequence, entry=entry.model_dump(mode="json"))

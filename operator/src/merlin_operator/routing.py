@@ -41,6 +41,8 @@ class Router:
             self._consumers.add(name)
         for site, each in routes.items():
             await self._offer(site, each)
+        for site in {site for site, _ in core.fleet.resting} - routes.keys():
+            await self._offer(site, set())
         self._unwanted = {name: self._unwanted.get(name, now) for name in self._consumers - set(wanted)}
         for name, since in sorted(self._unwanted.items()):
             if now - since > core.config.timing.lost_after:  # one allocation's end is often another's start
@@ -52,7 +54,13 @@ class Router:
             wire.Consumer(name=route.consumer, queue=route.queue, shape=route.shape, band=_band(route))
             for route in sorted(routes, key=lambda route: (route.band == unroll.BULK, route.token))
         )
-        offer = wire.Offer(consumers=consumers, timing=self.core.config.timing)
+        resting, held = self.core.fleet.resting, self.core.watch.held
+        offer = wire.Offer(
+            consumers=consumers,
+            timing=self.core.config.timing,
+            quarantined=tuple(sorted(host for at, host in resting if at == site)),
+            proving=tuple(sorted(host for at, host in held if at == site and (at, host) not in resting)),
+        )
         if self._offers.get(site) != offer:
             subject = self.core.space.offer(site)
             await self.core.broker.put(subject, self.core.seal(AGENTS_SCOPE, subject, offer.encode()))

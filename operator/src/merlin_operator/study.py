@@ -74,6 +74,8 @@ class Study:
     settled_with: tuple[object, ...] | None = None
     """What stood when the study, which is over, had nothing left to be decided."""
     end_told: bool = False
+    excuse: wire.Excused | None = None
+    """What a quarantined host failed of it, until that is judged."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why agents handed back all of a chunk, by agent, the latest last; forgotten once anything of the study has a result."""
 
@@ -81,6 +83,11 @@ class Study:
     def active(self) -> bool:
         """Whether there is anything left to do."""
         return self.ledger is not None and not self.cancelled and not self.ledger.finished
+
+    @property
+    def over(self) -> bool:
+        """Whether every task has an outcome that stands."""
+        return self.ledger is not None and self.ledger.finished and self.excuse is None
 
     @property
     def ended(self) -> bool:
@@ -178,7 +185,7 @@ class Study:
                 self.generation,
                 self.cancelled,
             ),
-            *(self.switches, self.lacking, self.inherited),
+            *(self.switches, self.lacking, self.inherited, self.excuse),
             (ledger.next_fence, len(ledger.fences)) if ledger is not None else None,
         )
         if self.seen is None or self.seen[0] != seen or self.children or self.seen[1] is not ledger:
@@ -226,7 +233,7 @@ class Study:
             site=ledger.bound.site if ledger.bound is not None else self.spec_site,
             plan_hash=self.plan.hash,
             unrolled=ledger.unrolled,
-            finished=ledger.finished or self.cancelled,
+            finished=self.over or self.cancelled,
             cancelled=self.cancelled or ledger.cancelled,
             suspended=self.switches.suspend,
             stopped=stopped,
@@ -236,7 +243,7 @@ class Study:
             rate=rate,
             remaining_seconds=left / rate if rate and known else None,
             started_at=ledger.first_at,
-            finished_at=ledger.last_at if ledger.finished else None,
+            finished_at=ledger.last_at if self.over else None,
             first_failures=tuple(
                 FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.first_failures
             ),

@@ -49,7 +49,10 @@ class Judge:
         """Carry out what the switches of each study ask for: withdraw, write the verdict, tell the agents."""
         for study in self.core.all():
             if study.synced and study.ledger is not None and not study.cancelled:
-                stands = (study.ledger, study.folded, study.awaited, study.switches, study.word, study.stale)
+                stands = (
+                    *(study.ledger, study.folded, study.awaited, study.switches, study.word, study.stale),
+                    study.excuse,
+                )
                 if study.settled_with == stands:
                     continue
                 await self._control(study, study.ledger)
@@ -109,7 +112,9 @@ class Judge:
             log.warning("word refused subject=%s error=%s", subject, error)
         return wire.Control(study=uid)
 
-    async def _append(self, study: Study, verdict: wire.Noted | wire.Lost | wire.Dropped | wire.Restarted) -> bool:
+    async def _append(
+        self, study: Study, verdict: wire.Noted | wire.Lost | wire.Excused | wire.Dropped | wire.Restarted
+    ) -> bool:
         """Append a verdict; False where another operator was first: the study is read again then."""
         core, subject = self.core, self.core.space.verdicts(study.ref.uid)
         envelope = core.seal(study.ref.uid, subject, verdict.encode())

@@ -86,6 +86,21 @@ class Backlog:
         self._heap = [waiting for waiting in left if waiting is not None]
         heapq.heapify(self._heap)
 
+    def set_back(self, step: int, tasks: TaskSet, *, attempt: int, due: float) -> int:
+        """Have those of ``tasks`` that wait for a later attempt wait for this one, until ``due``; return how many did."""
+        waiting, self._heap, count = self._heap, [], 0
+        for each in waiting:
+            bits = 0
+            if each.step == step and each.attempt > attempt:
+                shift = tasks.first - each.tasks.first
+                bits = each.tasks.bits & (tasks.bits << shift if shift >= 0 else tasks.bits >> -shift)
+            if (rest := TaskSet.from_bits(each.tasks.first, each.tasks.bits & ~bits)) is not None:
+                heapq.heappush(self._heap, each.of(rest))
+            if (back := TaskSet.from_bits(each.tasks.first, bits)) is not None:
+                self.add(due, step, back, attempt=attempt)
+                count += len(back)
+        return count
+
     def drop_out(self, out: Iterable[tuple[int, int, int]]) -> None:
         """Forget the tasks that are out after all: ``out`` gives (step, first, bits) of each chunk."""
         chunks = list(out)

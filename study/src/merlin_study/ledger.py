@@ -9,7 +9,8 @@ which a retry is due is a function of the log as well.
 Rules, per task: success absorbs; what comes after a final outcome is counted and not applied; restarts and retries
 spend one budget (`merlin_study.outcome.after_budget`); a loss spends none. A task is in at most one *current* fence; a
 fence called lost may still bring successes, nothing else of it counts, because the fence that replaced it will tell. After
-`MAX_LOSSES` holders in turn were lost with a task it is failed: whatever it does, it takes its agent with it.
+`MAX_LOSSES` holders in turn were lost with a task it is failed: whatever it does, it takes its agent with it. What failed on a
+host that fails everything is judged to be lost with it (``Excused``), also where the failure had been final.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ so a task that kills its agents is alone long before, and its neighbours are not
 
 RESTART: Final = "restart:"
 """What the token of a restart begins with."""
+EXCUSED: Final = "excused:"
+"""What the token of a verdict on a host's failures begins with."""
 
 
 @dataclass(slots=True)
@@ -161,8 +164,8 @@ class Ledger:
                 self._lose(entry)
             case wire.Dropped():
                 self._drop(entry)
-            case wire.Restarted():
-                self._restart(entry)
+            case wire.Restarted() | wire.Excused():
+                self._anew(entry)
             case _:
                 assert_never(entry)
 
@@ -360,6 +363,39 @@ class Ledger:
         elif (tasks := fence.remaining) is not None:
             self._exhaust(fence.chunk, tasks, chain)
 
+    def _anew(self, entry: wire.Restarted | wire.Excused) -> None:
+        """Have tasks that are over run again; a verdict that was honoured before changes nothing."""
+        if entry.token in self.honoured:
+            return
+        self.honoured.add(entry.token)
+        if isinstance(entry, wire.Restarted):
+            self._restart(entry)
+        elif not self.cancelled:
+            self._excuse(entry)
+
+    def _excuse(self, entry: wire.Excused) -> None:
+        """Judge failures to be their host's: the tasks run again, with the attempts that they had before."""
+        for each in entry.failed:
+            if not self.dag.fits(each.step, each.tasks):
+                continue
+            back = self._backlog.set_back(each.step, each.tasks, attempt=each.attempt, due=self._fold_now)
+            named = wire.Restarted(
+                token=entry.token, steps=(each.step,), tasks=(each.tasks,), dependants=True, below=entry.below
+            )
+            again = self.dag.reopen(named)
+            self.lost[each.step] += back + len(again[each.step])
+            # They took no time, and would have the next chunks hold far too many.
+            self.tried[each.step] = max(0, self.tried[each.step] - len(each.tasks))
+            self.seconds[each.step] = max(0.0, self.seconds[each.step] - each.seconds) if self.tried[each.step] else 0.0
+            self._forget_failures(again)
+
+    def _forget_failures(self, again: list[Bitmap]) -> None:
+        def stands(told: tuple[int, wire.Failure]) -> bool:
+            return told[1].task not in again[told[0]]
+
+        self.first_failures = list(filter(stands, self.first_failures))
+        self.last_failures = deque(filter(stands, self.last_failures), maxlen=KEPT_FAILURES)
+
     def _exhaust(self, chunk: wire.Chunk, tasks: TaskSet, chain: tuple[wire.LostHolder, ...]) -> None:
         """Fail tasks that were lost with one holder after the other."""
         self.exhausted += len(tasks)
@@ -415,10 +451,7 @@ class Ledger:
                     self.dag.cancel_waiting(step, lane, Bitmap())
 
     def _restart(self, entry: wire.Restarted) -> None:
-        """Open a new generation of the tasks that a restart names; one that was honoured before changes nothing."""
-        if entry.token in self.honoured:
-            return
-        self.honoured.add(entry.token)
+        """Open a new generation of the tasks that a restart names."""
         self.cancelled, self.stop_asked = False, None
         self.hard_failed.clear()
         self.dropped_queues.clear()
@@ -508,8 +541,8 @@ class Ledger:
 
     @property
     def generation(self) -> int:
-        """How many restarts were honoured, with those that stood in the study from its beginning."""
-        return sum(token.startswith(RESTART) for token in self.honoured)
+        """How often tasks that were over began anew: restarts, with those that stood in the study from its beginning, and excuses."""
+        return sum(token.startswith((RESTART, EXCUSED)) for token in self.honoured)
 
     def waiting(self) -> list[Waiting]:
         """Return what waits to be issued again, in its order."""

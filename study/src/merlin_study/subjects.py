@@ -7,7 +7,7 @@ JetStream cannot look into a queue, so whatever must match is in the subject:
     merlin.v1.<namespace>.report.<study uid>.<fence>|bound|recalled|child-<key>|order-<key>   report stream (Limits)
     merlin.v1.<namespace>.report.<study uid>.operator.verdict                              report stream
     merlin.v1.<namespace>.control.plan.<study uid>.<hash>[.<part>], .file.<study uid>.<hash>[.<part>]   control stream (last value)
-    merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>, .agent.<site>.<agent>    control stream
+    merlin.v1.<namespace>.control.study.<study uid>, .offer.<site>, .agent.<site>.<agent>, .quarantines   control stream
     merlin.v1.<namespace>.control.family.<study uid>, .born.<study uid>.<key>                   control stream
     merlin.v1.<namespace>.control.snapshot.<study uid>, .kept.<study uid>.<digest>[.<part>]    control stream
     merlin.v1.<namespace>.heartbeat.<site>.<agent>, .rollcall                              not stored
@@ -209,6 +209,11 @@ class Space:
     def all_assignments(self) -> str:
         """The filter for what any agent is told to do."""
         return f"{ROOT}.{self._token}.control.agent.*.*"
+
+    @property
+    def quarantines(self) -> str:
+        """The subject of the hosts that get no work, for the next operator."""
+        return f"{ROOT}.{self._token}.control.quarantines"
 
     @property
     def all_control(self) -> str:

@@ -1,9 +1,9 @@
 """What travels between operator and agents, inside the envelope of `merlin_study.seal`.
 
     operator → task stream      Chunk, Cursor
-    agent, operator → report stream   Bound, Start, Report, Recalled (agents), Withdrawn, Noted, Lost, Dropped, Restarted (operator):
-                                      the log that the ledger folds
-    operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control, Assignment: last value counts
+    agent, operator → report stream   Bound, Start, Report, Recalled (agents), Withdrawn, Noted, Lost, Excused, Dropped,
+                                      Restarted (operator): the log that the ledger folds
+    operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control, Assignment, Quarantines: last value counts
     agent → operator            Heartbeat, not stored
 
 Models are strict and closed: an unknown field, a wrong type or a version of another time is refused, never guessed at.
@@ -27,6 +27,8 @@ from merlin_study.wire.log import (
     Bound,
     Dropped,
     Entry,
+    Excuse,
+    Excused,
     Failure,
     LogEntry,
     Lost,
@@ -41,7 +43,7 @@ from merlin_study.wire.log import (
     decode_log,
 )
 from merlin_study.wire.message import MAX_EXCEPTIONS, MAX_REPORT_BYTES, MAX_TAIL, SCHEMA_VERSION, Message
-from merlin_study.wire.word import Assignment, Consumer, Control, Offer, Recall, Timing
+from merlin_study.wire.word import Assignment, Consumer, Control, Offer, Quarantine, Quarantines, Recall, Timing
 
 __all__ = [
     "BUCKETS",
@@ -61,6 +63,8 @@ __all__ = [
     "Cursor",
     "Dropped",
     "Entry",
+    "Excuse",
+    "Excused",
     "Failure",
     "Heartbeat",
     "LogEntry",
@@ -69,6 +73,8 @@ __all__ = [
     "Message",
     "Noted",
     "Offer",
+    "Quarantine",
+    "Quarantines",
     "QueueFigures",
     "Recall",
     "Recalled",

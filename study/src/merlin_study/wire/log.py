@@ -86,6 +86,28 @@ class Lost(Message):
     agent: str
 
 
+class Excuse(Message):
+    """Tasks of a step that failed on a quarantined host at their ``attempt``-th try, in ``seconds`` together."""
+
+    step: int
+    attempt: int = Field(ge=1)
+    tasks: TaskSet
+    seconds: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+
+
+class Excused(Message):
+    """The operator's verdict that failures were a host's and not the tasks': these run again, and what depends on them.
+
+    ``token`` tells one such verdict from the others. Fences below ``below`` are of an earlier generation.
+    """
+
+    kind: Literal["excused"] = "excused"
+    token: str
+    host: str
+    failed: tuple[Excuse, ...]
+    below: int
+
+
 class Noted(Message):
     """The first entry of a study's verdicts: which requests stood in it from the beginning, so that they ask for nothing."""
 
@@ -140,10 +162,10 @@ class Recalled(Message):
     found: bool
 
 
-Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Dropped | Restarted
+Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Excused | Dropped | Restarted
 """Anything in a study's part of the report stream."""
 
-VERDICTS: Final = (Noted, Lost, Dropped, Restarted)
+VERDICTS: Final = (Noted, Lost, Excused, Dropped, Restarted)
 """What stands on the subject of verdicts, appended by compare-and-set."""
 
 LogEntry = Annotated[Entry, Field(discriminator="kind")]

@@ -36,12 +36,37 @@ class Recall(Message):
     agent: str
 
 
+class Quarantine(Message):
+    """A host that gets nothing until ``until`` (Unix seconds by the broker's clock), and then one chunk at a time to prove itself.
+
+    ``times``: how often in turn it was quarantined. ``why`` is one sentence for people.
+    """
+
+    site: str
+    host: str
+    since: float
+    until: float
+    times: int = 1
+    why: str = ""
+
+
+class Quarantines(Message):
+    """All hosts of a namespace that are quarantined: what a new operator goes on with."""
+
+    hosts: tuple[Quarantine, ...] = ()
+
+
 class Offer(Message):
-    """What agents of a site may pull from now on, and which studies' logs they shall tell anew."""
+    """What agents of a site may pull from now on, and which studies' logs they shall tell anew.
+
+    Agents of a host in ``quarantined`` take nothing, those of one in ``proving`` one chunk at a time.
+    """
 
     consumers: tuple[Consumer, ...] = ()
     timing: Timing = Timing()
     recalls: tuple[Recall, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    proving: tuple[str, ...] = ()
 
 
 class Assignment(Message):

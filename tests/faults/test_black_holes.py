@@ -1,0 +1,28 @@
+"""A host that fails everything at once, beside a sound one: it is quarantined, and what it failed succeeds elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.faults.rig import a_rig
+from tests.ground import Broker, eventually
+
+
+def test_a_host_without_the_program_is_quarantined_and_costs_no_task(broker: Broker, tmp_path: Path) -> None:
+    """Its tasks end with 127 in no time, which is final for a task; on the other host they succeed."""
+    program = tmp_path / "bin" / "simulate"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nsleep 0.03\n")
+    program.chmod(0o755)
+    with a_rig(broker, tmp_path, tasks=250, cmd="simulate || exit") as rig:
+        rig.operator()
+        sound = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SLURMD_NODENAME": "sound"}
+        rig.agent(environ=sound)
+        rig.until_done(3)
+        broken = rig.agent(environ={"SLURMD_NODENAME": "broken"})
+        eventually(lambda: b"quarantined this host" in broken.log.read_bytes(), timeout=90, message="it is quarantined")
+        rig.finish()
+        assert rig.succeeded(), rig.view()
+        assert sum(step["lost"] for step in rig.view()["steps"]) > 0
+        assert not rig.view()["first_failures"]
