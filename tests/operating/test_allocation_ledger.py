@@ -204,7 +204,7 @@ def test_a_quarantined_host_is_shown_and_told_of_once() -> None:
     status = shown(update)
     assert status["state"] == "Running, 1 quarantined"
     assert status["quarantined"] == [
-        {"host": "n2", "since": "2023-11-14T22:13:20Z", "until": "2023-11-14T22:23:20Z", "reason": "all failed"}
+        {"host": "n2", "startTime": "2023-11-14T22:13:20Z", "endTime": "2023-11-14T22:23:20Z", "reason": "all failed"}
     ]
     assert [type(change) for change in settle(made, sound, sick, now=after(61))] == [Update], "not a second Event"
     (alone,) = settle(made, sick, now=after(130))

@@ -127,9 +127,9 @@ class Ledger:
     def _events(self, update: Update) -> Iterator[Tell]:
         """Yield what is news of an object's quarantined hosts; the update that follows says that it was told."""
         known = self._known[update.name]
-        before = {each["host"]: each["since"] for each in known.status.get("quarantined") or ()}
+        before = {each["host"]: each["startTime"] for each in known.status.get("quarantined") or ()}
         for each in update.status["quarantined"]:
-            if before.get(each["host"]) != each["since"]:
+            if before.get(each["host"]) != each["startTime"]:
                 yield Tell(update.name, known.uid, QUARANTINED, f"host {each['host']} gets no work: {each['reason']}")
 
     def refused(self, change: Change) -> None:
@@ -232,8 +232,8 @@ def _quarantined(group: Sequence[AgentView]) -> list[dict[str, Any]]:
     return [
         {
             "host": each.host,
-            "since": _time(datetime.fromtimestamp(each.since, UTC)),
-            "until": _time(datetime.fromtimestamp(each.until, UTC)),
+            "startTime": _time(datetime.fromtimestamp(each.since, UTC)),
+            "endTime": _time(datetime.fromtimestamp(each.until, UTC)),
             "reason": each.why[:512],
         }
         for _, each in sorted(held.items())
