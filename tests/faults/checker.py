@@ -5,8 +5,8 @@ which results each of them knew by then. Then, for every task:
 
 - it has an outcome that an agent told;
 - it was never issued by an operator that had folded a success of it (no success is accepted twice);
-- it ran again only after a try that asked for it or was handed back, or whose failure was judged to be its host's, or under a
-  fence that names the lost holder's;
+- it ran again only after a try that asked for it or was handed back, or whose failure was judged to be its host's, or where one of
+  the two fences names the other as lost: the new holder's after the lost one's, or the lost one's after it came back to life;
 - two executions overlap only in the last case; these are counted.
 """
 
@@ -129,19 +129,23 @@ def _check_task(
 ) -> None:
     for number, later in enumerate(runs[1:], start=1):
         finding.repeated += 1
-        chunk = chunks.get(later.fence)
-        lost = {each.fence for each in chunk.lost} if chunk is not None else set()
         for earlier in runs[:number]:
             over = earlier.ended is not None and earlier.ended <= later.began
             if over and (earlier.outcome in AGAIN or (excused and earlier.outcome != Outcome.SUCCEEDED)):
                 continue
-            if earlier.fence not in lost:
+            if earlier.fence not in _lost(chunks, later.fence) and later.fence not in _lost(chunks, earlier.fence):
                 finding.faults.append(
                     f"task {task}: fence {later.fence} ran it again after fence {earlier.fence} "
                     f"({earlier.outcome if over else 'which may still run'}), without a verdict of loss"
                 )
             elif not over:
                 finding.overlaps += earlier.ended is not None
+
+
+def _lost(chunks: Mapping[int, wire.Chunk], fence: int) -> set[int]:
+    """Return the fences that a chunk names as lost."""
+    chunk = chunks.get(fence)
+    return {each.fence for each in chunk.lost} if chunk is not None else set()
 
 
 @dataclass

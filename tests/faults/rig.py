@@ -10,18 +10,30 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from merlin_study import wire
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 from tests.faults.checker import Finding, check, read
 from tests.folding.studies import plan_of
-from tests.ground import Broker, Process, eventually
+from tests.ground import Process, eventually
+from tests.ground.broker import Credentials
 
 TIMING = wire.Timing(heartbeat=0.25, lost_after=2.0, presence=0.25, presence_stale=1.5)
 """So short that a verdict of loss takes seconds, and long enough for two busy cores."""
+
+
+class Reachable(Protocol):
+    """A server, or a cluster of them."""
+
+    @property
+    def url(self) -> str:
+        """The address, without credentials."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """What `nats.connect` takes beside it."""
 
 
 class Rig:
@@ -29,11 +41,12 @@ class Rig:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: Reachable,
         directory: Path,
         *,
         tasks: int,
         cmd: str = ":",
+        generate: str = "",
         plan: Plan | None = None,
         timing: wire.Timing = TIMING,
         window: float = 10.0,
@@ -42,20 +55,21 @@ class Rig:
         """Write plan, keys and credentials.
 
         Args:
-            broker: the server, started.
+            broker: the server or cluster, started.
             directory: where all of it lies.
             tasks: how many samples.
             cmd: what each task runs, in its own directory.
+            generate: what runs before the table of samples is made.
             plan: another plan than that, if any.
             timing: the clocks of operator and agents.
             window: seconds of work that the operator publishes ahead.
             server: where agents connect, if not to the broker itself.
         """
         self.broker, self.directory, self.tasks, self.timing, self.window = broker, directory, tasks, timing, window
-        self.plan = plan or plan_of(_spec(tasks, cmd))
+        self.plan = plan or plan_of(_spec(tasks, cmd, generate))
         self.study, self.created = str(uuid.uuid4()), time.time()
         self.history, self.workspace = directory / "history", directory / "ws"
-        self.workspace.mkdir()
+        self.workspace.mkdir(exist_ok=True)
         self.server = server or broker.url
         Keyring.generate().save(directory / "keys")
         (directory / "plan.json").write_bytes(self.plan.to_json())
@@ -70,14 +84,16 @@ class Rig:
         """The study's directory."""
         return self.workspace / self.plan.workspace
 
-    def operator(self, *, failpoints: str = "", server: str = "") -> Process:
+    def operator(
+        self, *, failpoints: str = "", server: str = "", environ: Mapping[str, str] | None = None, flags: str = ""
+    ) -> Process:
         """Start an engine for the study."""
         made = self._start(
             f"operator-{len(self.processes)}",
             ["merlin_operator.local", "--plan", self.directory / "plan.json", "--study", self.study, "--name", "study",
              "--timing", self.timing.model_dump_json(), "--window", self.window, "--created", self.created,
-             "--log-level", "INFO", "--server", server or self.broker.url],
-            failpoints,
+             "--log-level", "INFO", "--server", server or self.broker.url, *flags.split()],
+            failpoints, environ or {},
         )  # fmt: skip
         self.operators.append(made)
         return made
@@ -90,23 +106,21 @@ class Rig:
         server: str = "",
         site: str = "local",
         environ: Mapping[str, str] | None = None,
+        flags: str = "",
     ) -> Process:
-        """Start an agent; ``environ`` is added to its environment."""
+        """Start an agent."""
         return self._start(
             f"agent-{len(self.processes)}",
             ["merlin_agent", "--namespace", "local", "--site", site, "--slots", slots, "--workspace", self.workspace,
-             "--server", server or self.server],
-            failpoints,
-            environ or {},
+             "--server", server or self.server, *flags.split()],
+            failpoints, environ or {},
         )  # fmt: skip
 
-    def _start(
-        self, name: str, words: list[object], failpoints: str, more: Mapping[str, str] = MappingProxyType({})
-    ) -> Process:
+    def _start(self, name: str, words: list[object], failpoints: str, extra: Mapping[str, str]) -> Process:
         common = ["--credentials", self.directory / "credentials.json", "--keys", self.directory / "keys"]
         environ = {key: value for key, value in os.environ.items() if not key.startswith("MERLIN_")}
         environ |= {"HOME": str(self.directory), "MERLIN_HISTORY": str(self.history), "MERLIN_FAILPOINTS": failpoints}
-        environ |= more
+        environ |= extra
         argv = [sys.executable, "-m", *map(str, [*words, *common])]
         made = Process(argv, log=self.directory / f"{name}.log", env=environ)
         made.start()
@@ -122,6 +136,10 @@ class Rig:
     def done(self) -> int:
         """How many tasks are over, as that engine says."""
         return sum(step["done"] if "done" in step else _done(step) for step in self.view().get("steps", ()))
+
+    def losses(self) -> int:
+        """How many fences that engine has seen called lost."""
+        return sum(step["lost"] for step in self.view().get("steps", ()))
 
     def until_done(self, least: int, *, seconds: float = 60) -> None:
         """Wait until more than so many tasks are over."""
@@ -162,7 +180,7 @@ class Rig:
                 process.kill()
 
 
-def _spec(tasks: int, cmd: str) -> str:
+def _spec(tasks: int, cmd: str, generate: str) -> str:
     lines = "".join(f"\n      {line}" for line in ("echo run >> runs", *cmd.split("\n")))
     return f"""
 description: {{name: study, description: d}}
@@ -175,7 +193,7 @@ study:
       : $(S)
 merlin:
   samples:
-    generate: {{cmd: "seq {tasks} > $(MERLIN_INFO)/s.csv"}}
+    generate: {{cmd: "{generate}seq {tasks} > $(MERLIN_INFO)/s.csv"}}
     file: $(MERLIN_INFO)/s.csv
     column_labels: [S]
 """
@@ -186,7 +204,7 @@ def _done(step: dict[str, Any]) -> int:
 
 
 @contextmanager
-def a_rig(broker: Broker, directory: Path, **says: Any) -> Iterator[Rig]:
+def a_rig(broker: Reachable, directory: Path, **says: Any) -> Iterator[Rig]:
     """Make a rig, and show what its processes said where a test fails."""
     made = Rig(broker, directory, **says)
     try:

@@ -1,10 +1,9 @@
-"""An agent dies at each point of a chunk's life (rows 1–5 of the fault table): one result of each task, and no task twice."""
+"""Agents die or are ended at any moment of a chunk's life (rows 1–7 of the fault table): every task has one result that counts."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
-
-import pytest
 
 from tests.faults.rig import a_rig
 from tests.ground import Broker, eventually
@@ -20,13 +19,69 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.replace("agent.", "").split("@")[0])
-def test_an_agent_that_dies(point: str, broker: Broker, tmp_path: Path) -> None:
-    name, _, at = point.partition("@")
-    with a_rig(broker, tmp_path, tasks=40, cmd="sleep 0.01") as rig:
+def test_agents_that_die_at_each_point_of_a_chunks_life_cost_no_task_and_no_success(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """One agent for each point, all at once; what they leave is done by the last one."""
+    with a_rig(broker, tmp_path, tasks=60, cmd="sleep 0.01") as rig:
         rig.operator()
-        first = rig.agent(failpoints=f"{name}=kill{'@' + at if at else ''}")
-        eventually(lambda: not first.alive, timeout=30, message="the point is reached")
+        doomed = []
+        for point in POINTS:
+            name, _, at = point.partition("@")
+            doomed.append(rig.agent(failpoints=f"{name}=kill{'@' + at if at else ''}"))
+        for point, agent in zip(POINTS, doomed, strict=True):
+            eventually(lambda agent=agent: not agent.alive, timeout=120, message=f"{point} is reached")  # type: ignore[misc]
+            assert agent.returncode == -signal.SIGKILL
+        rig.agent()
+        finding = rig.finish()
+        assert rig.succeeded()
+        assert finding.losses >= len(POINTS) - 1, "all but the one that had claimed nothing"
+
+
+def test_an_idle_agent_that_dies_leaves_the_queue_to_others(broker: Broker, tmp_path: Path) -> None:
+    """Its open requests for chunks die with it; the one that is there drains the queue."""
+    gate = tmp_path / "gate"
+    wait = f"while [ ! -e {gate} ]; do sleep 0.02; done; "
+    with a_rig(broker, tmp_path, tasks=20, generate=wait) as rig:
+        rig.operator()
+        rig.agent(slots=1)
+        eventually((rig.root / "merlin_info" / "agents").exists, message="the first one makes the samples")
+        idle = rig.agent()
+        eventually(lambda: rig.view().get("agents") == 2, message="the second one waits for chunks")
+        idle.kill()
+        gate.touch()
+        rig.finish()
+        assert rig.succeeded()
+
+
+def test_an_agent_that_stood_still_and_comes_back_reports_nothing_twice(broker: Broker, tmp_path: Path) -> None:
+    """A zombie: frozen until it counts as lost and another has its chunks, then woken with results and tasks of its own."""
+    with a_rig(broker, tmp_path, tasks=80, cmd="sleep 0.05") as rig:
+        rig.operator()
+        first = rig.agent()
+        rig.until_done(5)
+        first.pause()
+        rig.agent()
+        eventually(lambda: rig.losses() > 0, timeout=120, message="the frozen one is lost")
+        rig.until_done(rig.done())
+        first.resume()
+        finding = rig.finish()
+        assert rig.succeeded()
+        assert finding.losses > 0
+        assert finding.repeated >= finding.overlaps
+
+
+def test_an_allocation_that_ends_gives_back_what_it_held(broker: Broker, tmp_path: Path) -> None:
+    """TERM to all its agents, KILL before they have drained; another allocation goes on."""
+    with a_rig(broker, tmp_path, tasks=40, cmd="sleep 0.2") as rig:
+        rig.operator()
+        allocation = [rig.agent(), rig.agent()]
+        rig.until_done(4)
+        for agent in allocation:
+            agent.signal(signal.SIGTERM)
+        eventually(lambda: b"leaving" in allocation[0].log.read_bytes() or not allocation[0].alive, timeout=5)
+        for agent in allocation:
+            agent.kill()
         rig.agent()
         rig.finish()
         assert rig.succeeded()

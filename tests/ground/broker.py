@@ -60,7 +60,7 @@ class Broker:
         self._made = tempfile.TemporaryDirectory(prefix="merlin-broker-") if directory is None else None
         self.directory = Path(self._made.name) if self._made else directory or Path()
         self.port = port or free_port()
-        self.credentials = _credentials(token, user, password)
+        self._credentials = _credentials(token, user, password)
         self.store_limit = store_limit
         self.extra = extra
         self.config = self.directory / "nats.conf"
@@ -74,6 +74,11 @@ class Broker:
         return f"nats://127.0.0.1:{self.port}"
 
     @property
+    def credentials(self) -> Credentials:
+        """What `nats.connect` takes beside the address."""
+        return self._credentials
+
+    @property
     def url_with_credentials(self) -> str:
         """The address for a tool that takes nothing else."""
         who = self.credentials.get("token") or f"{self.credentials['user']}:{self.credentials['password']}"
@@ -84,6 +89,11 @@ class Broker:
         self.directory.mkdir(parents=True, exist_ok=True)
         _write_secret(self.config, self._configuration())
         self._launch()
+
+    def rotate(self) -> None:
+        """Take another token from the next start on; the old one is worth nothing then."""
+        self._credentials = _credentials(None, None, None)
+        _write_secret(self.config, self._configuration())
 
     def kill(self) -> None:
         """SIGKILL: acknowledged messages must survive it."""

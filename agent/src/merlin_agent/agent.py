@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -17,7 +18,7 @@ from collections.abc import Coroutine
 from importlib.metadata import version
 from typing import Any, Final
 
-from merlin_agent import allocation, launch, party, surroundings, warm
+from merlin_agent import allocation, config, launch, party, surroundings, warm
 from merlin_agent.assigned import Assigned
 from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
@@ -74,7 +75,8 @@ class Agent:
         self._busy_at = time.monotonic()
         self._grace = settings.drain_grace
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
-        self._link = Link(server=settings.server, credentials=credentials, name=self.id)
+        renew = functools.partial(config.load_credentials, settings.credentials, ca=settings.ca)
+        self._link = Link(server=settings.server, credentials=credentials, name=self.id, renew=renew)
         post = Post(self._link, keys, Space(settings.namespace))
         found = allocation.here()
         self._clock = allocation.clock()

@@ -1,17 +1,23 @@
 """Claiming a chunk: being the first on its fence's report subject. The only permission to run it.
 
 A timeout says nothing, and neither does a conflict after one: it may be our own first attempt that came through. So a conflict is
-answered by reading who was first.
+answered by reading who was first. In a cluster any server that keeps the log may answer that, also one that has not got yet what
+its leader stored; so "nobody" counts only when it stays so.
 """
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
+from typing import Final
 
 from merlin_agent.broker import ConflictError
 from merlin_agent.post import Post, until_answered
 from merlin_study import wire
 from merlin_study.seal import Signer
+
+_WAITS: Final = (0.1, 0.4, 1.5)
+"""Seconds before each further look at a subject that is taken and looks empty."""
 
 
 class Claimed(Enum):
@@ -37,7 +43,12 @@ async def claim(post: Post, start: wire.Start) -> Claimed:
 
 
 async def _whose(post: Post, study: str, subject: str, agent: str) -> Claimed:
-    data = await post.broker.first(post.space.report_stream, subject)
+    stream = post.space.report_stream
+    data = await post.broker.first(stream, subject)
+    for wait in _WAITS:
+        if data is None:
+            await asyncio.sleep(wait)
+            data = await until_answered(lambda: post.broker.first(stream, subject))
     if data is None:  # the study's log was purged in between: it is over
         return Claimed.LOST
     try:

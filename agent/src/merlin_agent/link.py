@@ -11,6 +11,7 @@ hides the statuses that tell an empty consumer from a deleted one, and may sit o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from merlin_agent.broker import Answer, ConflictError, Handler, Message, Pulled, UnansweredError
-from merlin_agent.config import Credentials
+from merlin_agent.config import ConfigError, Credentials
 from merlin_study import transport
 
 if "nats.aio.transport" not in sys.modules and "aiohttp" not in sys.modules:
@@ -42,6 +43,7 @@ REQUEST_TIMEOUT: Final = 5.0
 LONGEST_WAIT: Final = 15.0
 """Between two attempts to connect; jittered by half, so that ten thousand agents do not come back at once."""
 COMPLAIN_EVERY: Final = 60.0
+_LOOK_EVERY: Final = 1.0
 _WRONG_LAST_SEQUENCE: Final = 10071
 
 
@@ -61,8 +63,18 @@ class _Pull:
 class Link:
     """`broker.Broker` over NATS."""
 
-    def __init__(self, *, server: str, credentials: Credentials, name: str) -> None:
-        self._server, self._credentials, self._name = server, credentials, name
+    def __init__(
+        self, *, server: str, credentials: Credentials, name: str, renew: Callable[[], Credentials] | None = None
+    ) -> None:
+        """Keep what a connection needs.
+
+        Args:
+            server: the address; several of one cluster with commas between them.
+            credentials: those of the first connection.
+            name: what the broker shows for us.
+            renew: reads the credentials again before each further connection: they change while we run.
+        """
+        self._server, self._credentials, self._name, self._renew = server, credentials, name, renew
         self._client: nats.aio.client.Client | None = None
         self._listeners: list[tuple[str, Handler]] = []
         self._greeters: list[Callable[[], None]] = []
@@ -95,7 +107,7 @@ class Link:
             try:
                 await self._connect(client, lost)
                 failures = 0
-                await lost.wait()
+                await _until_lost(client, lost)
                 if not self._closing:
                     _log.warning("the connection to %s is lost: %s", self._server, self._last_error or "closed")
             except Exception as error:  # noqa: BLE001 - whatever a half-dead server makes nats-py raise: try again
@@ -105,9 +117,18 @@ class Link:
                 for pull in self._pulls.values():
                     pull.end(Pulled.GONE)
                 await _close(client)
+            self._read_credentials()
             failures += 1
             longest = min(LONGEST_WAIT, 0.1 * 2**failures)
             await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - jitter is no secret
+
+    def _read_credentials(self) -> None:
+        """Take the credentials as they are now; the old ones where they can't be read."""
+        try:
+            if self._renew is not None:
+                self._credentials = self._renew()
+        except ConfigError as error:  # a file that is just being replaced: the next attempt reads it
+            _log.warning("the old credentials are kept: %s", error)
 
     def close(self) -> None:
         """Let `run` end; cancelling it would not do, because nats-py swallows cancellations now and then."""
@@ -123,7 +144,7 @@ class Link:
 
         self._last_error = None
         await client.connect(
-            self._server,
+            self._server.split(","),
             name=self._name,
             allow_reconnect=False,
             max_reconnect_attempts=1,
@@ -269,6 +290,14 @@ class Link:
         if delay:
             verb += b' {"delay": %d}' % int(delay * 1e9)
         await self.publish(message.reply, verb)
+
+
+async def _until_lost(client: nats.aio.client.Client, lost: asyncio.Event) -> None:
+    """Return once a connection is gone: nats-py calls nobody where one was reset that still had something to send."""
+    while not client.is_closed and not lost.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_EVERY):
+                await lost.wait()
 
 
 def _adapted(handler: Handler) -> Callable[[Msg], Awaitable[None]]:

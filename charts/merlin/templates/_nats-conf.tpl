@@ -62,6 +62,7 @@ accounts {
               "$JS.API.STREAM.CREATE.{{ . }}"
               "$JS.API.STREAM.INFO.{{ . }}"
               "$JS.API.STREAM.UPDATE.{{ . }}"
+              "$JS.API.STREAM.MSG.GET.{{ . }}"
               "$JS.API.STREAM.PURGE.{{ . }}"
               "$JS.API.DIRECT.GET.{{ . }}"
               "$JS.API.DIRECT.GET.{{ . }}.>"

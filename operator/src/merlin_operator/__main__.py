@@ -6,6 +6,7 @@ Exit codes: 0 asked to end, 1 a part failed, 2 wrong usage, 3 keys or credential
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ def assemble(settings: config.Settings) -> handlers.Operator:
             keyring=keyring,
             timing=settings.timing,
             window_seconds=settings.window_seconds,
+            replicas=settings.replicas,
+            renew=functools.partial(config.connection, settings),
         ),
         board,
         nursery.ClusterNursery(api),

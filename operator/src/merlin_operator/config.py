@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     lost_after: Seconds = Field(wire.Timing().lost_after, description="seconds of silence until an agent is lost")
     presence: Seconds = Field(wire.Timing().presence, description="seconds between two touches of an agent's file")
     presence_stale: Seconds = Field(wire.Timing().presence_stale, description="age at which that file counts as left")
+    replicas: int = Field(1, description="servers of the broker's cluster that keep each stream: 1, 3 or 5", ge=1, le=5)
     window_seconds: Seconds = Field(60.0, description="seconds of work that may wait in the broker")
     quarantine_chunks: Annotated[int, Field(ge=0, le=10_000)] = Field(
         quarantine.LEAST_CHUNKS, description="failed chunks in a row until a host can be quarantined; 0: never"

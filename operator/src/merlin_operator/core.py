@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -40,6 +40,10 @@ class EngineConfig:
     quarantine_chunks: int = quarantine.LEAST_CHUNKS
     """Chunks that have to fail in a row until a host can be quarantined; 0: none ever is."""
     quarantine_seconds: float = quarantine.PERIOD
+    replicas: int = 1
+    """Servers of the broker's cluster that keep each stream."""
+    renew: Callable[[], dict[str, Any]] | None = None
+    """Reads ``options`` again, for each new connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,9 @@ class Core:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.space = subjects.Space(config.namespace)
-        self.broker = Broker(self.space, server=config.server, options=config.options)
+        self.broker = Broker(
+            self.space, server=config.server, options=config.options, renew=config.renew, replicas=config.replicas
+        )
         self.fleet = fleet.Fleet(config.timing)
         self.studies: dict[str, Study] = {}
         self.wake = asyncio.Event()

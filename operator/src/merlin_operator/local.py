@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import signal
@@ -74,6 +75,8 @@ async def run(arguments: argparse.Namespace) -> None:
         keyring=Keyring.load(arguments.keys),
         timing=arguments.timing,
         window_seconds=arguments.window,
+        replicas=arguments.replicas,
+        renew=functools.partial(broker_options, arguments.credentials),
         stop_after=0.0,  # nobody else takes the study, so nothing is gained by going on for a minute
     )
     nursery = LocalNursery()
@@ -114,7 +117,7 @@ async def _begin(engine: Engine, arguments: argparse.Namespace, plan: Plan) -> N
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="merlin_operator.local", description=__doc__)
-    parser.add_argument("--server", required=True, help="the broker's address")
+    parser.add_argument("--server", required=True, help="the broker's address; several with commas")
     parser.add_argument("--credentials", required=True, type=Path, help="file with token, or user and password")
     parser.add_argument("--keys", required=True, type=Path, help="directory of seal.key and signing.key")
     parser.add_argument("--plan", required=True, type=Path, help="the study's plan")
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--created", type=float, help="when the study was made, in Unix seconds; without it: now")
     parser.add_argument("--timing", type=wire.Timing.model_validate_json, default=TIMING, help="the clocks, as JSON")
     parser.add_argument("--window", type=float, default=10.0, help="seconds of work that may wait in the broker")
+    parser.add_argument("--replicas", type=int, default=1, help="servers of the broker's cluster that keep each stream")
     parser.add_argument("--lifeline", action="store_true", help="end when standard input does")
     parser.add_argument("--log-level", default="WARNING")
     arguments = parser.parse_args()

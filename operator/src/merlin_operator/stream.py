@@ -36,6 +36,8 @@ _CONNECT_SECONDS: Final = 5
 _SILENCE_SECONDS: Final = 12
 """More than two of the log reader's idle heartbeats."""
 _NO_STREAM: Final = 10059
+_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at whether the connection still stands."""
 _PAGE: Final = 256
 """Consumers that the server lists at once."""
 _BACKOFF: Final = (0.1, 2.0)
@@ -77,13 +79,23 @@ class ConsumerSpec:
 class Broker:
     """One connection, made anew whenever it is lost for good."""
 
-    def __init__(self, space: subjects.Space, *, server: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        space: subjects.Space,
+        *,
+        server: str,
+        options: dict[str, Any],
+        renew: Callable[[], dict[str, Any]] | None = None,
+        replicas: int = 1,
+    ) -> None:
         """Keep what a connection needs.
 
         Args:
             space: the names of the namespace.
-            server: the address, ``nats://host:4222`` or ``tls://…``.
+            server: the address, ``nats://host:4222`` or ``tls://…``; several of one cluster with commas between them.
             options: what `nats.connect` takes beside it: token, or user and password.
+            renew: reads ``options`` again before a connection that is not the first: credentials change.
+            replicas: how many servers of a cluster shall keep each stream.
         """
         self.space = space
         self.reconnects = 0
@@ -92,7 +104,9 @@ class Broker:
         """When the certificate ends that the broker last showed, in Unix seconds; None without TLS."""
         if "tls" in options:
             certificate.watch(options["tls"], self._see_certificate)
-        self._server, self._options = server, options
+        self._server, self._options, self._renew, self._replicas = server, options, renew, replicas
+        self._any_replica = True
+        """Whether any server that keeps a stream may answer a read: in a cluster only the leader knows the latest."""
         self._client: Client | None = None
         self._js: JetStreamContext | None = None
         self._closed = asyncio.Event()
@@ -118,7 +132,7 @@ class Broker:
                 await self._connect()
                 await on_connect()
                 delay = _BACKOFF[0]
-                await self._closed.wait()
+                await self._until_closed()
                 self.problem = f"connection to {self._server} lost"
             except (Outage, *_OUTAGES) as error:
                 self.problem = f"no connection to {self._server}: {str(error) or type(error).__name__}"
@@ -126,8 +140,28 @@ class Broker:
             finally:
                 await self.close()
             self.reconnects += 1
+            self._read_options()
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 jitter, not a secret
             delay = min(2 * delay, _BACKOFF[1])
+
+    async def _until_closed(self) -> None:
+        """Return once the connection is gone: nats-py calls nobody where one was reset that still had something to send."""
+        while self._client is not None and not self._client.is_closed and not self._closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await self._closed.wait()
+
+    def _read_options(self) -> None:
+        """Take the credentials as they are now; the old ones where they can't be read."""
+        if self._renew is None:
+            return
+        try:
+            self._options = self._renew()
+        except Exception as error:  # noqa: BLE001 a file that is being replaced: the next attempt reads it
+            log.warning("credentials not read again error=%s", error)
+            return
+        if "tls" in self._options:
+            certificate.watch(self._options["tls"], self._see_certificate)
 
     async def _connect(self) -> None:
         self._closed.clear()
@@ -141,8 +175,10 @@ class Broker:
 
         self._client = Client()  # kept from here on, so that a refused attempt is closed as well
         await self._client.connect(
-            self._server,
+            self._server.split(","),
             name="merlin-operator",
+            max_reconnect_attempts=1,  # of one server, before `run` waits and tries all of them again
+            reconnect_time_wait=0,
             connect_timeout=_CONNECT_SECONDS,
             ping_interval=10,
             max_outstanding_pings=2,
@@ -167,12 +203,15 @@ class Broker:
     # Streams and consumers
 
     async def ensure_streams(self) -> None:
-        """Make the namespace's streams where they are missing.
+        """Make the namespace's streams where they are missing, and have enough servers of a cluster keep them.
+
+        Streams that more servers keep than was asked for are left so.
 
         Raises:
             Outage: the broker did not answer.
         """
         space = self.space
+        self._any_replica = True
         for config in (
             api.StreamConfig(
                 name=space.task_stream,
@@ -205,7 +244,9 @@ class Broker:
                 deny_delete=True,
             ),
         ):
-            await self._ask(functools.partial(_ensure_stream, config=config))
+            config.num_replicas = self._replicas
+            kept = await self._ask(functools.partial(_ensure_stream, config=config))
+            self._any_replica = self._any_replica and kept == 1
 
     async def ensure_consumer(self, spec: ConsumerSpec) -> None:
         """Make a pull consumer of the task stream where it is missing."""
@@ -264,7 +305,7 @@ class Broker:
     async def last(self, stream: str, subject: str) -> Stored | None:
         """Return the last message of a subject."""
         try:
-            message = await self._ask(lambda js: js.get_msg(stream, subject=subject, direct=True))
+            message = await self._ask(lambda js: js.get_msg(stream, subject=subject, direct=self._any_replica))
         except Missing:
             return None
         return _stored(message)
@@ -272,7 +313,7 @@ class Broker:
     async def stored(self, stream: str, sequence: int) -> Stored | None:
         """Return the message of a sequence; None where there is none any more."""
         try:
-            return _stored(await self._ask(lambda js: js.get_msg(stream, seq=sequence, direct=True)))
+            return _stored(await self._ask(lambda js: js.get_msg(stream, seq=sequence, direct=self._any_replica)))
         except Missing:
             return None
 
@@ -454,12 +495,19 @@ def _heed_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> None:
+async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> int:
+    """Return how many servers keep the stream, which is there now."""
     assert config.name is not None
+    wanted = config.num_replicas or 1
     try:
-        await js.stream_info(config.name)
+        found = (await js.stream_info(config.name)).config
     except NotFoundError:
         await js.add_stream(config)
+        return wanted
+    if (found.num_replicas or 1) < wanted:
+        await js.update_stream(found.evolve(num_replicas=wanted))
+        return wanted
+    return found.num_replicas or 1
 
 
 async def _stream_info(js: JetStreamContext, *, name: str) -> api.StreamInfo:

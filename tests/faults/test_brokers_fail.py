@@ -1,0 +1,135 @@
+"""The broker dies, stands still, runs full or is meddled with (rows 9–12, 14 and 16 of the fault table)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults import admin
+from tests.faults.checker import read
+from tests.faults.rig import TIMING, Rig, a_rig
+from tests.ground import Broker, eventually, missing
+
+PATIENT = TIMING.model_copy(update={"lost_after": 30.0})
+"""Longer than any pause here: whatever counts as lost was taken for dead because of the broker's own absence."""
+
+
+def test_a_broker_that_dies_and_one_that_stands_still_cost_a_pause(broker: Broker, tmp_path: Path) -> None:
+    """Killed twice, then frozen for longer than a request waits: no agent counts as lost for that."""
+    with a_rig(broker, tmp_path, tasks=200, cmd="sleep 0.02", timing=PATIENT) as rig:
+        rig.operator()
+        rig.agent()
+        rig.agent()
+        for least in (20, 60):
+            rig.until_done(least)
+            broker.kill()
+            broker.restart()
+        rig.until_done(100)
+        broker.pause()
+        time.sleep(6)  # more than the five seconds that a request waits for its answer
+        broker.resume()
+        finding = rig.finish(seconds=180)
+        assert rig.succeeded()
+        assert (finding.losses, finding.repeated) == (0, 0)
+
+
+def test_a_broker_without_room_holds_the_study_up_and_loses_nothing(tmp_path: Path) -> None:
+    """Nothing more can be stored, neither chunks nor reports; what runs is kept in the workspace until there is room."""
+    with (
+        Broker(tmp_path / "broker", user="merlin", store_limit="4Mi") as broker,
+        a_rig(broker, tmp_path, tasks=120, cmd="sleep 0.02") as rig,
+    ):
+        rig.operator()
+        rig.agent()
+        rig.until_done(20)
+        admin.act(broker, admin.fill)
+        ended = _ended(rig)
+        eventually(lambda: _ended(rig) > ended, message="what agents hold runs on")
+        assert rig.done() < _ended(rig), "its results wait"
+        assert not rig.view()["finished"]
+        admin.act(broker, admin.make_room)
+        finding = rig.finish(seconds=180)
+        assert rig.succeeded()
+        assert finding.repeated == 0
+
+
+def _ended(rig: Rig) -> int:
+    """How many executions have ended."""
+    return sum(event["event"] == "ended" for event in read(rig.history))
+
+
+def test_consumers_that_somebody_deletes_are_made_again(broker: Broker, tmp_path: Path) -> None:
+    with a_rig(broker, tmp_path, tasks=120, cmd="sleep 0.05") as rig:
+        rig.operator()
+        rig.agent()
+        rig.until_done(10)
+        assert admin.act(broker, admin.delete_consumers) > 0
+        rig.finish(seconds=180)
+        assert rig.succeeded()
+
+
+def test_all_messages_twice_and_in_another_order_have_one_effect(broker: Broker, tmp_path: Path) -> None:
+    """Every chunk, claim and report is published a second time, shuffled, while the study runs and once more before its end."""
+    with a_rig(broker, tmp_path, tasks=120, cmd="sleep 0.03") as rig:
+        rig.operator()
+        rig.agent()
+        for least in (20, 80):
+            rig.until_done(least)
+            assert admin.act(broker, lambda js, seed=least: admin.play_back(js, seed=seed)) > 0  # type: ignore[misc]
+        finding = rig.finish(seconds=180)
+        assert rig.succeeded()
+        assert (finding.repeated, finding.overlaps) == (0, 0)
+        rig.operators[-1].kill()
+        rig.operator()
+        assert rig.finish().faults == [], "who reads that log from its beginning comes to the same"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own for the broker: what was not synced to it is not in its image."""
+    image, mounted = tmp_path / "disk", tmp_path / "broker"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    made = subprocess.run(["mkfs.ext4", "-q", image], capture_output=True, text=True, check=False)
+    if made.returncode == 0:
+        made = subprocess.run(["mount", "-o", "loop", image, mounted], capture_output=True, text=True, check=False)
+    if made.returncode:
+        missing(f"a disk of its own needs root and loop devices: {made.stderr.strip()}")
+    try:
+        yield image
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], check=False)
+
+
+def test_a_loss_of_power_loses_nothing_that_was_acknowledged(disk: Path, tmp_path: Path) -> None:
+    """The broker comes back with what had reached its disk when the power went, and not what the kernel still held."""
+    mounted = tmp_path / "broker"
+    broker = Broker(mounted)
+    try:
+        broker.start()
+        with broker.config.open() as config:
+            os.fsync(config.fileno())
+        with a_rig(broker, tmp_path, tasks=150, cmd="sleep 0.02", timing=PATIENT) as rig:
+            rig.operator()
+            rig.agent()
+            for least in (20, 70):
+                rig.until_done(least)
+                broker.pause()
+                shutil.copyfile(disk, disk.with_suffix(".then"))
+                broker.kill()
+                subprocess.run(["umount", mounted], check=True)
+                disk.with_suffix(".then").replace(disk)
+                subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+                broker.restart()
+            finding = rig.finish(seconds=180)
+            assert rig.succeeded()
+            assert (finding.losses, finding.repeated) == (0, 0)
+    finally:
+        broker.stop()
