@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 from merlin_operator import fleet, unroll
 from merlin_operator.core import AGENTS_SCOPE, Core
 from merlin_operator.stream import ConsumerSpec
 from merlin_study import subjects, wire
+
+_LEAST_LOOK: Final = 2.0
+"""Seconds between two looks at the consumers that there are, at least."""
 
 
 class Router:
@@ -17,6 +20,7 @@ class Router:
         self.core = core
         self._offers: dict[str, wire.Offer] = {}
         self._consumers: set[str] | None = None
+        self._looked = 0.0
         self._unwanted: dict[str, float] = {}
 
     def connected(self) -> None:
@@ -30,8 +34,9 @@ class Router:
         plans = [(study.site, study.plan) for study in core.all() if study.active and study.plan is not None]
         routes = fleet.routes(plans, list(core.fleet.live(now)))
         wanted = {route.consumer: route for each in routes.values() for route in each}
-        if self._consumers is None:
-            self._consumers = set(await core.broker.consumers())
+        # Somebody may have deleted one, and no event tells: an agent whose consumer is gone counts as there, and gets nothing.
+        if self._consumers is None or now - self._looked > max(_LEAST_LOOK, core.config.timing.lost_after / 2):
+            self._consumers, self._looked = set(await core.broker.consumers()), now
         missing = sorted(set(wanted) - self._consumers)
         if missing:
             self._offers.clear()  # who pulled from one of these before backs off until the offer comes again
