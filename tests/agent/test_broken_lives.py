@@ -114,7 +114,7 @@ def live(stub: Stub, break_it: Callable[[Lives, Recorder], Awaitable[None]], **c
         chunk = wire.Chunk(tasks=TaskSet(first=0, width=2), **fields, **changes)
         lives.accept(Held([Message("s", b"", "")], chunk, "c", urgent=False, width=len(chunk.tasks)))
         await break_it(lives, recorder)
-        await eventually_async(lambda: asyncio.sleep(0, lives.empty), timeout=30)
+        await eventually_async(lambda: asyncio.sleep(0, lives.empty))
         slots.close()
         recorder.close()
         return lives

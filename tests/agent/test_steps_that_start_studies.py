@@ -211,7 +211,7 @@ def connect_as_nobody(path: str) -> str:
         "s.sendall(b'{}\\n'); print(s.recv(100).decode())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, path], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=False, timeout=120
     )
     there.parent.chmod(0o700)
     there.chmod(0o600)
@@ -240,7 +240,7 @@ def test_a_step_gives_orders_and_hears_what_became_of_them(broker: Broker, tmp_p
         chunk = operator.issue([0])
         given: list[nested.Order] = []
         for answer in answers:
-            order = eventually(lambda: operator.order_after(given), timeout=30, message="the next order")
+            order = eventually(lambda: operator.order_after(given), message="the next order")
             assert isinstance(order, nested.Order)
             given.append(order)
             operator.put(operator.space.born(STUDY, order.word), answer.encode())

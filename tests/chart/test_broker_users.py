@@ -219,8 +219,8 @@ def test_an_agent_and_an_operator_work_with_these_rights(site: Site, tmp_path: P
             return shown.view is not None and shown.view.finished
 
         try:
-            await eventually_async(finished, timeout=60, message="the study ends")
-            assert await engine.forget(ref, timeout=10)
+            await eventually_async(finished, message="the study ends")
+            assert await engine.forget(ref, timeout=120)
         finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):

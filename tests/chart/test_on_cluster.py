@@ -125,7 +125,7 @@ class Cluster:
 
         message = f"{stage}: the study is {state}, {agents} allocations running"
         try:
-            eventually(stands, timeout=60, interval=0.5, message=message)
+            eventually(stands, interval=0.5, message=message)
         except AssertionError:
             print(
                 self.table("studies"), self.table("allocations"), *(each.describe() for each in self.agents), sep="\n"
@@ -153,7 +153,7 @@ class Cluster:
             conditions = {each["type"]: each["status"] for each in pod.get("status", {}).get("conditions", [])}
             return pod["metadata"]["uid"] != before and conditions.get("Ready") == "True"
 
-        eventually(ready, timeout=120, interval=0.5, message=f"another pod of {component} is ready")
+        eventually(ready, interval=0.5, message=f"another pod of {component} is ready")
 
     def start_agent(self, job: int) -> Process:
         """Start an agent beside the cluster: a directory for outputs, the site file, and a batch job's number."""
@@ -282,9 +282,9 @@ def test_a_study_outlives_every_pod_and_an_upgrade(cluster: Cluster, values: lis
     first = cluster.start_agent(1001)
     cluster.kubectl("apply", "-f", "-", stdin=manifest(NAME, samples=SAMPLES, before="sleep 0.2"))
     cluster.show("applied", agents=1)
-    eventually(lambda: cluster.done() > 20, timeout=120, interval=0.5, message="the first agent works")
+    eventually(lambda: cluster.done() > 20, interval=0.5, message="the first agent works")
     second = cluster.start_agent(1002)
-    eventually(lambda: cluster.done() > 60, timeout=120, interval=0.5, message="both work")
+    eventually(lambda: cluster.done() > 60, interval=0.5, message="both work")
     cluster.show("two agents", agents=2)
 
     def goes_on(after: str) -> None:
@@ -302,7 +302,7 @@ def test_a_study_outlives_every_pod_and_an_upgrade(cluster: Cluster, values: lis
     changes = ["--set", "operator.logLevel=debug", "--set", "nats.maxPayload=7MB"]
     cluster.helm("upgrade", str(CHART), *values, *changes, "--wait", "--timeout", "180s")
     assert cluster.digests() == before
-    eventually(lambda: all(cluster.pod(part)["metadata"]["uid"] != pods[part] for part in pods), timeout=60)
+    eventually(lambda: all(cluster.pod(part)["metadata"]["uid"] != pods[part] for part in pods))
     goes_on("helm upgrade")
     cluster.kubectl("wait", "--for=condition=Finished", f"study/{NAME}", "--timeout=300s")
     cluster.show("finished", state="Succeeded", agents=2)

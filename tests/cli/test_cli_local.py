@@ -66,7 +66,7 @@ class Merlin:
         )
         self.started.append(self)
 
-    def ended(self, timeout: float = 90) -> tuple[int, list[str], str]:
+    def ended(self, timeout: float = 180) -> tuple[int, list[str], str]:
         """Exit code, lines of standard output, standard error."""
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out.splitlines(), err
@@ -104,7 +104,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     while Merlin.started:
         with Merlin.started.pop().process as process:  # closes its pipes and waits
             process.kill()
-    eventually(lambda: not running_below(tmp_path), timeout=40, message=f"no process is left below {tmp_path}")
+    eventually(lambda: not running_below(tmp_path), message=f"no process is left below {tmp_path}")
     eventually(lambda: not list(private.glob("merlin-*")), message="no private directory is left")
 
 
@@ -213,7 +213,7 @@ def test_outputs_that_can_not_be_written_are_told_before_anything_starts(place: 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_killed_is_started_again_and_no_task_is_lost(place: Path, part: str) -> None:
     merlin = Merlin(place, "run", spec(place), "--local", "--slots", "2")
-    eventually(lambda: len(finished(place)) >= 5, timeout=30)
+    eventually(lambda: len(finished(place)) >= 5)
     merlin.kill(part)
     code, lines, err = merlin.ended()
     assert (code, err) == (0, ""), lines
@@ -227,7 +227,7 @@ def test_a_part_that_is_killed_is_started_again_and_no_task_is_lost(place: Path,
 def test_all_parts_may_die_in_one_run(place: Path) -> None:
     merlin = Merlin(place, "run", spec(place), "--local", "--slots", "2")
     for number, part in enumerate(PARTS):
-        eventually(lambda number=number: len(finished(place)) >= 5 + 10 * number, timeout=60)  # type: ignore[misc]
+        eventually(lambda number=number: len(finished(place)) >= 5 + 10 * number)  # type: ignore[misc]
         merlin.kill(part)
     code, lines, _ = merlin.ended()
     assert code == 0, lines
@@ -239,7 +239,7 @@ def test_a_stopped_study_goes_on_from_its_workspace_and_repeats_no_success(
     place: Path, number: signal.Signals, expected: int
 ) -> None:
     merlin = Merlin(place, "run", spec(place), "--local", "--slots", "2")
-    eventually(lambda: len(finished(place)) >= 5, timeout=30)
+    eventually(lambda: len(finished(place)) >= 5)
     os.killpg(merlin.process.pid, number)  # as a terminal does: to the whole group of the command
     code, lines, _ = merlin.ended()
     assert code == expected, lines
@@ -280,7 +280,7 @@ def test_what_failed_runs_again_after_a_restart_also_in_a_moved_workspace(place:
 def test_a_study_that_runs_is_not_restarted_beside_it(place: Path) -> None:
     """Neither while its command lives, nor while what the killed command left is ending."""
     merlin = Merlin(place, "run", spec(place, ENDLESS), "--local")
-    (up,) = eventually(lambda: list(place.glob("endless_*/deaf/up")), timeout=30)
+    (up,) = eventually(lambda: list(place.glob("endless_*/deaf/up")))
     directory = up.parent.parent
     code, lines, err = Merlin(place, "restart", str(directory), "--local").ended()
     assert (code, lines) == (4, [])
@@ -288,7 +288,7 @@ def test_a_study_that_runs_is_not_restarted_beside_it(place: Path) -> None:
     (present,) = (directory / "merlin_info/agents").iterdir()
     merlin.process.kill()
     merlin.ended()
-    eventually(lambda: not present.exists(), timeout=60)  # the agent takes it along when it goes
+    eventually(lambda: not present.exists())  # the agent takes it along when it goes
     present.touch()
     code, lines, err = Merlin(place, "restart", str(directory), "--local").ended()
     assert (code, lines) == (4, [])
@@ -304,20 +304,20 @@ def test_a_run_leaves_no_lock(place: Path) -> None:
 
 def test_the_second_interrupt_kills_at_once(place: Path) -> None:
     merlin = Merlin(place, "run", spec(place, ENDLESS), "--local")
-    eventually(lambda: list(place.glob("endless_*/deaf/up")), timeout=30)
+    eventually(lambda: list(place.glob("endless_*/deaf/up")))
     assert merlin.process.stdout is not None
     merlin.process.send_signal(signal.SIGINT)
     while not (line := merlin.process.stdout.readline()).startswith("Stopping"):
         assert line, "the command ended without a word"
     merlin.process.send_signal(signal.SIGINT)
-    code, lines, _ = merlin.ended(timeout=10)
+    code, lines, _ = merlin.ended()
     assert code == 130
     assert "Killing everything at once." in lines
 
 
 def test_nothing_outlives_a_command_that_was_killed(place: Path) -> None:
     merlin = Merlin(place, "run", spec(place), "--local")
-    eventually(lambda: finished(place), timeout=30)
+    eventually(lambda: finished(place))
     parts = merlin.children()
     assert set(parts) == set(PARTS)
     merlin.process.kill()

@@ -64,7 +64,7 @@ def test_ctrl_c_ends_all_of_them(rounds: Path) -> None:
     write(rounds, last=2, then="echo $$ > ../pid; sleep 600")
     run = Merlin(rounds, "run", "rounds.yaml", "--local")
     pid = Path("/proc") / str(
-        eventually(lambda: (rounds.parent / "pid").exists() and (rounds.parent / "pid").read_text().strip(), timeout=60)
+        eventually(lambda: (rounds.parent / "pid").exists() and (rounds.parent / "pid").read_text().strip())
     )
     run.process.send_signal(signal.SIGINT)
     code, _, _ = run.ended()
@@ -113,7 +113,7 @@ def test_a_restart_goes_on_with_what_the_steps_had_started(rounds: Path) -> None
     """From the workspaces alone: nothing is started a second time, and what succeeded does not run again."""
     write(rounds, last=2, then="echo run >> ../runs; [ -e ../go ] || sleep 600")
     run = Merlin(rounds, "run", "rounds.yaml", "--local")
-    eventually((rounds.parent / "runs").exists, timeout=60, message="the second round runs")
+    eventually((rounds.parent / "runs").exists, message="the second round runs")
     run.process.send_signal(signal.SIGINT)
     assert run.ended()[0] == 130
     first, second = sorted(rounds.glob("rounds_*"))

@@ -136,12 +136,12 @@ def running_site(slurm: Slurm) -> Iterator[Site]:
             operator.start()
             site = Site(control_plane, broker, slurm, namespace, root, operator, http_port)
             try:
-                eventually(lambda: site.ask("/readyz"), timeout=60, message="the operator is ready")
+                eventually(lambda: site.ask("/readyz"), message="the operator is ready")
                 yield site
             finally:
                 for job in site.jobs:
                     slurm.scancel(job)
-                eventually(lambda: not slurm.squeue(), timeout=60, message="the agents' jobs end")
+                eventually(lambda: not slurm.squeue(), message="the agents' jobs end")
                 operator.stop()
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -98,13 +98,13 @@ def test_all_that_a_study_needs_reaches_an_agent_that_never_saw_its_folder(slurm
             found: Any = site.control_plane.get("studies", "-n", site.namespace, "-l", "merlin.dev/parent")["items"]
             return [each["metadata"]["name"] for each in found]
 
-        (child,) = eventually(children, timeout=60, message="the step's study is made")
+        (child,) = eventually(children, message="the step's study is made")
         _succeeded(site, child)
         (landed,) = (site.root / "work").glob("landfall_*")
         assert (landed / "measure" / "measured.txt").read_text() == "measured on land\n"
         shutil.rmtree(workspace)
         site.slurm.scancel(site.jobs.pop())
-        eventually(lambda: not site.slurm.squeue(), timeout=60, message="the allocation ends")
+        eventually(lambda: not site.slurm.squeue(), message="the allocation ends")
         for name in ("outcomes", "agents"):
             shutil.rmtree(landed / "merlin_info" / name)
         for name in ("MERLIN_FINISHED", "measured.txt"):

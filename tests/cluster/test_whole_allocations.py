@@ -183,7 +183,7 @@ def test_an_allocation_that_ends_in_mid_study_costs_nothing(site: Site, how: str
     name, tasks = f"ends-by-{how.strip('-')}", 24
     job = site.allocate(time="1:00" if how == "walltime" else "10:00", requeue=how == "requeue")
     site.apply(LONG.format(name=name, seconds=1 if how == "scancel" else 3, tasks=tasks))
-    eventually(lambda: site.done(name) > 2, timeout=60, message="the first allocation works")
+    eventually(lambda: site.done(name) > 2, message="the first allocation works")
     match how:
         case "scancel":
             site.slurm.scancel(job)

@@ -30,7 +30,7 @@ def test_agents_that_die_at_each_point_of_a_chunks_life_cost_no_task_and_no_succ
             name, _, at = point.partition("@")
             doomed.append(rig.agent(failpoints=f"{name}=kill{'@' + at if at else ''}"))
         for point, agent in zip(POINTS, doomed, strict=True):
-            eventually(lambda agent=agent: not agent.alive, timeout=120, message=f"{point} is reached")  # type: ignore[misc]
+            eventually(lambda agent=agent: not agent.alive, message=f"{point} is reached")  # type: ignore[misc]
             assert agent.returncode == -signal.SIGKILL
         rig.agent()
         finding = rig.finish()
@@ -62,7 +62,7 @@ def test_an_agent_that_stood_still_and_comes_back_reports_nothing_twice(broker: 
         rig.until_done(5)
         first.pause()
         rig.agent()
-        eventually(lambda: rig.losses() > 0, timeout=120, message="the frozen one is lost")
+        eventually(lambda: rig.losses() > 0, message="the frozen one is lost")
         rig.until_done(rig.done())
         first.resume()
         finding = rig.finish()

@@ -18,7 +18,7 @@ def run(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run some Python with these variables."""
     return subprocess.run(
         [sys.executable, "-c", f"from merlin_study import failpoints, history\n{code}"],
-        env=os.environ | environ, capture_output=True, text=True, check=False, timeout=20,
+        env=os.environ | environ, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 

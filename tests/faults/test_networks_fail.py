@@ -31,7 +31,7 @@ def test_an_agent_that_is_cut_off_works_on_and_tells_when_it_is_back(broker: Bro
         network.heal()
         rig.until_done(rig.done())
         network.cut()
-        eventually(lambda: rig.losses() > 0, timeout=120, message="it counts as lost")
+        eventually(lambda: rig.losses() > 0, message="it counts as lost")
         rig.agent()
         rig.until_done(rig.done(), seconds=120)
         network.heal()

@@ -25,14 +25,14 @@ def test_an_operator_that_dies_at_each_point_of_a_round_issues_nothing_twice(bro
             if len(rig.operators) == 1:
                 victim = rig.agent()
                 rig.agent()
-            eventually(lambda doomed=doomed: not doomed.alive, timeout=120, message=f"{point} is reached")  # type: ignore[misc]
+            eventually(lambda doomed=doomed: not doomed.alive, message=f"{point} is reached")  # type: ignore[misc]
         rig.operator()
         rig.until_done(20)
         rig.operators[-1].kill()
         victim.kill()
         for point in ("operator.sync", "operator.verdict", "operator.judged"):
             doomed = rig.operator(failpoints=f"{point}=kill")
-            eventually(lambda doomed=doomed: not doomed.alive, timeout=120, message=f"{point} is reached")  # type: ignore[misc]
+            eventually(lambda doomed=doomed: not doomed.alive, message=f"{point} is reached")  # type: ignore[misc]
             assert doomed.returncode == -signal.SIGKILL
         rig.operator()
         finding = rig.finish(seconds=180)

@@ -137,7 +137,7 @@ class Broker:
     def _launch(self) -> None:
         self.process.start()
         try:
-            eventually(self._ready, timeout=30, interval=0.005, message="nats-server is ready")
+            eventually(self._ready, interval=0.005, message="nats-server is ready")
         except AssertionError as error:
             described = self.process.describe()
             self.process.stop()

@@ -209,7 +209,7 @@ class ControlPlane:
     def _launch(self) -> None:
         self.apiserver.start()
         try:
-            eventually(self._ready, timeout=60, interval=0.1, message="the API server is ready")
+            eventually(self._ready, interval=0.1, message="the API server is ready")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.apiserver.describe()}\n{self.etcd.describe()}") from None
 

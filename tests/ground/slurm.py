@@ -88,7 +88,7 @@ class Slurm:
         ):  # a test may have left no controller: then the namespace ends the jobs
             if self.controller.alive and self.squeue():
                 self._run("scancel", "--signal=KILL", "--full", *self.squeue())
-                eventually(lambda: not self.squeue(), timeout=30, message="the jobs end")
+                eventually(lambda: not self.squeue(), message="the jobs end")
         for daemon in (*self.nodes.values(), self.controller, self.munge):
             daemon.stop()
 
@@ -198,7 +198,7 @@ class Slurm:
             return ready()
 
         try:
-            eventually(alive_and_ready, timeout=60, interval=0.1, message=what)
+            eventually(alive_and_ready, interval=0.1, message=what)
         except AssertionError as error:
             daemons = (self.munge, self.controller, *self.nodes.values())
             raise AssertionError("\n".join([str(error), *(each.describe() for each in daemons)])) from None

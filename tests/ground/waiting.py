@@ -13,7 +13,7 @@ T = TypeVar("T")
 # Short enough that a test's time is the neighbour's, long enough that polling does not slow the neighbour on two cores.
 INTERVAL = 0.02
 # Seconds: what a machine of two cores that does much else may take. Nobody waits so long where all is well.
-GENEROUS = 60.0
+GENEROUS = 180.0
 
 
 def eventually(

@@ -129,7 +129,7 @@ def test_sbatch_takes_the_script_and_its_early_signal_drains_the_agents(slurm: S
         agent=("--credentials", str(site)),
     )
     job = slurm.sbatch(text, nodes=2, output=str(output))
-    eventually(lambda: output.exists() and output.read_text().count("serves site testsite") == 2, timeout=60)
+    eventually(lambda: output.exists() and output.read_text().count("serves site testsite") == 2)
     assert "JobName=mine" in slurm.show(job)
     slurm.signal_batch(job, "USR1")
     assert slurm.wait(job) == "COMPLETED"

@@ -19,7 +19,7 @@ def test_a_board_ends_although_its_cancellation_comes_together_with_news() -> No
                 await asyncio.sleep(0)
             await board.show([], [])
             task.cancel()
-            done, _ = await asyncio.wait([task], timeout=2)
+            done, _ = await asyncio.wait([task], timeout=60)
             assert done, "the cancellation was heard"
 
     asyncio.run(story())

@@ -143,6 +143,6 @@ def test_the_watch_goes_on_after_an_outage_of_the_api_server(
         eventually(lambda: operator.board.traffic.errors)
         control_plane.restart_apiserver()
         control_plane.apply(json.dumps(STUDY), namespace=namespace)
-        eventually(lambda: operator.operator.health.guard._delivered, timeout=60)
+        eventually(lambda: operator.operator.health.guard._delivered)
         assert engine.generations("probe")[0] == 1
         assert probe(f"{operator.url}/healthz")[0] == 200

@@ -104,7 +104,7 @@ def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(si
     agent = f"{Path(sys.executable).resolve()} {one_file}"
     jobs = [site.allocate(agent), site.allocate(agent)]
     assert "merlin status hello-" in site.merlin("run", "hello.yaml")
-    eventually(lambda: site.phase("hello-") == "Succeeded", timeout=60, interval=0.5)
+    eventually(lambda: site.phase("hello-") == "Succeeded", interval=0.5)
     assert "all 3 tasks succeeded" in site.merlin("status", "hello.yaml")
     (said,) = (site.root / "ws").glob("hello_*/collect/all")
     assert said.read_text().split() == ["hello", "salut"]
@@ -114,7 +114,7 @@ def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(si
     assert "does not answer" in site.merlin("server", "status", code=4)
     site.merlin("server", "start")
     eventually(lambda: site.phase("hello-") == "Succeeded", message="the log is read again")
-    eventually(lambda: site.phase("sampled-") == "Succeeded", timeout=90, interval=0.5)
+    eventually(lambda: site.phase("sampled-") == "Succeeded", interval=0.5)
     (count,) = (site.root / "ws").glob("sampled_*/count/n")
     assert count.read_text().strip() == "40"
     agents = {log.name for log in (site.root / "ws").glob("*/merlin_info/outcomes/*")}
@@ -140,7 +140,7 @@ def test_a_study_is_cancelled_and_its_name_is_not_taken_twice(site: Site) -> Non
     site.merlin("run", "waits.yaml", "--name", "waits")
     site.merlin("run", "waits.yaml", "--name", "waits", code=4)
     site.merlin("cancel", "waits")
-    eventually(lambda: site.phase("waits") == "Cancelled", timeout=30, interval=0.5)
+    eventually(lambda: site.phase("waits") == "Cancelled", interval=0.5)
 
 
 def test_a_context_says_which_server_counts(site: Site) -> None:

@@ -42,6 +42,7 @@ class Reporter:
         self.runs: Counter[tuple[int, int]] = Counter()
         self._broker = broker
         self._stopped, self._works, self._seconds = False, works, seconds
+        self._taken: set[int] = set()
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -115,8 +116,11 @@ class Reporter:
         with contextlib.suppress(APIError):
             await self.append(chunk.study, self.space.bound(chunk.study), bound, expected=0)
         subject = self.space.reports(chunk.study, chunk.fence)
-        if not await self._claim(chunk, subject):
+        if chunk.fence in self._taken or not await self._claim(chunk, subject):
             return
+        self._taken.add(
+            chunk.fence
+        )  # its acknowledgement may get lost: then it comes again, and was claimed by ourselves
         self.runs.update((chunk.step, index) for index in chunk.tasks.indices())
         facts = wire.SampleFacts(count=self.samples, columns=1, digest="d") if chunk.step == 0 else None
         report = wire.Report(

@@ -197,7 +197,7 @@ def test_agents_are_told_what_they_can_refuse(broker: Broker) -> None:
             assert nested.Family.model_validate_json(data) == nested.Family(study=REF.uid, depth=7)
             await ask(broker, keyring, ASKED)
             await until(lambda: children(shown) == (1, 0))
-            assert await made.forget(REF, timeout=10)
+            assert await made.forget(REF, timeout=120)
             for gone in (subject, SPACE.born(REF.uid, ASKED.key(REF.uid))):
                 with pytest.raises(NotFoundError):
                     await word(broker, gone)

@@ -75,7 +75,7 @@ def test_large_content_is_brought_in_parts_and_what_is_missing_is_waited_for(bro
                 assert part is not None
                 found += engine.core.open_own(REF.uid, part)
             assert (count, found) == (1, content)
-            assert await engine.forget(REF, timeout=10)
+            assert await engine.forget(REF, timeout=120)
             assert not await engine.broker.subjects(space.control_stream, space.files_of(REF.uid))
             assert not await engine.broker.subjects(space.control_stream, space.plans_of(REF.uid))
         finally:

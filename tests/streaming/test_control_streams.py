@@ -185,7 +185,7 @@ def test_what_comes_after_a_study_is_gone_is_swept(broker: Broker, plan: Plan, r
         async with running(broker, keyring, plan) as (engine, shown):
             async with reporter.working():
                 await until(lambda: shown.done > 100)
-                assert await engine.forget(REF, timeout=10, retain=retain)
+                assert await engine.forget(REF, timeout=120, retain=retain)
                 late = wire.Report(agent="reporter", fence=10**6, serial=1, step=0, attempt=1, final=True)
                 await reporter.append(REF.uid, engine.space.reports(REF.uid, 10**6), late, expected=None)
             await until(lambda: REF.uid in engine.core.strays)

@@ -303,7 +303,7 @@ def test_a_forgotten_study_leaves_nothing_but_the_word_to_stop(broker: Broker, p
         async with running(broker, keyring, plan) as (engine, shown):
             async with reporter.working():
                 await until(lambda: shown.done > 100)
-            assert await engine.forget(REF, timeout=10)
+            assert await engine.forget(REF, timeout=120)
             client = Client()
             await client.connect(broker.url, **broker.credentials)
             try:

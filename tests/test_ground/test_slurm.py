@@ -30,7 +30,7 @@ def test_a_cancelled_job_gets_term_and_frees_its_node(slurm: Slurm) -> None:
     slurm.wait(other, "RUNNING")
     slurm.scancel(other)
     assert slurm.wait(other) == "CANCELLED"
-    eventually(lambda: slurm.nodes_idle() == list(NODES), timeout=30, message="both nodes are idle again")
+    eventually(lambda: slurm.nodes_idle() == list(NODES), message="both nodes are idle again")
 
 
 def test_the_job_inherits_what_it_is_given(slurm: Slurm) -> None:
