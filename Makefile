@@ -30,6 +30,7 @@ test: .venv/.locked ## all tests, on real servers, two processes a core (PYTEST_
 bench: bench-tasks bench-scale ## measure everything that is measured
 
 bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xargs and others, into docs/benchmarks/
+	tools/bench-peers
 	python tools/bench.py --write docs/benchmarks
 
 bench-scale: .venv/.locked ## measure studies of up to 10⁸ null tasks on a real API server, into docs/benchmarks/

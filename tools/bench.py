@@ -2,14 +2,14 @@
 
 The task is a bash script that does nothing, or waits inside bash (``read -t``) so that no other program is started. Each contender runs it
 as often, with as many slots, with every file on the same file system (memory, where there is ``/dev/shm``): script,
-``.out`` and ``.err`` a task, ours with directory and marker file as well. Peers get directories and scripts made before the
-clock starts; ours makes its own while it runs. Repetitions are interleaved, so that a busy moment hits all alike; ratios of
-medians come first.
+``.out`` and ``.err`` a task, ours with directory and marker file as well, or with one log a chunk (``outputs: lean``). Peers get
+directories and scripts made before the clock starts; ours makes its own while it runs. Repetitions are interleaved, so that a busy
+moment hits all alike; ratios come first, each the median of the ratios of one turn.
 
     python tools/bench.py [--tasks 2000] [--slots 2] [--repeat 3] [--seconds 0 0.01 0.1 1] [--write docs/benchmarks]
 
-Contenders that are not on this machine are left out and named. Upstream's Merlin runs where ``MERLIN_1_13`` names a Python environment
-that has it, beside a redis-server on the PATH.
+Contenders that are not on this machine are left out and named; ``tools/bench-peers`` fetches GNU parallel, Redis and upstream's
+Merlin into ``.cache/peers``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from merlin_study import tasklog
 from tools import bench_peers, bench_report
 from tools.bench_report import Cell, Resting
 
 SPEC = """\
+outputs: {outputs}
 description: {{name: bench, description: bash tasks that do nothing}}
 study:
 - name: task
@@ -45,26 +47,56 @@ merlin:
     column_labels: [S]
     level_max_dirs: 100
 """
-LEAST: Final = 20
-"""Tasks of a cell at least, and what a cell of long tasks lasts for at most, in seconds."""
-LONGEST: Final = 5.0
+LEAST: Final = 3
+"""Tasks of a cell and slot at least, and what a cell of long tasks lasts for at most, in seconds."""
+LONGEST: Final = 4.0
+SLOW: Final = {"merlin 1.13": 300, "hyperqueue": 1000, "parallel": 300}
+"""How many tasks that do nothing the slow ones run: their rate does not depend on it."""
+NULL_ONLY: Final = frozenset({"fork and wait", "merlin, run.warm: false", "merlin 1.13"})
+"""Contenders that run only tasks that do nothing."""
+BY_SLOTS: Final = ("merlin", "merlin, outputs: lean", "xargs -P")
+LOGS: Final = "merlin_info/tasks"
 
 
-def ours(root: Path, *, tasks: int, slots: int, seconds: float, warm: bool = True) -> float:
-    """Return seconds from the first task's script to the last one's marker, in a whole ``merlin run --local``."""
+def ours(root: Path, *, tasks: int, slots: int, seconds: float, warm: bool = True, outputs: str = "full") -> float:
+    """Return seconds from the first task's script to the last one's marker, in a whole ``merlin run --local``.
+
+    Under ``outputs: lean``: from the claim of the first chunk to the last record of a log.
+    """
     cmd = bench_peers.wait_text(root, seconds) + " # $(S)"
-    text = SPEC.format(tasks=tasks, cmd=cmd, warm=str(warm).lower())
+    text = SPEC.format(tasks=tasks, cmd=cmd, warm=str(warm).lower(), outputs=outputs)
     (root / "bench.yaml").write_text(text, encoding="utf-8")
     merlin = Path(sys.executable).with_name("merlin")
     subprocess.run(
         [merlin, "run", "bench.yaml", "--local", "--slots", str(slots)], cwd=root, check=True, stdout=subprocess.DEVNULL
     )
     study = next(root.glob("bench_*"))
+    if outputs == "lean":
+        return _logged(study, tasks)
     first = min(path.stat().st_mtime_ns for path in study.glob("task/**/task.sh"))
     marks = [path.stat().st_mtime_ns for path in study.glob("task/**/MERLIN_FINISHED")]
     if len(marks) != tasks:
         sys.exit(f"bench: {len(marks)} of {tasks} tasks finished")
     return (max(marks) - first) / 1e9
+
+
+def _logged(study: Path, tasks: int) -> float:
+    began, ended, count = float("inf"), 0.0, 0
+    for path in study.glob(f"{LOGS}/**/*.log"):
+        with path.open("rb") as file:
+            found = tasklog.read(file)
+            if found is not None:
+                began = min(began, found[0].began)
+                count += sum(1 for _ in found[1])
+        ended = max(ended, path.stat().st_mtime)
+    if count != tasks:
+        sys.exit(f"bench: {count} of {tasks} tasks are in the logs")
+    return ended - began
+
+
+def lean(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
+    """Return ours, with one log a chunk."""
+    return ours(root, tasks=tasks, slots=slots, seconds=seconds, outputs="lean")
 
 
 def started(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
@@ -74,6 +106,7 @@ def started(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
 
 CONTENDERS: Final[Mapping[str, Callable[..., float]]] = {
     "merlin": ours,
+    "merlin, outputs: lean": lean,
     "merlin, run.warm: false": started,
     "hyperqueue": bench_peers.hyperqueue,
     "xargs -P": bench_peers.xargs,
@@ -109,7 +142,8 @@ def measure(name: str, memory: Path | None, *, tasks: int, slots: int, seconds: 
         )
         if done.returncode:
             sys.exit(f"bench: {name} failed:\n{done.stderr}")
-        found = [path for path in root.rglob("task/**/*" if name.startswith("merlin") else "*") if path.is_file()]
+        kept = [f"bench_*/{part}/**/*" for part in ("task", LOGS)] if name.startswith("merlin") else ["**/*"]
+        found = [path for pattern in kept for path in root.glob(pattern) if path.is_file()]
         size = sum(path.stat().st_size for path in found)
         return float(done.stdout.split()[-1]), Files(len(found) / tasks, size / tasks)
     finally:
@@ -128,15 +162,28 @@ def compare(names: list[str], memory: Path | None, options: argparse.Namespace) 
         for seconds in options.seconds:
             tasks = amount(options.tasks, options.slots, seconds)
             for name in names:
-                if name == "fork and wait" and seconds:
+                if seconds and name in NULL_ONLY:
                     continue
-                took, left = measure(name, memory, tasks=tasks, slots=options.slots, seconds=seconds)
-                cell = run.cells.setdefault((name, seconds), Cell(name, seconds, tasks, options.slots))
+                count = min(tasks, SLOW.get(name, tasks)) if not seconds else tasks
+                took, left = measure(name, memory, tasks=count, slots=options.slots, seconds=seconds)
+                cell = run.cells.setdefault((name, seconds), Cell(name, seconds, count, options.slots))
                 cell.took.append(took)
                 run.files.setdefault(name, left)
-                rate = f"{tasks / took:8.0f} tasks/s" if not seconds else f"overhead {cell.overhead:7.2%}"
+                rate = f"{count / took:8.0f} tasks/s" if not seconds else f"overhead {cell.overhead:7.2%}"
                 print(f"  turn {turn + 1} of {options.repeat}: {name:24s} {seconds:5g} s {rate}", flush=True)
     return run
+
+
+def by_slots(names: list[str], memory: Path | None, options: argparse.Namespace) -> list[Cell]:
+    """Run tasks that do nothing with other numbers of slots."""
+    cells = []
+    for slots in options.other_slots:
+        for name in names:
+            cell = Cell(name, 0.0, options.tasks, slots)
+            cell.took.append(measure(name, memory, tasks=options.tasks, slots=slots, seconds=0.0)[0])
+            cells.append(cell)
+            print(f"  {slots} slots: {name:24s} {cell.rate:8.0f} tasks/s", flush=True)
+    return cells
 
 
 def main() -> None:
@@ -144,6 +191,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=2000, help="tasks that do nothing; longer ones run fewer times")
     parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument(
+        "--other-slots", type=int, nargs="*", default=[1, 4, 8], help="for tasks that do nothing, once each"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seconds", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
@@ -164,10 +214,12 @@ def main() -> None:
     begun, load = time.time(), os.getloadavg()[0]
     run = compare(names, memory, options)
     resting = rest()
+    scaling = by_slots([name for name in BY_SLOTS if name in names], memory, options)
     report = bench_report.Report(
         cells=list(run.cells.values()),
         files={name: (left.count, left.size) for name, left in run.files.items()},
         resting=resting,
+        scaling=scaling,
         absent=bench_peers.absent(),
         where="a directory on disk" if options.disk else "memory" if memory else "the temporary directory",
         begun=begun,

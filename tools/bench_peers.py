@@ -9,8 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 TEXT = "{wait} # $S\n"
+
+
+PEERS: Final = Path(__file__).resolve().parents[1] / ".cache" / "peers"
+"""Where ``tools/bench-peers`` puts what it fetches."""
+_PROGRAMS: Final = PEERS / "usr" / "bin"
+MERLIN: Final = PEERS / "merlin" / "bin" / "merlin"
+if _PROGRAMS.is_dir():
+    os.environ["PATH"] += f":{_PROGRAMS}"
 
 
 def absent() -> list[str]:
@@ -20,7 +29,7 @@ def absent() -> list[str]:
         "xargs -P": shutil.which("xargs"),
         "fork and wait": shutil.which("cc"),
     }
-    found["merlin 1.13"] = os.environ.get("MERLIN_1_13") and shutil.which("redis-server")
+    found["merlin 1.13"] = (MERLIN.exists() and shutil.which("redis-server")) or None
     return [name for name, path in found.items() if not path]
 
 
@@ -142,14 +151,18 @@ results_backend: {{name: redis, server: 127.0.0.1, port: {port}, db_num: 0, encr
 def upstream(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
     """Merlin 1.13 with Redis, from the first task's script to the last one's marker."""
     port = 16379
-    merlin = Path(os.environ["MERLIN_1_13"]) / "bin" / "merlin"
+    merlin = MERLIN
     (root / "app.yaml").write_text(_APP.format(port=port, root=root), encoding="utf-8")
-    text = UPSTREAM.format(wait=wait_text(root, seconds), slots=slots, tasks=tasks)
+    wait = wait_text(root, seconds) if seconds else "true"  # a lone colon breaks the YAML that it writes for itself
+    text = UPSTREAM.format(wait=wait, slots=slots, tasks=tasks)
     (root / "bench.yaml").write_text(text, encoding="utf-8")
     environ = os.environ | {"C_FORCE_ROOT": "1", "HOME": str(root), "PATH": f"{merlin.parent}:{os.environ['PATH']}"}
     quiet = subprocess.DEVNULL
     redis = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""], cwd=root, stdout=quiet
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+        cwd=root,
+        env=environ | {"LD_LIBRARY_PATH": ":".join(map(str, (PEERS / "usr" / "lib").glob("*-linux-gnu")))},
+        stdout=quiet,
     )
     workers = None
     try:

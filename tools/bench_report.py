@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-OURS = "merlin"
+OURS, LEAN = "merlin", "merlin, outputs: lean"
 QUIET = 0.5
 COLOUR, OTHER = "#1f6fb4", "#9aa3ad"
 
@@ -54,9 +54,10 @@ class Resting:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was measured; ``files`` are count and bytes a task."""
+    """What was measured; ``files`` are count and bytes a task, ``scaling`` cells of other numbers of slots."""
 
     cells: Sequence[Cell]
+    scaling: Sequence[Cell]
     files: Mapping[str, tuple[float, float]]
     resting: Resting
     absent: Sequence[str]
@@ -94,15 +95,19 @@ def table(report: Report) -> str:
         ),
         "![Tasks a second](tasks.svg)\n",
         "## Tasks that do nothing\n",
-        "| contender | ours is faster by | tasks a second: least | median | files a task | bytes a task |",
-        "|---|---|---|---|---|---|",
+        "| contender | ours is faster by | `outputs: lean` by | tasks a second: least | median | files a task | bytes a task |",
+        "|---|---|---|---|---|---|---|",
     ]
+    lean = next((cell for cell in null if cell.name == LEAN), None)
     for cell in null:
         count, size = report.files.get(cell.name, (0.0, 0.0))
-        ratio = f"{base.rate / cell.rate:.2f}" if base is not None and cell is not base else "–"
+        ratios = " | ".join(f"{_ratio(ours, cell):.2f}" if ours not in (None, cell) else "–" for ours in (base, lean))
         parts.append(
-            f"| {cell.name} | {ratio} | {min(cell.rates):,.0f} | {cell.rate:,.0f} | {count:.1f} | {size:.0f} |"
+            f"| {cell.name} | {ratios} | {min(cell.rates):,.0f} | {cell.rate:,.0f} | {count:.2g} | {size:.0f} |"
         )
+    parts += _by_slots(
+        [*(cell for cell in null if any(cell.name == other.name for other in report.scaling)), *report.scaling]
+    )
     lengths = sorted({cell.seconds for cell in report.cells if cell.seconds})
     if lengths:
         names = list(dict.fromkeys(cell.name for cell in report.cells if cell.seconds))
@@ -126,6 +131,30 @@ def table(report: Report) -> str:
         ),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _ratio(ours: Cell, other: Cell) -> float:
+    """The median over the turns: what ran in the same turn met the same neighbours."""
+    return statistics.median(mine / its for mine, its in zip(ours.rates, other.rates, strict=False))
+
+
+def _by_slots(cells: Sequence[Cell]) -> list[str]:
+    slots = sorted({cell.slots for cell in cells})
+    if len(slots) < 2:
+        return []
+    found = {(cell.name, cell.slots): cell for cell in cells}
+    return [
+        "\n## By number of slots\n",
+        "Tasks a second that do nothing; the machine's cores bound what more slots can bring.\n",
+        "| contender | " + " | ".join(f"{each} slots" for each in slots) + " |",
+        "|---|" + "---|" * len(slots),
+        *(
+            f"| {name} | "
+            + " | ".join(f"{found[name, each].rate:,.0f}" if (name, each) in found else "–" for each in slots)
+            + " |"
+            for name in dict.fromkeys(cell.name for cell in cells)
+        ),
+    ]
 
 
 def _busy(load: float) -> str:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from merlin_agent import files, launch, slots
+from merlin_agent import files, launch
+from merlin_agent import slot as one_slot
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import DirectLauncher, NotStartedError, Script
 from merlin_agent.reaper import Reaper
 from merlin_agent.resources import Pool
-from merlin_agent.slots import Feed, Slot, Slots, Work
+from merlin_agent.slot import Slot
+from merlin_agent.slots import Feed, Slots, Work
 from merlin_study import wire
 from merlin_study.outcome import Outcome
 from merlin_study.shape import Shape
@@ -267,7 +269,7 @@ def test_a_wait_in_pieces_ends_with_the_process_or_the_walltime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither earlier nor later."""
-    monkeypatch.setattr(slots, "LONGEST_POLL", 0.02)
+    monkeypatch.setattr(one_slot, "LONGEST_POLL", 0.02)
     began = time.monotonic()
     assert a_slot().launch(a_script(tmp_path / "d", "sleep 0.2; exit 3"), 60) == (3, False)
     assert 0.2 <= time.monotonic() - began < 10

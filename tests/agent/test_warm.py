@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from merlin_agent import badges, files, launch, warm
+from merlin_agent import badges, files, launch, warm, warmbash
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import Stop
 from merlin_agent.launch import DirectLauncher, Script
-from merlin_agent.slots import Slot
+from merlin_agent.slot import Slot
 from merlin_agent.warmth import interpreter
 from tests.ground import eventually
 
@@ -275,7 +275,7 @@ def test_an_old_bash_runs_warm_what_does_not_ask_for_its_name(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before 5.0 a shell can't be told the name of a script."""
-    monkeypatch.setattr(warm, "NAMES_IF", "false")
+    monkeypatch.setattr(warmbash, "NAMES_IF", "false")
     for name in ("line numbers", "not found", "environment", "name"):
         found = []
         for slot in (runs.cold_slot, runs.slot):
@@ -420,7 +420,7 @@ from merlin_agent import warm
 from merlin_agent.badges import Badges
 from merlin_agent.launch import DirectLauncher, Script
 from merlin_agent.reaper import Reaper
-from merlin_agent.slots import Slot
+from merlin_agent.slot import Slot
 from merlin_agent.warmth import interpreter
 reaper = Reaper(2)
 environ = {b"PATH": os.environb[b"PATH"]}

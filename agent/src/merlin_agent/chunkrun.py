@@ -10,6 +10,7 @@ start; what has no result then is handed back by the final report.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
@@ -45,7 +46,7 @@ class Ended(NamedTuple):
 class ChunkRun:
     """One claimed chunk.
 
-    `take` is called by slots under the feed's lock, everything else by the event loop. ``left`` counts what no slot has taken.
+    `take` and `back` are called by slots under the feed's lock, everything else by the event loop. ``left`` counts what no slot has taken.
     """
 
     def __init__(self, chunk: Chunk, *, urgent: bool = False) -> None:
@@ -101,6 +102,17 @@ class ChunkRun:
         self.left -= 1
         self._taken += 1
         return next(self._rest)
+
+    def take_more(self, count: int) -> list[int]:
+        """Return up to so many more tasks to run."""
+        return [task for _ in range(count) if (task := self.take()) is not None]
+
+    def back(self, tasks: Iterable[int]) -> None:
+        """Let tasks that were taken and have not begun be taken again, before the others."""
+        again = list(tasks)
+        self._taken -= len(again)
+        self.left += len(again)
+        self._rest = itertools.chain(again, self._rest)
 
     def ended(self) -> None:
         """Note that a task which a slot had taken ended."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from merlin_agent import allocation, badges, files, launching, surroundings
 from merlin_agent.badges import Speaker
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import NotStartedError, Script
 from merlin_agent.npy import NpyError
+from merlin_agent.pace import Pace
 from merlin_agent.rows import RowError, Rows
-from merlin_agent.slots import Slot, Work
+from merlin_agent.slot import Fate, Job, Launched, Slot
+from merlin_agent.slots import Telling, Work
 from merlin_agent.warmth import Interpreter, interpreter
 from merlin_study import failpoints, history, lean, needs, outcome, shape, wire
 from merlin_study.launchers import Launch, LaunchError
@@ -31,6 +32,15 @@ SCRIPT_FAULTS: Final = (RowError, NpyError, UnfillableError, LaunchError)
 """Why a task's script can't be made."""
 KEPT: Final = 1024
 """Combinations whose names and texts are kept: a step may have a hundred thousand."""
+
+
+class Taking(NamedTuple):
+    """How tasks that run one after the other are told of; ``marker`` is left behind by success."""
+
+    ended: Callable[[int, Ended], None]
+    back: Callable[[Sequence[int]], None]
+    tells: Callable[[], bool]
+    marker: str = FINISHED
 
 
 class StepWork:
@@ -52,6 +62,8 @@ class StepWork:
         self._scripts: dict[int, tuple[str, Scripts]] = {}
         self._logged: dict[int, Text | None] = {}
         self._made: set[int] = set()
+        self.pace = Pace()
+        """How long its tasks take here."""
 
     @cached_property
     def _varies(self) -> bool:
@@ -177,28 +189,46 @@ class StepWork:
     def _of_combination(self, text: str, combination: int) -> str:
         return self._tokens.render(self._tokens.parse(text), combination=combination, sample=0, values=())
 
-    def execute(
-        self, run: ChunkRun, slot: Slot, task: int, script: Script, *, tells: Callable[[], bool], marker: str = FINISHED
-    ) -> Ended:
-        """Run a task's script, which is written; see `run_script`."""
-        token = slot.badges.issue(self.speaker(run, task))
+    def execute_all(
+        self,
+        run: ChunkRun,
+        slot: Slot,
+        ready: Sequence[tuple[int, Script]],
+        taking: Taking,
+    ) -> None:
+        """Run tasks whose scripts are written, one after the other; tell what became of each, by its position in ``ready``."""
+        tokens = [slot.badges.issue(self.speaker(run, task)) for task, _ in ready]
         try:
-            own = badges.variables(token, self.cores(task)) | slot.share.variables() | self.variables()
-            ready = replace(script, own=own)
-            start = functools.partial(
-                run_script,
-                slot,
-                task,
-                ready,
-                walltime=self.walltime(task),
-                tells=tells,
-                marker=marker,
-                launched=self.is_launched,
-            )
+            shared = slot.share.variables() | self.variables()
+            jobs = [
+                Job(replace(script, own=badges.variables(token, self.cores(task)) | shared), self.walltime(task))
+                for (task, script), token in zip(ready, tokens, strict=True)
+            ]
+
+            def ended(at: int, fate: Fate) -> None:
+                task, script = ready[at]
+                slot.badges.revoke(tokens[at])
+                found = concluded(
+                    slot, task, script, fate, tells=taking.tells, marker=taking.marker, launched=self.is_launched
+                )
+                self.pace.note(found.seconds, warm=jobs[at].script.warm is not None)
+                if history.ON:
+                    _note(run, task, "ended", outcome=found.outcome, code=found.code)
+                taking.ended(at, found)
+
             failpoints.reach("agent.start")
-            return _told_of(run, task, start) if history.ON else start()
+            if history.ON:
+                for task, _ in ready:
+                    _note(run, task, "began")
+            slot.launch_all(jobs, ended, lambda which: taking.back([ready[at][0] for at in which]))
         finally:
-            slot.badges.revoke(token)
+            for token in tokens:
+                slot.badges.revoke(token)
+
+    @property
+    def appetite(self) -> int:
+        """How many tasks a slot should take at once."""
+        return 1 if history.ON or failpoints.ARMED or self.is_launched else self.pace.appetite
 
     # What a task leaves under `outputs: lean`
 
@@ -289,8 +319,25 @@ class ChunkWork(Work):
     def __init__(self, step: StepWork, tells: Callable[[], bool]) -> None:
         self._step, self._tells = step, tells
 
-    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+    @property
+    def appetite(self) -> int:
         """See `slots.Work`."""
+        return self._step.appetite
+
+    def execute_all(self, run: ChunkRun, tasks: Sequence[int], slot: Slot, telling: Telling) -> None:
+        """See `slots.Work`."""
+        ready = []
+        for task in tasks:
+            found = self._ready(run, task, slot)
+            if isinstance(found, Ended):
+                telling.ended(found)
+            else:
+                ready.append((task, found))
+        taking = Taking(lambda _, ended: telling.ended(ended), telling.back, self._tells)
+        self._step.execute_all(run, slot, ready, taking)
+
+    def _ready(self, run: ChunkRun, task: int, slot: Slot) -> Ended | Script:
+        """Make a task's directory and its script; return what it came to where it is not to run."""
         try:
             script, text = self._step.script(task)
             text = self._step.launched(text, task, slot.share.hosts)
@@ -306,49 +353,42 @@ class ChunkWork(Work):
             files.write_script(script.path, script.shell, text, replace=not fresh)
         except OSError as error:
             return unwritable(task, script.directory, error)
-        return self._step.execute(run, slot, task, replace(script, text=text), tells=self._tells)
+        return replace(script, text=text)
 
 
-def _told_of(run: ChunkRun, task: int, execute: Callable[[], Ended]) -> Ended:
-    """Run a task, and note in the history when it began and how it ended."""
-    who = {"study": run.chunk.study, "fence": run.chunk.fence, "step": run.chunk.step, "task": task}
-    history.note("began", **who)
-    ended = execute()
-    history.note("ended", **who, outcome=ended.outcome, code=ended.code)
-    return ended
+def _note(run: ChunkRun, task: int, what: str, **more: object) -> None:
+    history.note(what, study=run.chunk.study, fence=run.chunk.fence, step=run.chunk.step, task=task, **more)
 
 
 def run_script(
-    slot: Slot,
-    task: int,
-    script: Script,
-    *,
-    walltime: float | None,
-    tells: Callable[[], bool],
-    marker: str = FINISHED,
-    launched: bool = False,
+    slot: Slot, task: int, script: Script, *, walltime: float | None, tells: Callable[[], bool], marker: str = FINISHED
 ) -> Ended:
-    """Run a script that is written, and return what became of it.
+    """Run a script that is written, and return what became of it; ``marker`` is left behind by success."""
+    found: list[Fate] = []
+    slot.launch_all([Job(script, walltime)], lambda _, fate: found.append(fate), lambda _: None)
+    if not found:
+        return Ended(task, None)
+    return concluded(slot, task, script, found[0], tells=tells, marker=marker)
 
-    ``marker`` is left behind by success; ``launched``: a launcher starts its processes.
-    """
-    began = time.monotonic()
-    try:
-        code, late = slot.launch(script, walltime)
-    except NotStartedError as error:
-        files.append(script.err, f"{error}\n")
-        code, late = error.code, False
-    except OSError as error:
-        return Ended(task, None, problem=f"{script.path}: can't be started: {error.strerror}")
-    seconds = time.monotonic() - began
+
+def concluded(
+    slot: Slot, task: int, script: Script, fate: Fate, *, tells: Callable[[], bool], marker: str, launched: bool = False
+) -> Ended:
+    """Return what became of a task whose script ended so; ``launched``: a launcher starts its processes."""
+    if isinstance(fate, NotStartedError):
+        files.append(script.err, f"{fate}\n")
+        fate = Launched(fate.code, late=False, seconds=0.0, struck=None)
+    if isinstance(fate, OSError):
+        return Ended(task, None, problem=f"{script.path}: can't be started: {fate.strerror}")
+    code, late, seconds, struck = fate
     failpoints.reach("agent.exited")
     if code == 0 and not late:
         return _succeeded(task, script, seconds, marker)
-    if slot.struck is Stop.HANDED_BACK or (not slot.struck and not late and slot.is_swept(code, launched=launched)):
+    if struck is Stop.HANDED_BACK or (not struck and not late and slot.is_swept(code, launched=launched)):
         return Ended(task, None, seconds=seconds)
-    if not slot.struck and (full := files.room(script.directory)) is not None:
+    if not struck and (full := files.room(script.directory)) is not None:
         return unwritable(task, script.directory, full)  # whatever it says, it could not write
-    ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if slot.struck else outcome.of_exit(code)
+    ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if struck else outcome.of_exit(code)
     failure = None
     if tells():
         failure = told(task, ends, code, script.directory, files.read_tail(script.err, wire.MAX_TAIL))

@@ -9,22 +9,25 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 from merlin_agent import files
 from merlin_agent.chunklog import ChunkLog, Outputs
 from merlin_agent.chunkrun import ChunkRun, Ended
-from merlin_agent.execute import HOST, SCRIPT_FAULTS, StepWork, told, unwritable
+from merlin_agent.execute import HOST, SCRIPT_FAULTS, StepWork, Taking, told, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.scratch import Scratch
-from merlin_agent.slots import Slot, Work
+from merlin_agent.slot import Slot
+from merlin_agent.slots import Telling, Work
 from merlin_study.outcome import Outcome
 from merlin_study.wire import Chunk
 
 _LENT: Final = 8
-"""Directories that a slot keeps, for as many steps."""
+"""For how many steps a slot keeps directories."""
+_AT_ONCE: Final = 16
+"""How many it keeps for each."""
 _LINGERS: Final = re.compile(
     r"(?<![&>|<])&(?![&>])|\b(?:nohup|setsid|disown|coproc|daemon\w*|screen|tmux|at|batch|ssh-agent)\b"
 )
@@ -46,6 +49,7 @@ class LeanWork(Work):
         self._step, self._agent, self._tells = step, agent, tells
         self._log = ChunkLog(step.task_logs, chunk, agent=agent, step=step.name, host=HOST, restart=step.restarts)
         self._key = (step.slots, step.stem)
+        self._absent: set[str] = set()
 
     def sync(self) -> None:
         """See `slots.Work`."""
@@ -55,8 +59,34 @@ class LeanWork(Work):
         """See `slots.Work`."""
         self._log.close()
 
-    def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
+    @property
+    def appetite(self) -> int:
         """See `slots.Work`."""
+        return min(self._step.appetite, _AT_ONCE)
+
+    def execute_all(self, run: ChunkRun, tasks: Sequence[int], slot: Slot, telling: Telling) -> None:
+        """See `slots.Work`."""
+        ready: list[tuple[int, Script]] = []
+        places: list[tuple[Script, _Place]] = []
+        lent = 0
+        for task in tasks:
+            found = self._ready(run, task, slot, lent)
+            if isinstance(found, Ended):
+                telling.ended(found)
+            else:
+                script, text, place = found
+                lent += place.lent is not None
+                ready.append((task, replace(place.script, text=text)))
+                places.append((script, place))
+
+        def ended(at: int, how: Ended) -> None:
+            script, place = places[at]
+            telling.ended(self._noted(slot, script, ready[at][1].text, place, how))
+
+        self._step.execute_all(run, slot, ready, Taking(ended, telling.back, self._tells, marker=""))
+
+    def _ready(self, run: ChunkRun, task: int, slot: Slot, lent: int) -> Ended | tuple[Script, str, _Place]:
+        """Make what a task needs; return what it came to where it is not to run. ``lent``: how many directories are lent already."""
         try:
             if not run.chunk.fresh and self._log.succeeded(task):
                 return Ended(task, Outcome.SUCCEEDED)
@@ -68,13 +98,9 @@ class LeanWork(Work):
         except SCRIPT_FAULTS as error:
             return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
         try:
-            place = self._place(slot, task, script, text)
+            return script, text, self._place(slot, task, script, text, lent)
         except OSError as error:
-            self._lend_no_more(slot)
             return unwritable(task, error.filename or script.directory, error)
-        ready = replace(place.script, text=text)
-        ended = self._step.execute(run, slot, task, ready, tells=self._tells, marker="")
-        return self._noted(slot, script, text, place, ended)
 
     def _noted(self, slot: Slot, script: Script, text: str, place: _Place, ended: Ended) -> Ended:
         """Write the task's record, and leave its directory to it where it left files there."""
@@ -84,38 +110,64 @@ class LeanWork(Work):
                 return _pointing_to(ended, script.directory)
             kept = self._note_lent(slot, script, text, place.lent, ended)
         except OSError as error:
-            self._lend_no_more(slot)
+            if place.lent is not None:
+                self._lend_no_more(slot, place.lent)
             return unwritable(ended.task, error.filename or self._log.path, error)
         return _pointing_to(ended, script.directory if kept else self._log.path)
 
-    def _place(self, slot: Slot, task: int, script: Script, text: str) -> _Place:
+    def _place(self, slot: Slot, task: int, script: Script, text: str, lent: int) -> _Place:
         """Make the directory that a task runs in, and its script."""
         own = self._step.in_place
         if own:
             fresh = files.make_directory(script.directory)
         else:
             self._step.make_shared(task)
-            own, fresh = os.path.isdir(script.directory), False  # an earlier attempt left files there
+            own, fresh = self._came_before(script.directory), False
         if own:
             files.write_script(script.path, script.shell, text, replace=not fresh)
             return _Place(script, None, (0, 0) if fresh else (_size(script.out), _size(script.err)))
-        lent = self._lent(slot)
-        lent.write(script.shell, text)
-        return _Place(replace(script, directory=lent.directory, path=lent.script, out=lent.out, err=lent.err), lent)
+        found = self._lent(slot, lent)
+        try:
+            found.write(script.shell, text)
+        except OSError:
+            self._lend_no_more(slot, found)
+            raise
+        return _Place(
+            replace(script, directory=found.directory, path=found.script, out=found.out, err=found.err), found
+        )
 
-    def _lent(self, slot: Slot) -> Scratch:
+    def _came_before(self, directory: str) -> bool:
+        """Whether an earlier attempt of a task left files in its directory.
+
+        Only attempts of the task itself make it, and ours is the only one: where the directory that it lies in was not there at
+        the chunk's first look, no earlier one did. So thousands of neighbours cost one look.
+        """
+        parent = os.path.dirname(directory)
+        if parent not in self._absent:
+            if os.path.isdir(parent):
+                return os.path.isdir(directory)
+            self._absent.add(parent)
+        return False
+
+    def _lent(self, slot: Slot, at: int) -> Scratch:
+        """Return a slot's directory for one of the tasks that run one after the other."""
         if self._key not in slot.lent:
             while len(slot.lent) >= _LENT:
-                slot.lent.pop(next(iter(slot.lent))).discard()
+                for scratch in slot.lent.pop(next(iter(slot.lent))):
+                    scratch.discard()
+            slot.lent[self._key] = []
+        lent = slot.lent[self._key]
+        if at == len(lent):
             slot.borrowed += 1
-            directory = f"{self._step.slots}/{self._agent}-{slot.number}-{slot.borrowed}"
-            slot.lent[self._key] = Scratch(directory, self._step.stem)
-        return slot.lent[self._key]
+            lent.append(Scratch(f"{self._step.slots}/{self._agent}-{slot.number}-{slot.borrowed}", self._step.stem))
+        return lent[at]
 
-    def _lend_no_more(self, slot: Slot) -> None:
-        lent = slot.lent.pop(self._key, None)
-        if lent is not None:
-            lent.discard()
+    def _lend_no_more(self, slot: Slot, lent: Scratch) -> None:
+        """Let go of a directory."""
+        lent.discard()
+        kept = slot.lent.get(self._key, [])
+        if lent in kept:
+            kept.remove(lent)
 
     def _note_lent(self, slot: Slot, script: Script, text: str, lent: Scratch, ended: Ended) -> bool:
         """Write the record of a task; return whether the directory became its own, because it left files there."""
@@ -128,7 +180,7 @@ class LeanWork(Work):
         if clean:
             lent.empty(sizes)
         else:
-            self._lend_no_more(slot)
+            self._lend_no_more(slot, lent)
         return kept
 
     def _note_in_place(self, place: _Place, text: str, ended: Ended) -> None:

@@ -33,13 +33,11 @@ def _serve(names):
             if not piece:
                 os._exit(0)
             text += piece
-        if text.startswith(b"="):
-            while text.count(b"\n") < 6:
-                text += os.read(0, 65536) or os._exit(0)
-            first, script, out, err, extra, rest = bytes(text).split(b"\n", 5)
-            base, text = first[1:], bytearray(rest)
         line, _, rest = bytes(text).partition(b"\n")
         text = bytearray(rest)
+        if line.startswith(b"="):
+            base, script, out, err, extra = line[1:].split(b"\x1d")
+            continue
         token, _, last = line.partition(b"/")
         directory = base + b"/" + last
         pid = os.fork()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 
 from merlin_agent.chunkrun import ChunkRun, Ended
-from merlin_agent.slots import Slot, Work
+from merlin_agent.slot import Slot
+from merlin_agent.slots import Work
 from merlin_study.outcome import Outcome
 from merlin_study.wire import Chunk, Result
 

@@ -15,7 +15,8 @@ from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.execute import StepWork, run_script, told, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.rows import RowError, open_rows
-from merlin_agent.slots import Slot, Work
+from merlin_agent.slot import Slot
+from merlin_agent.slots import Work
 from merlin_agent.surroundings import complete
 from merlin_study import samples, workspace
 from merlin_study.outcome import Outcome

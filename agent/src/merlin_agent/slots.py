@@ -14,20 +14,19 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import signal
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
-from merlin_agent.launch import Launcher, Script
+from merlin_agent.launch import Launcher
 from merlin_agent.resources import NOTHING, Pool, Share, parts
-from merlin_agent.scratch import Scratch
-from merlin_agent.warm import LONGEST_POLL, ColdError, Warm, WarmShell
+from merlin_agent.slot import Slot
+from merlin_agent.warm import Warm
 from merlin_agent.wide import Wide
 from merlin_study.shape import Shape
 
@@ -51,6 +50,16 @@ class Work:
         """Run a task to its end."""
         raise NotImplementedError
 
+    def execute_all(self, run: ChunkRun, tasks: Sequence[int], slot: Slot, telling: Telling) -> None:
+        """Run tasks one after the other, and tell of each what became of it, or that it was not begun."""
+        for task in tasks:
+            telling.ended(self.execute(run, task, slot))
+
+    @property
+    def appetite(self) -> int:
+        """How many tasks a slot should take at once."""
+        return 1
+
     def sync(self) -> None:
         """Have all be on disk that the tasks which have ended leave behind; success is reported only afterwards.
 
@@ -60,6 +69,16 @@ class Work:
 
     def close(self) -> None:
         """Let go of what is held: nothing of the chunk runs any more."""
+
+
+class Telling(Protocol):
+    """Who hears what becomes of the tasks that a slot took."""
+
+    def ended(self, ended: Ended) -> None:
+        """Tell what became of one."""
+
+    def back(self, tasks: Sequence[int]) -> None:
+        """Give back those that were not begun: another slot may run them."""
 
 
 class Next(NamedTuple):
@@ -95,6 +114,27 @@ class Feed:
             run.feed()
             self._queues[0 if run.urgent else 1].append((run, work, needs))
             self._condition.notify(min(run.left, self.idle))
+
+    def more(self, run: ChunkRun, count: int) -> list[int]:
+        """Return more tasks of a chunk, for the same slot and share, where nothing else waits for what it has.
+
+        No slot takes so many that others would have none.
+        """
+        if count < 1:
+            return []
+        with self._condition:
+            if self._ready or self._wanted or (self._queues[0] and not run.urgent):
+                return []
+            return run.take_more(min(count, run.left // (2 * self._pool.cores)))
+
+    def back(self, run: ChunkRun, tasks: Sequence[int]) -> bool:
+        """Let others run tasks that were taken and not begun; return whether the chunk still runs."""
+        with self._condition:
+            if run.stopped is not None:
+                return False
+            run.back(tasks)
+            self._condition.notify(min(len(tasks), self.idle))
+            return True
 
     def start(self, run: ChunkRun, work: Work, share: Share) -> bool:
         """Let a slot run the next task of a chunk with a share that is its own already; False where it has none left."""
@@ -198,175 +238,6 @@ class Feed:
             self._condition.notify_all()
 
 
-class Slot:
-    """Runs one task at a time."""
-
-    def __init__(
-        self,
-        number: int,
-        launcher: Launcher,
-        watch: Callable[[int, int], None],
-        *,
-        grace: float,
-        badges: Badges,
-        warm: Warm | None = None,
-        leaving: threading.Event | None = None,
-    ) -> None:
-        self.number, self.badges = number, badges
-        self._leaving = leaving or threading.Event()
-        self._launcher, self._watch, self._grace, self._warm = launcher, watch, grace, warm
-        self._guard = threading.Lock()
-        self._group = 0
-        self._shell: WarmShell | None = None
-        self.lent: dict[tuple[str, str], Scratch] = {}
-        """Directories that its thread lends to tasks, by where they lie and what their script is called."""
-        self.borrowed = 0
-        """How many of them it has made."""
-        self.run: ChunkRun | None = None
-        self.share: Share = NOTHING
-        self._bound: frozenset[int] = frozenset()
-        self.struck: Stop | None = None
-        """Why the running task was signalled from outside, if it was."""
-
-    def close(self) -> None:
-        """End what was kept warm, and remove what was lent."""
-        for scratch in self.lent.values():
-            scratch.discard()
-        self.lent.clear()
-        if self._warm is not None:
-            self._warm.close()
-
-    def is_swept(self, code: int, *, launched: bool) -> bool:
-        """Whether a task that ended so was ended by what ends the allocation, and so by no fault of its own.
-
-        The scheduler signals all processes of a job at once, or a task's launcher, and a task may die of it before the agent hears.
-        """
-        if self._leaving.is_set() and launched:
-            return True
-        signalled = -code if code < 0 else code - 128
-        return (launched or signalled in _SWEEPING) and self._leaving.wait(_SWEPT_WITHIN)
-
-    def launch(self, script: Script, walltime: float | None) -> tuple[int, bool]:
-        """Run a script to its end; return its exit code (a signal negated) and whether its time was up.
-
-        Raises:
-            NotStartedError, OSError: as `Launcher.start`.
-        """
-        self.struck = None
-        if self.share.cpus != self._bound:
-            _bind(0, self.share.cpus)  # this thread, and so what it starts
-            self._bound = self.share.cpus
-        if script.warm is not None and self._warm is not None:
-            shell = self._warm.shell(script.warm, script.text)
-            if shell is not None:
-                with contextlib.suppress(ColdError):  # nothing of it ran
-                    return self._launch_warm(shell, script, walltime)
-        pid = self._launcher.start(script)
-        with self._guard:
-            self._group = pid
-        try:
-            return self._wait(pid, walltime)
-        except BaseException:
-            self._abandon(pid)  # its task is handed back: it must not run on beside its next run
-            raise
-
-    def _launch_warm(self, shell: WarmShell, script: Script, walltime: float | None) -> tuple[int, bool]:
-        """Run a script in a warm interpreter, which is kept for the next one unless anything was unusual.
-
-        Raises:
-            ColdError: it did not begin, and has to be started.
-            OSError: the interpreter ended by itself.
-        """
-        assert self._warm is not None, "a warm shell came from nowhere; this is a bug"
-        kept = False
-        if self.share.cpus != shell.cpus:
-            _bind(shell.pid, self.share.cpus)
-            shell.cpus = self.share.cpus
-        with self._guard:
-            self._shell = shell
-        try:
-            self._watch(self.number, -shell.pid)
-            shell.begin(script)
-            if self.run is not None and self.run.stopped is Stop.CANCELLED:
-                self.strike(Stop.CANCELLED, signal.SIGTERM)
-            late = walltime is not None and not shell.ended_within(walltime)
-            if late:
-                self._signal(signal.SIGTERM)
-                shell.ended_within(self._grace)
-                self._signal(signal.SIGKILL)
-            code = shell.end()
-            kept = not late and self.struck is None and shell.lives
-            return code, late
-        finally:
-            with self._guard:
-                self._shell = None
-            if not kept:
-                self._warm.drop(shell)
-            self._watch(self.number, 0)
-
-    def _wait(self, pid: int, walltime: float | None) -> tuple[int, bool]:
-        self._watch(self.number, pid)
-        if self.run is not None and self.run.stopped is Stop.CANCELLED:
-            self.strike(Stop.CANCELLED, signal.SIGTERM)  # the word came while the process was being made
-        late = walltime is not None and not self._ended_within(pid, walltime)
-        if late:
-            self._signal(signal.SIGTERM)
-            self._ended_within(pid, self._grace)
-            self._signal(signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with self._guard:
-            if self.struck is not None:
-                _kill_group(pid, signal.SIGKILL)  # what the leader left behind, while its number is still its own
-            self._group = 0
-            _, status = os.waitpid(pid, 0)
-        self._watch(self.number, 0)
-        return os.waitstatus_to_exitcode(status), late
-
-    def _abandon(self, pid: int) -> None:
-        """End and reap the running group, where that has not happened yet."""
-        if self._group == pid:
-            self._signal(signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            with self._guard:
-                self._group = 0
-                os.waitpid(pid, 0)
-            self._watch(self.number, 0)
-
-    def strike(self, why: Stop, number: signal.Signals) -> bool:
-        """Signal the running task's group, from any thread; return whether there was one."""
-        with self._guard:
-            if not self._group and self._shell is None:
-                return False
-            self.struck = why
-            self._send(number)
-            return True
-
-    def _signal(self, number: signal.Signals) -> None:
-        with self._guard:
-            self._send(number)
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._shell is not None:
-            self._shell.strike(number)
-        elif self._group:
-            _kill_group(self._group, number)
-
-    def _ended_within(self, pid: int, seconds: float) -> bool:
-        handle = os.pidfd_open(pid)
-        try:
-            poll = select.poll()
-            poll.register(handle, select.POLLIN)
-            end = time.monotonic() + seconds
-            left = seconds
-            while not poll.poll(min(max(left, 0.0), LONGEST_POLL) * 1000):
-                left = end - time.monotonic()
-                if left <= 0:
-                    return False
-            return True
-        finally:
-            os.close(handle)
-
-
 class Slots:
     """All slots of the agent, and the way from their threads to the event loop."""
 
@@ -420,7 +291,7 @@ class Slots:
         ]
         self._deliver = deliver
         self._ended: deque[tuple[ChunkRun, Ended]] = deque()
-        self._armed = False
+        self._armed = self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[threading.Thread] = []
 
@@ -451,6 +322,9 @@ class Slots:
         """Start nothing more of a chunk; ``strike`` ends what runs of it too: TERM, and KILL after the grace."""
         self.feed.stop(run, why)
         self.wide.plan()
+        for slot in self._slots:
+            if slot.run is run:
+                slot.take_back()
         if strike and self._strike(run, why, signal.SIGTERM):
             self.loop.call_later(self._grace, self._strike, run, why, signal.SIGKILL)
 
@@ -474,30 +348,34 @@ class Slots:
     def _serve(self, slot: Slot) -> None:
         while (item := self.feed.take(slot.share)) is not None:
             run, work, task, slot.share = item
+            tasks = [task] if slot.share.task else [task, *self.feed.more(run, work.appetite - 1)]
             slot.run = run
+            telling = _Taken(self, run, tasks)
             try:
-                ended = work.execute(run, task, slot)
+                work.execute_all(run, tasks, slot, telling)
             except Exception as error:  # noqa: BLE001 - a task boundary: the outcome is recorded and the slot lives on
-                _log.exception("a task could not be run; this is a bug, please report it")
-                ended = Ended(task, None, problem=f"task {task}: {type(error).__name__}: {error}; this is a bug")
+                _log.exception("tasks could not be run; this is a bug, please report it")
+                telling.broke(f"{type(error).__name__}: {error}; this is a bug")
             slot.run = None
             if slot.share.task:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
                     self.loop.call_soon_threadsafe(self.wide.over, slot.share.task)
-            self._hand_over(run, ended)
         slot.close()
 
-    def _hand_over(self, run: ChunkRun, ended: Ended) -> None:
+    def hand_over(self, run: ChunkRun, ended: Ended) -> None:
+        """Have the loop hear of a task that ended; called by slots' threads."""
         self._ended.append((run, ended))
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
             if run.left == 0:
-                self.loop.call_soon_threadsafe(self._drain)
+                if not self._draining:
+                    self._draining = True
+                    self.loop.call_soon_threadsafe(self._drain)
             elif not self._armed:
                 self._armed = True
                 self.loop.call_soon_threadsafe(self.loop.call_later, GATHER, self._drain)
 
     def _drain(self) -> None:
-        self._armed = False
+        self._armed = self._draining = False
         batch: list[tuple[ChunkRun, Ended]] = []
         while self._ended:
             batch.append(self._ended.popleft())
@@ -505,12 +383,28 @@ class Slots:
             self._deliver(batch)
 
 
-def _bind(process: int, cpus: frozenset[int]) -> None:
-    """Bind a thread (0: this one) or process to processors; none: to all that are allowed."""
-    with contextlib.suppress(OSError):  # what was allowed when we began no longer is; the task runs all the same
-        os.sched_setaffinity(process, cpus or _ALLOWED)
+class _Taken:
+    """The tasks that a slot took at once, on their way to the loop."""
 
+    def __init__(self, slots: Slots, run: ChunkRun, tasks: Sequence[int]) -> None:
+        self._slots, self._run = slots, run
+        self._left = dict.fromkeys(tasks)
 
-def _kill_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+    def ended(self, ended: Ended) -> None:
+        """See `Telling`."""
+        del self._left[ended.task]
+        self._slots.hand_over(self._run, ended)
+
+    def back(self, tasks: Sequence[int]) -> None:
+        """See `Telling`."""
+        if tasks and self._slots.feed.back(self._run, tasks):
+            for task in tasks:
+                del self._left[task]
+        else:
+            for task in tasks:
+                self.ended(Ended(task, None))  # the chunk is stopped: handed back with the rest of it
+
+    def broke(self, why: str) -> None:
+        """Hand back what is left."""
+        for task in list(self._left):
+            self.ended(Ended(task, None, problem=f"task {task}: {why}"))

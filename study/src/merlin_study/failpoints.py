@@ -51,6 +51,8 @@ def parse(text: str) -> dict[str, _Armed]:
 
 
 _armed: Final = parse(os.environ.get(VARIABLE, ""))
+ARMED: Final = bool(_armed)
+"""Whether anything is armed."""
 
 
 def reach(name: str) -> None:

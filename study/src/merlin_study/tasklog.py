@@ -28,6 +28,7 @@ BLOCK: Final = 1 << 18
 """Tasks whose logs share a directory; no chunk spans more."""
 MAX_HEADER: Final = 4 << 20
 _PIECE: Final = 1 << 20
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
 _NAME: Final = re.compile(r"(\d+)-(\d+)\.(\d+)\.(.+)\.log")
 
 
@@ -105,7 +106,7 @@ def covers(name: str) -> range:
 
 def header(fields: Mapping[str, Any]) -> bytes:
     """Return a line of the log."""
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    return _ENCODE(fields).encode() + b"\n"
 
 
 def opening(facts: Opening) -> bytes:

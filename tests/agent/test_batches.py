@@ -1,0 +1,207 @@
+"""Several tasks that a slot took at once: each ends as if it had run alone, and what did not begin can run elsewhere."""
+
+import shutil
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from merlin_agent.chunkrun import ChunkRun, Stop
+from merlin_agent.launch import NotStartedError
+from merlin_agent.pace import Pace
+from merlin_agent.slot import Fate, Job, Launched, Slot
+from merlin_study.taskset import TaskSet
+from merlin_study.wire import Chunk
+from tests.agent.test_warm import Runs, a_script, runs
+from tests.ground import eventually
+
+__all__ = ["runs"]
+
+
+class Heard:
+    """What a slot told of jobs."""
+
+    def __init__(self) -> None:
+        self.fates: dict[int, Fate] = {}
+        self.back: list[int] = []
+
+    def launch(self, slot: Slot, jobs: Sequence[Job]) -> None:
+        """Run them."""
+        slot.launch_all(jobs, self.fates.__setitem__, self.back.extend)
+
+    def codes(self) -> dict[int, tuple[int, bool]]:
+        """Exit codes and whether the time was up."""
+        return {at: (fate.code, fate.late) for at, fate in self.fates.items() if isinstance(fate, Launched)}
+
+
+def jobs(directory: Path, *texts: str, walltime: float | None = None) -> list[Job]:
+    """A job for each text, in a directory of its own."""
+    return [Job(a_script(directory / f"d{at}", text), walltime) for at, text in enumerate(texts)]
+
+
+def a_run(count: int) -> ChunkRun:
+    """A chunk that is fed."""
+    run = ChunkRun(Chunk(study="s", plan="p", step=0, epoch=1, fence=1, attempt=1, tasks=TaskSet.of(range(count))))
+    run.feed()
+    return run
+
+
+def test_each_of_a_batch_ends_as_it_does_alone(runs: Runs, tmp_path: Path) -> None:
+    """Exit codes, signals, an interpreter that dies of one, and what has to be started."""
+    texts = {
+        "echo a": 0,
+        "exit 7": 7,
+        "kill -9 $BASHPID": -9,
+        "exit 137": 137,
+        "kill -TERM $BASHPID": -15,
+        "kill -STOP $BASHPID & sleep 0.2; exit 4": 4,
+        "exit 147": 147,
+        "export A=leaks; cd /; umask 0; exit 1": 1,
+        "echo ${A-clean} $(umask); exit 2": 2,
+        "kill -INT $BASHPID": -2,
+    }
+    work = jobs(tmp_path, *texts)
+    codes: dict[int, int] = {}
+    left = list(range(len(work)))
+    while left:
+        heard = Heard()
+        heard.launch(runs.slot, [work[at] for at in left])
+        codes |= {left[at]: code for at, (code, _) in heard.codes().items()}
+        assert heard.fates, "one at least runs each time"
+        left = [left[at] for at in heard.back]
+    assert codes == dict(enumerate(texts.values()))
+    assert (tmp_path / "d8" / "s.out").read_text() == "clean 0022\n"
+    assert (tmp_path / "d0" / "s.out").read_text() == "a\n"
+
+
+def test_what_has_to_be_started_gives_back_what_stands_behind_it(runs: Runs, tmp_path: Path) -> None:
+    """Nobody knows how long it takes."""
+    heard = Heard()
+    heard.launch(runs.slot, jobs(tmp_path, "exit 1", "echo $$; exit 2", "exit 3"))
+    assert heard.codes() == {0: (1, False), 1: (2, False)}
+    assert heard.back == [2]
+
+
+def test_a_task_that_takes_long_gives_back_those_behind_it(runs: Runs, tmp_path: Path) -> None:
+    """While it runs: another slot may have them."""
+    (tmp_path / "gate").touch()
+    heard = Heard()
+    work = jobs(tmp_path, "exit 1", f"while [[ -e {tmp_path}/gate ]]; do sleep 0.01; done; exit 2", "exit 3", "exit 4")
+    thread = threading.Thread(target=heard.launch, args=(runs.slot, work))
+    thread.start()
+    eventually(lambda: len(heard.back) == 2)
+    assert 1 not in heard.fates
+    (tmp_path / "gate").unlink()
+    thread.join()
+    assert (heard.codes(), heard.back) == ({0: (1, False), 1: (2, False)}, [2, 3])
+    assert not any((tmp_path / f"d{at}" / "s.out").exists() for at in (2, 3))
+    again = Heard()
+    again.launch(runs.slot, work[2:])
+    assert again.codes() == {0: (3, False), 1: (4, False)}
+    assert runs.were_warm[-1]
+
+
+def test_a_walltime_ends_its_own_task_only(runs: Runs, tmp_path: Path) -> None:
+    """The others are told of or given back."""
+    heard = Heard()
+    heard.launch(runs.slot, jobs(tmp_path, "exit 1", "sleep 60", "exit 3", walltime=0.5))
+    told = heard.codes()
+    assert told.pop(1) == (-signal.SIGTERM, True)
+    assert all(each == {0: (1, False), 2: (3, False)}[at] for at, each in told.items())
+    assert sorted([*heard.fates, *heard.back]) == [0, 1, 2]
+
+
+def test_a_strike_ends_what_runs_and_begins_nothing_more(runs: Runs, tmp_path: Path) -> None:
+    """Of a chunk that is cancelled."""
+    heard = Heard()
+    work = jobs(tmp_path, "exit 3", "echo on; sleep 60", "echo no", "echo no")
+    runs.slot.run = a_run(4)
+    thread = threading.Thread(target=heard.launch, args=(runs.slot, work))
+    thread.start()
+    eventually(lambda: (tmp_path / "d1" / "s.out").exists() and (tmp_path / "d1" / "s.out").read_text())
+    runs.slot.run.stop(Stop.CANCELLED)
+    runs.slot.strike(Stop.CANCELLED, signal.SIGTERM)
+    thread.join()
+    fate = heard.fates[1]
+    assert isinstance(fate, Launched)
+    assert (fate.code, fate.struck) == (-signal.SIGTERM, Stop.CANCELLED)
+    before = heard.fates[0]
+    assert isinstance(before, Launched)
+    assert before.struck is None, "it had ended before"
+    assert sorted(heard.back) == [2, 3]
+    assert not (tmp_path / "d2" / "s.out").exists()
+
+
+def test_a_chunk_that_is_handed_back_begins_nothing_more(runs: Runs, tmp_path: Path) -> None:
+    """What runs of it ends by itself."""
+    (tmp_path / "gate").touch()
+    heard = Heard()
+    wait = f"echo on; while [[ -e {tmp_path}/gate ]]; do sleep 0.01; done; exit 5"
+    runs.slot.run = a_run(3)
+    thread = threading.Thread(target=heard.launch, args=(runs.slot, jobs(tmp_path, wait, "echo no", "echo no")))
+    thread.start()
+    eventually((tmp_path / "d0" / "s.out").exists)
+    runs.slot.run.stop(Stop.HANDED_BACK)
+    runs.slot.take_back()
+    (tmp_path / "gate").unlink()
+    thread.join()
+    assert heard.codes() == {0: (5, False)}
+    assert sorted(heard.back) == [1, 2]
+
+
+def test_a_directory_that_is_gone_is_its_own_tasks_fault_only(runs: Runs, tmp_path: Path) -> None:
+    """The shell goes on with the next one."""
+    heard = Heard()
+    work = jobs(tmp_path, "exit 1", "exit 2", "exit 3")
+    shutil.rmtree(tmp_path / "d1")
+    heard.launch(runs.slot, work)
+    assert heard.codes() == {0: (1, False), 2: (3, False)}
+    assert isinstance(heard.fates[1], OSError | NotStartedError)
+
+
+def test_directories_of_several_parents_are_told_apart(runs: Runs, tmp_path: Path) -> None:
+    """Each script runs in its own."""
+    work = [Job(a_script(tmp_path / f"p{at % 2}" / f"d{at}", "pwd >where; exit 3"), None) for at in range(6)]
+    heard = Heard()
+    heard.launch(runs.slot, [job._replace(script=replace(job.script, text="exit 3")) for job in work])
+    assert heard.codes() == dict.fromkeys(range(6), (3, False))
+    assert all((Path(job.script.directory) / "where").read_text() == f"{job.script.directory}\n" for job in work)
+
+
+@pytest.mark.parametrize("kind", ["bash", "python"])
+def test_a_slot_that_ends_leaves_nothing_behind(runs: Runs, tmp_path: Path, kind: str) -> None:
+    """Of a batch of either interpreter."""
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
+    shell, text, preload = ("/bin/bash", ":", ()) if kind == "bash" else ("/usr/bin/env python3", "pass", ("json",))
+    work = [Job(a_script(tmp_path / f"d{at}", text, shell=shell, preload=preload), None) for at in range(5)]
+    heard = Heard()
+    heard.launch(runs.slot, work)
+    assert heard.codes() == dict.fromkeys(range(5), (0, False))
+    runs.slot.close()
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
+
+
+def test_a_slot_takes_many_short_tasks_and_one_long_one() -> None:
+    """And one where it does not know."""
+    pace = Pace()
+    assert pace.appetite == 1
+    pace.note(0.001, warm=True)
+    assert pace.appetite > 10
+    for _ in range(50):
+        pace.note(1.0, warm=True)
+    assert pace.appetite == 1
+    started = Pace()
+    started.note(0.001, warm=False)
+    assert started.appetite == 1
+
+
+def test_tasks_that_are_given_back_are_taken_again_first() -> None:
+    """And count as before."""
+    run = a_run(6)
+    taken = run.take_more(4)
+    run.back(taken[2:])
+    assert (run.left, run.running) == (4, 2)
+    assert run.take_more(9) == [2, 3, 4, 5]
