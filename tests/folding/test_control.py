@@ -98,8 +98,10 @@ class Bench:
         )
         self.settle()
 
-    def run_all(self, codes: dict[tuple[int, int], int] | None = None) -> list[tuple[int, int]]:
-        """Run everything that may run; return the tasks that did, in their order."""
+    def run_all(
+        self, codes: dict[tuple[int, int], int] | None = None, *, gone: set[tuple[int, int]] | None = None
+    ) -> list[tuple[int, int]]:
+        """Run everything that may run; return the tasks that did, in their order. ``gone``: tasks without a mark."""
         ran: list[tuple[int, int]] = []
         for _ in range(1000):
             chunks = self.issue()
@@ -110,6 +112,10 @@ class Bench:
                     continue
                 self.start(chunk)
                 ran += [(chunk.step, index) for index in chunk.tasks.indices()]
+                if chunk.scan:
+                    ran[-len(chunk.tasks) :] = []
+                    self._looked(chunk, gone or set())
+                    continue
                 by_code: dict[int, list[int]] = {}
                 for index in chunk.tasks.indices():
                     by_code.setdefault((codes or {}).get((chunk.step, index), 0), []).append(index)
@@ -125,6 +131,24 @@ class Bench:
         self.apply(
             wire.Report(
                 agent="host-1", fence=chunk.fence, serial=1, step=chunk.step, attempt=1, results=results, final=True
+            )
+        )
+        self.settle()
+
+    def _looked(self, chunk: wire.Chunk, gone: set[tuple[int, int]]) -> None:
+        results = []
+        for index in chunk.tasks.indices():
+            outcome = Outcome.LOST if (chunk.step, index) in gone else Outcome.SUCCEEDED
+            results.append(wire.Result(outcome=outcome, code=0, tasks=TaskSet(first=index, width=1)))
+        self.apply(
+            wire.Report(
+                agent="host-1",
+                fence=chunk.fence,
+                serial=1,
+                step=chunk.step,
+                attempt=1,
+                results=tuple(results),
+                final=True,
             )
         )
         self.settle()
@@ -622,3 +646,69 @@ def test_nothing_is_issued_until_a_host_s_failures_are_judged(plan: Plan) -> Non
     assert control.verdict() == asked
     bench.apply(asked)
     assert not control.holds
+
+
+@pytest.mark.parametrize(
+    ("which", "again"),
+    [
+        ({}, [(A, 2), (B, 4)]),
+        ({"dependants": True}, [(A, 2), (B, 2), (B, 4), (C, 0)]),
+        ({"steps": ["b"]}, [(B, 4)]),
+        ({"tasks": "4-5"}, [(B, 4)]),
+        ({"steps": ["d"]}, []),
+    ],
+)
+def test_a_scan_runs_again_what_has_no_mark_and_nothing_else(
+    plan: Plan, which: dict[str, object], again: list[tuple[int, int]]
+) -> None:
+    """Within the steps and tasks that the restart names; what depends on them as it says."""
+    gone = {(A, 2), (B, 4)}
+    bench = Bench(plan)
+    bench.run_all()
+    bench.switch(restart=asking("1", scan=True, **which))
+    assert not bench.ledger.finished, "it is to be looked at"
+    assert sorted(bench.run_all(gone=gone)) == again
+    assert bench.ledger.finished
+    assert bench.ledger.doubled == bench.ledger.redundant == 0
+    assert all(set(bench.outcomes(step)) == {Outcome.SUCCEEDED} for step in (A, B, C, D))
+    bench.same_in_replay()
+    assert bench.run_all() == []
+
+
+def test_a_scan_that_is_cut_off_goes_on(plan: Plan) -> None:
+    """Lost with its agent, handed back, withdrawn, or in a new operator: what was not looked at is looked at."""
+    bench = Bench(plan)
+    bench.run_all()
+    bench.switch(restart=asking("1", scan=True))
+    first, second, *others = bench.issue()
+    assert first.scan
+    bench.start(first)
+    bench.apply(wire.Lost(fence=first.fence, agent="host-1"))
+    bench.start(second)
+    bench.apply(
+        wire.Report(agent="host-1", fence=second.fence, serial=1, step=second.step, attempt=1, final=True, refused="?")
+    )
+    for chunk in others:
+        bench.ledger.withdraw(chunk)
+    again = Ledger(plan)
+    for entry, at in bench.log:
+        again.apply(entry, at=at)
+    bench.ledger = again
+    assert bench.ledger.lost == [0, 0, 0, 0]
+    assert bench.run_all(gone={(first.step, first.tasks.first)}) == [(first.step, first.tasks.first)]
+    assert bench.ledger.finished
+
+
+def test_a_cancelled_study_is_looked_at_no_more(plan: Plan) -> None:
+    bench = Bench(plan)
+    bench.run_all({(D, 1): 1})
+    bench.switch(restart=asking("1", scan=True))
+    running = bench.issue()
+    for chunk in running:
+        bench.start(chunk)
+    bench.switch(cancel=True, restart=asking("1", scan=True))
+    for chunk in running:
+        if chunk.fence in bench.ledger.fences:
+            bench.end(chunk, tasks=TaskSet(first=chunk.tasks.first, width=1))
+    assert bench.ledger.finished
+    bench.same_in_replay()

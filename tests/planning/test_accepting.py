@@ -11,6 +11,7 @@ from merlin_operator.board import Submission
 from merlin_operator.view import StudyRef
 from merlin_study import wire
 from merlin_study.ledger import Ledger
+from merlin_study.notyet import Missing
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
 from merlin_study.taskset import TaskSet
@@ -45,9 +46,12 @@ def test_what_only_the_submitter_knows_comes_through_vars() -> None:
     assert [fault.path for fault in refused.faults] != []
 
 
-@pytest.mark.parametrize("switch", [{"restart": {"id": "1", "scan": True}}])
-def test_a_switch_that_is_not_built_refuses_a_new_study_and_warns_of_a_running_one(switch: dict[str, Any]) -> None:
+def test_a_switch_that_is_not_built_refuses_a_new_study_and_warns_of_a_running_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Never ignored: a new study is refused with the reason; one that runs goes on, and its user is told."""
+    monkeypatch.setattr("merlin_study.notyet.TABLE", (Missing(("suspend",), harmless=lambda value: value is False),))
+    switch = {"suspend": True}
     new = judge(_submission({**SPEC, **switch}))
     assert new.plan is None
     assert {fault.reason for fault in new.faults} == {"NotYetSupported"}

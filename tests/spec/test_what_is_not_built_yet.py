@@ -26,7 +26,6 @@ def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
     [
         ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
         ({"outputs": "packed"}, "outputs: 'packed' is not supported yet; use lean or full"),
-        ({"restart": {"id": "1", "scan": True}}, "restart.scan: true is not supported yet; name steps, tasks or exitCodes instead"),
     ],
 )  # fmt: skip
 def test_a_study_that_asks_for_what_is_missing_is_refused(top: dict[str, Any], message: str) -> None:
@@ -69,7 +68,7 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
         "priority": 7,
         "maxInFlight": 1,
         "purge": "1",
-        "restart": {"id": "1", "steps": ["s"], "scan": False},
+        "restart": {"id": "1", "steps": ["s"], "scan": True},
         "failurePolicy": "FailFast",
         "files": [],
         "dialect": "Merlin",

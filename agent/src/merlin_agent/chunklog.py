@@ -73,7 +73,7 @@ class ChunkLog:
         with self._guard:
             if self._earlier is None:
                 mine = range(self._chunk.tasks.first, self._chunk.tasks.end)
-                self._earlier = frozenset(_successes(self._logs, mine, self.path))
+                self._earlier = frozenset(successes(self._logs, mine, self.path))
             return task in self._earlier
 
     def append(self, ended: Ended, script: tuple[Text, Mapping[str, str]], outputs: Outputs, *, kept: bool) -> None:
@@ -169,7 +169,12 @@ class ChunkLog:
             data = data[done:]
 
 
-def _successes(logs: str, tasks: range, mine: str) -> Iterator[int]:
+def successes(logs: str, tasks: range, mine: str = "") -> Iterator[int]:
+    """Yield the tasks of a range whose success stands in a log of their step; the file ``mine`` is left out.
+
+    Raises:
+        OSError: a log can't be read.
+    """
     for block in tasklog.blocks(tasks.start, tasks.stop - 1):
         try:
             names = os.listdir(f"{logs}/{block}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from merlin_agent import presence as present
+from merlin_agent import scan
 from merlin_agent.binding import RefusedError
 from merlin_agent.broker import Answer
 from merlin_agent.chunkrun import ChunkRun, Stop
@@ -323,6 +324,11 @@ class Lives:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._presence.enter, life.study.info)
         work = life.work = await loop.run_in_executor(None, self._work, life)
+        if life.run.chunk.scan:
+            layout = life.study.layout(life.run.chunk.samples)
+            seen = await loop.run_in_executor(None, scan.look, layout, life.run.chunk)
+            life.pending.adopt(life.run.adopt(seen))
+            return work
         if found := life.run.adopt(() if is_sampling(life.study, life.run.chunk.step) else at_once(life.run.chunk)):
             life.pending.adopt(found)
             self._rehearsed(sum(len(each.tasks) for each in found))
@@ -343,9 +349,9 @@ class Lives:
     def _work(self, life: Life) -> Work:
         chunk = life.run.chunk
         sampling = is_sampling(life.study, chunk.step)
-        if chunk.rehearse is not None and not sampling:
+        if chunk.scan or (chunk.rehearse is not None and not sampling):
             life.study.check(chunk)
-            return RehearsedWork(chunk.rehearse)
+            return RehearsedWork(chunk.rehearse or 0.0)
         step = life.study.step(chunk)
         if sampling:
             return SamplingWork(life.study.layout(chunk.samples), step)

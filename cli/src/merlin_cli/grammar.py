@@ -86,6 +86,11 @@ def _add_restart(restart: argparse.ArgumentParser) -> None:
         help="tasks that ended with one of these codes, 0 for successes (default: all that did not succeed)",
     )
     restart.add_argument("--dependants", action="store_true", help="also everything that depends on them")
+    restart.add_argument(
+        "--scan",
+        action="store_true",
+        help="also tasks that succeeded and whose mark (MERLIN_FINISHED) was deleted since",
+    )
 
 
 def _add_status(status: argparse.ArgumentParser) -> None:
@@ -257,10 +262,14 @@ def _restart(arguments: argparse.Namespace) -> int:
 
     which = steer.Which.of(arguments)
     if arguments.local:
-        if which != steer.Which() or arguments.namespace:
-            message = "--local runs all that did not succeed; --steps, --tasks, --exit-codes, --dependants and -n are for a cluster"
+        plain = steer.Which(dependants=which.dependants, scan=True) if which.scan else steer.Which()
+        if which != plain or arguments.namespace:
+            message = (
+                "--local runs all that did not succeed, with --scan what has no mark, too; --steps, --tasks, --exit-codes and -n "
+                "are for a cluster, --dependants also for --scan"
+            )
             raise CliError(Exit.USAGE, message)
-        return restart.restart_locally(arguments.target, slots=arguments.slots, console=Output())
+        return restart.restart_locally(arguments.target, which, slots=arguments.slots, console=Output())
     if arguments.slots:
         raise CliError(Exit.USAGE, "--slots is for --local; in a cluster agents bring their own")
     if _in_step(arguments):

@@ -73,6 +73,7 @@ class Job:
         root: The workspace root, absolute; `directory` follows from it and from the plan.
         slots: How many tasks may run at a time.
         resume: Whether the workspace holds earlier outcomes that stand.
+        again: With ``resume``, a restart (``spec.restart`` as JSON) to be asked for beside; empty: none.
         rehearse: Seconds after which each task counts as done instead of being run; None runs it.
         furnish: Puts into ``merlin_info`` what it has to hold before anything runs; given that directory.
     """
@@ -82,6 +83,7 @@ class Job:
     root: Path
     slots: int
     resume: bool = False
+    again: str = ""
     rehearse: float | None = None
     furnish: Callable[[Path], None] | None = None
 
@@ -304,6 +306,8 @@ class _Session:
             arguments += ["--rehearse", str(job.rehearse)]
         if job.resume:
             arguments += ["--resume", str(job.directory / workspace.INFO)]
+        if job.again:
+            arguments += ["--again", job.again]
         return [*_python("merlin_operator.local"), *arguments]
 
     def _agent_command(self) -> list[str]:

@@ -20,13 +20,14 @@ from rich.console import Console
 
 from merlin_cli import local, tally
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.steer import Which
 from merlin_cli.target import Mark
 from merlin_study import workspace
 from merlin_study.plan import Plan
 
 
-def restart_locally(directory: str, *, slots: int | None, console: Console) -> Exit:
-    """Run what has not succeeded yet.
+def restart_locally(directory: str, which: Which, *, slots: int | None, console: Console) -> Exit:
+    """Run what has not succeeded yet; where ``which`` says so, also what succeeded and has no mark any more.
 
     Raises:
         CliError: the directory is no workspace, or it could not run.
@@ -34,7 +35,9 @@ def restart_locally(directory: str, *, slots: int | None, console: Console) -> E
     local.check_installed()
     there = Path(os.path.abspath(directory))  # noqa: PTH100 symbolic links stay: a workspace may be named through one
     plan, root = placed(tally.read_plan(there), there)
-    job = local.Job(plan=plan, study=_study(there), root=root, slots=slots or local.default_slots(), resume=True)
+    again = json.dumps(which.request()) if which.scan else ""
+    slots = slots or local.default_slots()
+    job = local.Job(plan=plan, study=_study(there), root=root, slots=slots, resume=True, again=again)
     return local.run(job, console)
 
 

@@ -36,6 +36,7 @@ class Which:
     tasks: str = ""
     codes: tuple[int, ...] = ()
     dependants: bool = False
+    scan: bool = False
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Which":
@@ -45,6 +46,7 @@ class Which:
             tasks=arguments.tasks,
             codes=tuple(arguments.exit_codes),
             dependants=arguments.dependants,
+            scan=arguments.scan,
         )
 
     def request(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class Which:
             "tasks": self.tasks or None,
             "exitCodes": list(self.codes) or None,
             "dependants": self.dependants or None,
+            "scan": self.scan or None,
         }
 
 

@@ -158,10 +158,10 @@ class Control:
 
     def _asked_restart(self) -> wire.Restarted | None:
         request, ledger = self.switches.restart, self.ledger
-        if request is None or self.switches.cancel or f"{RESTART}{request.id}" in ledger.honoured:
+        if self.switches.cancel:
             return None
-        if faults(self.switches, ledger.plan):
-            return None
+        if request is None or f"{RESTART}{request.id}" in ledger.honoured or faults(self.switches, ledger.plan):
+            return self._asked_by_scan()
         named = set(request.steps)
         return wire.Restarted(
             token=f"{RESTART}{request.id}",
@@ -169,6 +169,28 @@ class Control:
             tasks=ranges(request.tasks),
             codes=_codes(request.exit_codes) if request.exit_codes else None,
             dependants=request.dependants,
+            scan=request.scan,
+            below=ledger.next_fence,
+        )
+
+    @property
+    def asks_restart(self) -> bool:
+        """Whether tasks that are over are to run again."""
+        return self._asked_restart() is not None
+
+    def _asked_by_scan(self) -> wire.Restarted | None:
+        """What has no mark any more, once all marks are looked at."""
+        ledger = self.ledger
+        found = None if ledger.scanning else ledger.scan.found()
+        if found is None:
+            return None
+        step, tasks = found
+        return wire.Restarted(
+            token=f"{RESTART}scan:{step}:{tasks[0].first}:{ledger.next_fence}",
+            steps=(step,),
+            tasks=tasks,
+            codes=(0,),
+            dependants=ledger.scan.dependants,
             below=ledger.next_fence,
         )
 

@@ -110,6 +110,8 @@ async def _begin(engine: Engine, arguments: argparse.Namespace, plan: Plan) -> N
             await asyncio.sleep(0.2)
     ref = StudyRef(subjects.escape(NAMESPACE), arguments.name, arguments.study)
     engine.add(ref, plan, created=arguments.created)
+    if arguments.again is not None:
+        engine.switch(arguments.study, {"restart": {k: v for k, v in arguments.again.items() if v is not None}})
     if arguments.rehearse is not None:
         engine.switch(arguments.study, {"rehearse": arguments.rehearse})
 
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("--study", required=True, help="the study's uid")
     parser.add_argument("--name", required=True, help="the study's name")
     parser.add_argument("--resume", type=Path, help="a merlin_info directory whose outcomes to go on from")
+    parser.add_argument("--again", type=json.loads, help="a restart that is asked for, as JSON")
     parser.add_argument("--rehearse", type=float, help="report each task as done after so many seconds, run none")
     parser.add_argument("--created", type=float, help="when the study was made, in Unix seconds; without it: now")
     parser.add_argument("--timing", type=wire.Timing.model_validate_json, default=TIMING, help="the clocks, as JSON")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from merlin_operator.board import Submission
-from merlin_operator.control import Switches
+from merlin_operator.control import Control, Switches
 from merlin_operator.family import Child, Lineage, Ordered
 from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
@@ -86,8 +86,10 @@ class Study:
 
     @property
     def over(self) -> bool:
-        """Whether every task has an outcome that stands."""
-        return self.ledger is not None and self.ledger.finished and self.excuse is None
+        """Whether every task has an outcome that stands, and nobody asks for another."""
+        if self.ledger is None or not self.ledger.finished or self.excuse is not None:
+            return False
+        return not Control(self.switches, self.ledger, 0.0).asks_restart
 
     @property
     def ended(self) -> bool:
@@ -295,7 +297,7 @@ def _step_view(ledger: Ledger, at: int) -> StepView:
     step = ledger.steps[at]
     running = queued = 0
     for fence in ledger.fences.values():
-        if fence.chunk.step == at:
+        if fence.chunk.step == at and not fence.chunk.scan:
             if fence.holder is None:
                 queued += fence.open.bit_count()
             else:

@@ -32,6 +32,8 @@ CHUNK_SECONDS: Final = 10.0
 """Measured work of one chunk at most: what a loss costs, and what one agent may keep from others."""
 LEAST_SECONDS: Final = 0.25
 """Measured work that is worth a chunk of its own: below it the chunk costs more than an idle slot at the end."""
+SCAN_CHUNK: Final = 1 << 12
+"""Tasks whose marks one chunk has looked at: neighbours, so that they share directories; a few seconds on a busy file system."""
 LEAST_MEAN: Final = 1e-6
 """Seconds that a task takes at least, so that one can divide by it."""
 MAX_BATCH: Final = 200
@@ -129,7 +131,15 @@ class Unroller:
         """Return the study's next chunk, or None where nothing may or need be issued."""
         if candidate.allowance < 1:
             return None
-        return self._take_waiting(candidate, now) or self._take_ready(candidate)
+        return self._take_waiting(candidate, now) or self._take_scan(candidate) or self._take_ready(candidate)
+
+    def _take_scan(self, candidate: Candidate) -> Issue | None:
+        """Have an agent look at marks."""
+        ledger = candidate.ledger
+        for step, tasks in ledger.scan.ahead(min(SCAN_CHUNK, candidate.allowance)) if ledger.scan.waits else ():
+            if self.has_room(self._key(candidate, ledger.geometry.lane(step, tasks.first)), candidate.priority):
+                return self._issue(candidate, step, tasks, URGENT, None, scan=True)
+        return None
 
     def _take_waiting(self, candidate: Candidate, now: float) -> Issue | None:
         ledger, passed = candidate.ledger, []
@@ -177,7 +187,16 @@ class Unroller:
         size = min(max(size, int(LEAST_SECONDS / mean)), int(CHUNK_SECONDS / mean))
         return max(1, min(size, MAX_CHUNK))
 
-    def _issue(self, candidate: Candidate, step: int, tasks: TaskSet, band: str, waiting: Waiting | None) -> Issue:
+    def _issue(
+        self,
+        candidate: Candidate,
+        step: int,
+        tasks: TaskSet,
+        band: str,
+        waiting: Waiting | None,
+        *,
+        scan: bool = False,
+    ) -> Issue:
         ledger = candidate.ledger
         chunk = wire.Chunk(
             study=candidate.uid,
@@ -190,14 +209,15 @@ class Unroller:
             samples=ledger.geometry.samples,
             restart=waiting.restart if waiting is not None else False,
             lost=waiting.lost if waiting is not None else (),
-            fresh=ledger.is_fresh(step, tasks),
+            fresh=not scan and ledger.is_fresh(step, tasks),
             generation=ledger.generation,
             rehearse=candidate.rehearse,
+            scan=scan,
         )
         ledger.issue(chunk)
         self._count(candidate, chunk)
         mean = ledger.mean_seconds(step)
-        candidate.served += len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
+        candidate.served += 0.0 if scan else len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
         if candidate.priority:
             band = URGENT if candidate.priority > 0 else BULK
         return Issue(subjects.Route(*self._key(candidate, ledger.lane(chunk)), band), chunk)

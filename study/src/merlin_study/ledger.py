@@ -27,6 +27,7 @@ from merlin_study.dag import Dag
 from merlin_study.geometry import Geometry
 from merlin_study.outcome import FINAL, HARD_FAIL, STOP_WORKERS, Outcome, after_budget
 from merlin_study.plan import Lane, Plan
+from merlin_study.scan import Scan
 from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
 
@@ -110,6 +111,8 @@ class Ledger:
         """Fences whose start has not come, with what later chunks that name them as lost hold: only in a log that was told anew."""
         self.recalled: dict[str, wire.Recalled] = {}
         """By site, the last word on what its workspace recorded."""
+        self.scan = Scan(len(plan.steps))
+        """The look at the marks in the workspace that a restart asked for."""
         self._backlog = Backlog()
         self._fold_now = 0.0
         self.honoured: set[str] = set()
@@ -188,18 +191,20 @@ class Ledger:
             return
         if not self.dag.fits(chunk.step, chunk.tasks):
             return
-        self.steps[chunk.step].hand_out(chunk.tasks)
+        (self.scan.hand_out(chunk.step, chunk.tasks) if chunk.scan else self.steps[chunk.step].hand_out(chunk.tasks))
         self.fences[chunk.fence] = Fence(chunk, chunk.tasks.bits)
 
     def _start(self, entry: wire.Start) -> None:
         chunk = entry.chunk
-        if chunk.fence not in self.fences and chunk.fence not in self.closed and self.dag.fits(chunk.step, chunk.tasks):
+        known = chunk.scan or chunk.fence in self.fences or chunk.fence in self.closed
+        if not known and self.dag.fits(chunk.step, chunk.tasks):
             self._catch_up(chunk)
         self.issue(chunk)
         fence = self.fences.get(chunk.fence)
         if fence is not None and fence.holder is None:
             fence.holder = entry.agent
-            self.steps[chunk.step].issue(chunk.tasks)
+            if not chunk.scan:
+                self.steps[chunk.step].issue(chunk.tasks)
         if fence is not None and chunk.fence in self.superseded:
             self._supersede(
                 fence, self.superseded.pop(chunk.fence), (wire.LostHolder(fence=chunk.fence, agent=entry.agent),)
@@ -262,6 +267,9 @@ class Ledger:
         if tasks is None:
             return
         fence.open &= ~told
+        if chunk.scan:
+            self.scan.tell(chunk.step, tasks, result.outcome)
+            return
         self.tried[chunk.step] += len(tasks)
         self._result(chunk, result, tasks, at)
 
@@ -355,6 +363,9 @@ class Ledger:
         if fence is None or fence.holder != entry.agent:
             return
         self._close(entry.fence)
+        if fence.chunk.scan:
+            self._take_back(fence)
+            return
         self.lost_serials[entry.fence] = (fence.chunk, fence.serial)
         self.lost[fence.chunk.step] += fence.open.bit_count()
         chain = (*fence.chunk.lost, wire.LostHolder(fence=entry.fence, agent=entry.agent))
@@ -420,6 +431,8 @@ class Ledger:
             self.cancelled, self.kill_below = True, max(self.kill_below, entry.below)
         if entry.queue is not None:
             self.dropped_queues.add(entry.queue)
+        else:
+            self.scan.clear()
         lanes = [
             (step, lane)
             for step, planned in enumerate(self.plan.steps)
@@ -456,6 +469,9 @@ class Ledger:
         self.hard_failed.clear()
         self.dropped_queues.clear()
         again = self.dag.reopen(entry)
+        self.scan.settle(entry)
+        if entry.scan:
+            self.scan.begin(entry, self.plan, self.steps)
         for fence, (chunk, _) in list(self.lost_serials.items()):
             if again[chunk.step].read(chunk.tasks.first, chunk.tasks.width) & chunk.tasks.bits:
                 del self.lost_serials[fence]  # what a zombie of the earlier generation tells says nothing of this one
@@ -467,13 +483,18 @@ class Ledger:
     def _take_back(self, fence: Fence) -> None:
         """Have the tasks of a chunk that nobody started wait as they did before it was made."""
         remaining = fence.remaining
+        if fence.chunk.scan:
+            self.scan.give_back(fence.chunk.step, None if self.is_dropped(fence.chunk) else remaining)
+            return
         rest = self.steps[fence.chunk.step].take_back(remaining) if remaining is not None else None
         if rest is not None:
             chunk = fence.chunk
             self._wait(chunk, rest, 0.0, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
 
     def _again(self, fence: Fence, at: float, *, lost: tuple[wire.LostHolder, ...]) -> None:
-        if (tasks := fence.remaining) is not None:
+        if fence.chunk.scan:
+            self._take_back(fence)
+        elif (tasks := fence.remaining) is not None:
             chunk = fence.chunk
             self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=lost)
 
@@ -505,8 +526,13 @@ class Ledger:
 
     @property
     def finished(self) -> bool:
-        """Whether every task has a final outcome."""
-        return all(step.complete for step in self.steps)
+        """Whether every task has a final outcome, and no mark of one is being looked at."""
+        return all(step.complete for step in self.steps) and self.scan.idle and not self.scanning
+
+    @property
+    def scanning(self) -> bool:
+        """Whether marks are still to be looked at."""
+        return self.scan.waits or any(fence.chunk.scan for fence in self.fences.values())
 
     @property
     def still(self) -> bool:

@@ -37,7 +37,6 @@ _EMPTY: Final = _is((), {}, [])
 TABLE: Final = (
     Missing(("batch", "dry_run"), _is(False)),
     Missing(("outputs",), _is("full", "lean"), "use lean or full"),
-    Missing(("restart", "scan"), _is(False), "name steps, tasks or exitCodes instead"),
 )
 """Every key that is not built yet."""
 

@@ -32,7 +32,7 @@ def reopened(entry: wire.Restarted, plan: Plan, steps: Sequence[StepTasks], read
     for step, tasks in enumerate(steps):
         if step in entry.steps and plan.steps[step].name != INFO_STEP:
             for first, width in windows(tasks.total):
-                _add(again[step], first, _named(entry, tasks, first, width))
+                _add(again[step], first, named(entry, tasks, first, width))
         # Steps stand in topological order, so all that reopens this one is known by now.
         if any(edge.kind is EdgeKind.ALL and len(again[edge.parent]) for edge in plan.steps[step].edges):
             for first, width in windows(tasks.total):
@@ -43,7 +43,7 @@ def reopened(entry: wire.Restarted, plan: Plan, steps: Sequence[StepTasks], read
     return again
 
 
-def _named(entry: wire.Restarted, tasks: StepTasks, first: int, width: int) -> int:
+def named(entry: wire.Restarted, tasks: StepTasks, first: int, width: int) -> int:
     """Return the bits of those tasks of a range that the restart itself names."""
     over = tasks.final.read(first, width)
     if entry.codes is None:

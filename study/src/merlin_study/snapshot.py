@@ -113,6 +113,14 @@ class StepFailure(wire.Message):
     failure: wire.Failure
 
 
+class ScanState(wire.Message):
+    """A `merlin_study.scan.Scan`, step by step."""
+
+    left: tuple[Bits, ...]
+    missing: tuple[Bits, ...]
+    dependants: bool
+
+
 class State(wire.Message):
     """A ledger without its blocks; fields are named as the ledger's attributes."""
 
@@ -125,6 +133,7 @@ class State(wire.Message):
     superseded: dict[int, list[TaskSet]]
     recalled: dict[str, wire.Recalled]
     closed: Bits
+    scan: ScanState
     first_failures: tuple[StepFailure, ...]
     last_failures: tuple[StepFailure, ...]
     honoured: tuple[str, ...]
@@ -151,6 +160,8 @@ class State(wire.Message):
     def digests(self) -> set[str]:
         """Return the blocks that the state names."""
         found = set(self.closed.blocks.values())
+        for bits in (*self.scan.left, *self.scan.missing):
+            found.update(bits.blocks.values())
         for step in self.steps:
             for bits in (*step.bits.values(), *(each.bits for each in step.ended)):
                 found.update(bits.blocks.values())
@@ -196,6 +207,11 @@ def freeze(ledger: Ledger, *, known: set[str] | frozenset[str] = frozenset()) ->
         lost_serials=tuple(LostState(chunk=chunk, serial=serial) for chunk, serial in ledger.lost_serials.values()),
         superseded={fence: list(tasks) for fence, tasks in ledger.superseded.items()},
         closed=bits(ledger.closed),
+        scan=ScanState(
+            left=tuple(map(bits, ledger.scan.left)),
+            missing=tuple(map(bits, ledger.scan.missing)),
+            dependants=ledger.scan.dependants,
+        ),
         first_failures=tuple(StepFailure(step=at, failure=each) for at, each in ledger.first_failures),
         last_failures=tuple(StepFailure(step=at, failure=each) for at, each in ledger.last_failures),
         honoured=tuple(sorted(ledger.honoured)),
@@ -232,6 +248,9 @@ def thaw(plan: Plan, state: State, blocks: Mapping[str, bytes]) -> Ledger:
         for step, kept in zip(ledger.steps, state.steps, strict=True):
             _thaw_step(step, kept, blocks)
         ledger.closed = Bitmap.of_blocks(state.closed.full, state.closed.blocks, blocks)
+        ledger.scan.left = [Bitmap.of_blocks(each.full, each.blocks, blocks) for each in state.scan.left]
+        ledger.scan.missing = [Bitmap.of_blocks(each.full, each.blocks, blocks) for each in state.scan.missing]
+        ledger.scan.dependants = state.scan.dependants
     except KeyError as missing:
         raise SnapshotError(f"block {missing} is not there") from missing
     for fence in state.fences:

@@ -22,7 +22,7 @@ class Chunk(Message):
     ``restart`` asks for the step's restart script where it has one. ``lost`` names earlier holders of these tasks.
     ``fresh``: a mark of an earlier success says nothing, the tasks run again. ``rehearse``: seconds after which each task
     is reported as done instead of being run; None runs it. ``generation`` counts the restarts that had been asked of the
-    study by then.
+    study by then. ``scan``: nothing runs; whether the marks of these tasks stand is reported.
     """
 
     study: str
@@ -38,6 +38,7 @@ class Chunk(Message):
     fresh: bool = False
     rehearse: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     generation: int = Field(default=0, ge=0)
+    scan: bool = False
 
 
 class Cursor(Message):

@@ -140,7 +140,7 @@ class Restarted(Message):
 
     ``steps`` are indices into the plan's steps; ``tasks`` empty: all of them; ``codes`` None: all but successes (a signal
     is a negative code). What was cancelled because of such a task comes back with it; with ``dependants`` all that depends
-    on it runs again. Fences below ``below`` are of an earlier generation.
+    on it runs again. With ``scan`` successes among these are looked at: those without a mark run again, too. Fences below ``below`` are of an earlier generation.
     """
 
     kind: Literal["restarted"] = "restarted"
@@ -149,6 +149,7 @@ class Restarted(Message):
     tasks: tuple[TaskSet, ...] = ()
     codes: tuple[int, ...] | None = None
     dependants: bool = False
+    scan: bool = False
     below: int
 
 
