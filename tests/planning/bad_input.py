@@ -70,6 +70,12 @@ SPECS: Final = {
         "task_queue: q_$(S)", "merlin: {samples: {file: s.csv, column_labels: [S]}}"
     ),
     "a size that differs between samples": _run("procs: $(S)", "merlin: {samples: {file: s.csv, column_labels: [S]}}"),
+    "an interpreter that differs between samples": _run(
+        "shell: /bin/$(S)", "merlin: {samples: {file: s.csv, column_labels: [S]}}"
+    ),
+    "a launcher that differs between combinations": _run(
+        "batch: {type: $(P)}", "global.parameters: {P: {values: [slurm, local], label: P.%%}}"
+    ),
     "a size of a combination that is none": _run(
         "nodes: $(P)", "global.parameters: {P: {values: [1, x], label: P.%%}}"
     ),

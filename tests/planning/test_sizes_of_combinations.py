@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from merlin_agent import launching
+from merlin_agent.execute import StepWork
 from merlin_study import launchers, needs
 from merlin_study.errors import SpecError
+from merlin_study.geometry import Geometry
 from merlin_study.launchers import Kind
 from merlin_study.plan import PlannedStep
 from merlin_study.routes import MAX_LANES
+from merlin_study.workspace import Layout
 from tests.folding.studies import plan_of
 
 SPEC = """
@@ -141,3 +147,16 @@ def test_a_step_of_more_sizes_than_lanes_is_routed_by_the_largest() -> None:
 def test_more_queues_than_lanes_are_refused() -> None:
     with pytest.raises(SpecError, match=r"run\.task_queue: expected at most 32 different combinations of queue"):
         _many("task_queue: $(P)")
+
+
+def test_further_arguments_of_the_launcher_are_each_combinations_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the environment of an agent completes is filled in there, too, also in the middle of the text."""
+    monkeypatch.setattr(launching, "kind", lambda _: Kind.SRUN)
+    monkeypatch.setenv("SITE", "/opt/site")
+    text = TOKENS.replace("KEY", "procs: 2, slurm: '--a=$(P) --b=$(V) $SITE'") + "env: {variables: {V: $SITE/lib}}\n"
+    plan = plan_of(text)
+    work = StepWork(Layout(str(tmp_path), Geometry(plan, 1)), 1, rows=None, restart=False)
+    lines = [work.launched("$(LAUNCHER) x", task, ()) for task in range(2)]
+    assert lines == [f"srun -n 2 --a={value} --b=/opt/site/lib /opt/site x" for value in "ab"]

@@ -153,7 +153,7 @@ def test_a_token_where_no_text_fits_means_what_its_value_means_to_yaml() -> None
         ({"study/0/run/nodes": "2"}, "spec.study[0].run.nodes: expected a whole number from 1 to 1000000, one token such as $(NAME), found '2' (string); remove the quotes"),
         ({"study/0/run/nodes": True}, "spec.study[0].run.nodes: expected a whole number from 1 to 1000000, one token such as $(NAME), found true (boolean)"),
         ({"study/0/run/cores per task": 2.5}, "spec.study[0].run.cores per task: expected a whole number from 1 to 1000000, one token such as $(NAME), found 2.5 (number)"),
-        ({"study/0/run/priority": "soon"}, "spec.study[0].run.priority: expected a number from 0 to 1 or one of held, minimal, low, medium, high, expedited, found 'soon' (string)"),
+        ({"study/0/run/priority": "soon"}, "spec.study[0].run.priority: expected a number from 0 to 1, one token such as $(NAME) or one of held, minimal, low, medium, high, expedited, found 'soon' (string)"),
         ({"merlin/samples/level_max_dirs": 0}, "spec.merlin.samples.level_max_dirs: expected at least 1, found 0 (integer)"),
         ({"merlin/samples/file": None}, "spec.merlin.samples.file: is required: path of the table"),
         ({"merlin/samples/column_labels": ["A", False]}, "spec.merlin.samples.column_labels[1]: expected a string, found false (boolean); quote it, or use `merlin convert` (YAML reads a bare yes, no, on, off and, with kubectl, y and n as booleans)"),

@@ -177,14 +177,24 @@ class StepWork:
 
     def _exact(self, combination: int) -> tuple[Launch | None, int | None]:
         """Return what the launch lines of one combination ask for, and its walltime."""
-        if not self._planned.varies:
+        if not self._planned.varies and not self._asks:
             return self._planned.launch, self._planned.lanes[0].walltime
         if combination not in self._exacts:
             if len(self._exacts) >= KEPT:
                 self._exacts.clear()
             filled = {name: self._of_combination(text, combination) for name, text in self._planned.varies.items()}
-            self._exacts[combination] = needs.exact(self._planned, filled)
+            launch, walltime = needs.exact(self._planned, filled)
+            if launch is not None and self._asks:
+                own = {key: self._of_combination(complete(text), combination) for key, text in launch.arguments.items()}
+                launch = launch.model_copy(update={"arguments": own})
+            self._exacts[combination] = launch, walltime
         return self._exacts[combination]
+
+    @cached_property
+    def _asks(self) -> bool:
+        """Whether further arguments of the launcher hold what only a combination or this environment knows."""
+        launch = self._planned.launch
+        return launch is not None and any("$" in text or "~" in text for text in launch.arguments.values())
 
     def _of_combination(self, text: str, combination: int) -> str:
         return self._tokens.render(self._tokens.parse(text), combination=combination, sample=0, values=())

@@ -77,6 +77,11 @@ class Basis:
                 f"{text!r} holds an environment variable or '~', which only `merlin run` replaces; write the text out",
             )
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether the study has a table of samples."""
+        return self.spec.merlin.samples is not None
+
     def is_of_samples(self, token: str) -> bool:
         """Whether a token differs between samples."""
         lowered = token.lower()

@@ -77,6 +77,7 @@ def _plan(basis: Basis, *, samples_directory: str, original: str | None) -> Plan
         message = f"$({token}) has no meaning in the place of the workspace; write the path out"
         basis.fault("spec.env.variables.OUTPUT_PATH", message, UNDEFINED_TOKEN)
     scripts = [text for step in steps for text in (step.cmd, step.restart)]
+    scripts += [text for step in steps if step.launch is not None for text in step.launch.arguments.values()]
     return Plan(
         name=name,
         workspace=f"{name.replace(' ', '_')}_{spec.run_id or basis.stamp}",

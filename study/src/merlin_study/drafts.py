@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from merlin_study import checks, sizing
 from merlin_study.basis import SAMPLE_TOKENS, TASK_TOKENS, Basis
-from merlin_study.errors import UNDEFINED_TOKEN
+from merlin_study.errors import DIFFERS_BY_SAMPLE, UNDEFINED_TOKEN
 from merlin_study.sizing import Sized
 from merlin_study.spec import Step
 from merlin_study.template import tokens
 from merlin_study.workspace import PATH_LISTS
+
+_ONE_FOR_ALL: Final = frozenset(
+    {"shell", "slurm", "flux", "lsf", "bind", "num resource set", "launch_distribution", "exit_on_error"}
+)
+"""Keys of ``run`` that hold no sample's token; those of sizes, queue and retries are judged where they are read."""
 
 
 @dataclass
@@ -91,6 +97,7 @@ def _size(draft: Draft, basis: Basis) -> None:
         kind=batch_type(draft, basis)[0],
         minutes=basis.spec.dialect == "Maestro",
         expand=basis.variables.expand,
+        expand_late=basis.variables.expand_script,
         columns=basis.token_columns,
         is_of_samples=basis.is_of_samples,
     )
@@ -123,7 +130,6 @@ def use(order: list[Draft], basis: Basis) -> None:
 
 
 def _use(draft: Draft, earlier: Mapping[str, Draft], basis: Basis) -> None:
-    has_samples = basis.spec.merlin.samples is not None
     funnels = {name for name, funnel in draft.depends if funnel}
     for name, funnel in draft.depends:
         if not funnel and name in earlier:
@@ -136,12 +142,21 @@ def _use(draft: Draft, earlier: Mapping[str, Draft], basis: Basis) -> None:
                 draft.uses.add(key)
             elif ending == "workspace" and stem in earlier:
                 draft.uses |= set() if stem in funnels else earlier[stem].uses
-            elif not has_samples and token in SAMPLE_TOKENS:
-                basis.fault(path, f"$({token}) has no meaning in a study without merlin.samples", UNDEFINED_TOKEN)
-            elif not basis.is_of_samples(token) and token not in TASK_TOKENS:
-                basis.judge(token, path, earlier)
+            else:
+                _judge(token, path, earlier, basis)
     scripts = tokens(draft.cmd) + tokens(draft.restart)
-    draft.sampled = has_samples and any(map(basis.is_of_samples, scripts))
+    draft.sampled = basis.has_samples and any(map(basis.is_of_samples, scripts))
+
+
+def _judge(token: str, path: str, earlier: Mapping[str, Draft], basis: Basis) -> None:
+    """Refuse a token that has no meaning, or none in its place."""
+    if basis.has_samples and basis.is_of_samples(token):
+        if path.rpartition(".")[2] in _ONE_FOR_ALL:
+            basis.fault(path, f"expected one text for all samples, found $({token}), {DIFFERS_BY_SAMPLE}")
+    elif not basis.has_samples and token in SAMPLE_TOKENS:
+        basis.fault(path, f"$({token}) has no meaning in a study without merlin.samples", UNDEFINED_TOKEN)
+    elif token not in TASK_TOKENS:
+        basis.judge(token, path, earlier)
 
 
 def _texts(draft: Draft) -> list[tuple[str, str]]:

@@ -169,11 +169,11 @@ def _step_priority(value: Any) -> str | float:
             pass
         case int() | float() if 0 <= value <= 1:
             return value
-        case str() if value.lower() in words:
+        case str() if value.lower() in words or _TOKEN.fullmatch(value):
             return value
         case _:
             pass
-    raise _refuse(f"a number from 0 to 1 or one of {', '.join(words)}", value)
+    raise _refuse(f"a number from 0 to 1, one token such as $(NAME) or one of {', '.join(words)}", value)
 
 
 _UNTYPED: Final = {"x-kubernetes-preserve-unknown-fields": True}

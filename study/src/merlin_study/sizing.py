@@ -67,6 +67,7 @@ class Author:
         kind: Its batch type.
         minutes: Whether a bare walltime in quotes is minutes.
         expand: Replaces variables.
+        expand_late: The same, but for those that an agent's environment completes.
         columns: What each token of a parameter becomes, row by row.
         is_of_samples: Whether a token differs between samples.
     """
@@ -76,6 +77,7 @@ class Author:
     kind: str
     minutes: bool
     expand: Callable[[str], str]
+    expand_late: Callable[[str], str]
     columns: Mapping[str, Sequence[str]]
     is_of_samples: Callable[[str], bool]
 
@@ -186,7 +188,7 @@ def _arguments(author: Author) -> dict[str, str]:
         "launch_distribution": run.launch_distribution,
         "exit_on_error": run.exit_on_error,
     }
-    return {key: author.expand(str(value)) for key, value in given.items() if value is not None}
+    return {key: author.expand_late(str(value)) for key, value in given.items() if value is not None}
 
 
 def _unlaunchable(author: Author, scripts: Mapping[str, str], launch: Launch) -> list[Fault]:

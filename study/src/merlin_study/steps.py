@@ -112,6 +112,11 @@ def _suffix(draft: Draft, basis: Basis) -> str:
     """Return what the batch type puts between a script's name and its ending."""
     kind, path = batch_type(draft, basis)
     basis.add(checks.check_batch_type(kind, path))
+    if checks.holds_token(kind):
+        basis.fault(
+            path,
+            f"expected one of {', '.join(checks.BATCH_TYPES)}, found {kind!r}; a step has one launcher, so make a step for each",
+        )
     if kind not in _LAUNCHED:
         return ""
     return f".{kind}" if basis.spec.dialect == "Maestro" else ".slurm"
