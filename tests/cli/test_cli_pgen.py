@@ -155,3 +155,34 @@ def test_a_parameter_that_no_token_could_name_is_refused(spec: Path, tmp_path: P
     )
     with pytest.raises(SpecError, match="'WORKSPACE' is filled in by the system"):
         parsed(run.Request(str(spec), pgen=generator(tmp_path, text)))
+
+
+def test_a_table_that_no_manifest_could_carry_goes_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand combinations in the file itself are as good as those of a generator."""
+    rows = 100_000
+    monkeypatch.setenv("DATA", "/data")
+    values = ", ".join(["$DATA/0", *map(str, range(1, rows))])
+    file = tmp_path / "big.yaml"
+    file.write_text(
+        "description: {name: big, description: d}\n"
+        f"global.parameters: {{P: {{values: [{values}], label: P.%%}}}}\n"
+        "study: [{name: a, description: d, run: {cmd: echo $(P)}}]\n"
+    )
+    spec, table = parsed(run.Request(spec=str(file)))
+    assert table is not None
+    assert (len(table["P"].values), table["P"].values[:2], dict(spec.global_parameters)) == (rows, ("/data/0", "1"), {})
+    plan = run.compiled(spec, source.read(str(file)), table=table)
+    layout = Layout("/w", Geometry(plan, 0))
+    assert (layout.geometry.total(0), layout.task_dir(0, rows - 1)) == (rows, f"/w/a/P.{rows - 1}")
+
+
+def test_a_large_table_with_a_fault_is_refused_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "big.yaml"
+    values = ", ".join(map(str, range(10_001)))
+    file.write_text(
+        "description: {name: big, description: d}\n"
+        f"global.parameters: {{P: {{values: [{values}], label: P.%%}}, Q: {{values: [1], label: Q.%%}}}}\n"
+        "study: [{name: a, description: d, run: {cmd: echo $(P)}}]\n"
+    )
+    with pytest.raises(SpecError, match=r"global\.parameters: all lists of values need one length"):
+        parsed(run.Request(spec=str(file)))

@@ -110,7 +110,7 @@ def parsed(
     output_path: str | None = None,
     elsewhere: bool = False,
 ) -> tuple[StudySpec, Table | None]:
-    """Parse a file, with the parameters that its generator makes; None where they stand in the specification itself.
+    """Parse a file; the table of its parameters comes beside it where a generator made it, or where it is too large for a manifest.
 
     Raises:
         SpecError: the study was refused.
@@ -123,10 +123,14 @@ def parsed(
     if request.pgen is None:
         if request.pargs:
             raise CliError(Exit.USAGE, "--pargs are the arguments of --pgen; name its file too")
-        return source.parse(found, overrides, output_path=output_path, elsewhere=elsewhere), None
+        table = tables.too_large(source.here(found.raw, elsewhere=elsewhere).get("global.parameters"))
+        if table is None:
+            return source.parse(found, overrides, output_path=output_path, elsewhere=elsewhere), None
     plain = source.replaced(found, "global.parameters", {})
     spec = source.parse(plain, overrides, output_path=output_path, elsewhere=elsewhere)
-    table = pgen.generate(request.pgen, request.pargs, _environment(spec, found))
+    if request.pgen is not None:
+        table = pgen.generate(request.pgen, request.pargs, _environment(spec, found))
+    assert table is not None
     if faults := tables.faults(table, "global.parameters"):
         raise SpecError(faults)
     if not tables.fits_manifest(table):

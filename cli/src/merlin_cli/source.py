@@ -121,14 +121,20 @@ def parse(
         SpecError: the study is malformed.
     """
     raw = _overridden(source, overrides, output_path)
+    raw = here(raw, elsewhere=elsewhere)
     if not elsewhere:
-        raw = needs.rooted(environment.expand_tree(raw, os.environ, os.path.expanduser), Path.cwd())
+        raw = needs.rooted(raw, Path.cwd())
     spec, warnings = parse_spec(raw, unknown="warn")
     if spec.merlin.resources.workers:
         warnings = [*warnings, *workers.of_spec(spec).warnings]
     for warning in () if quiet else warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return spec
+
+
+def here(raw: Any, *, elsewhere: bool) -> Any:
+    """Return plain data with ``~`` and ``$NAME`` as they are on this machine, unless it is meant for ``elsewhere``."""
+    return raw if elsewhere else environment.expand_tree(raw, os.environ, os.path.expanduser)
 
 
 def _overridden(source: Source, overrides: Mapping[str, str | int], output_path: str | None) -> Mapping[str, Any]:

@@ -62,6 +62,21 @@ def of_spec(spec: StudySpec) -> Table:
     }
 
 
+def too_large(block: Any) -> Table | None:
+    """Return the table of a block ``global.parameters`` as YAML has it where no manifest could carry it.
+
+    None where one could, and where the block is malformed, which whoever parses the specification says.
+    """
+    try:
+        written = _WRITTEN.validate_python(block)
+    except ValidationError:
+        return None
+    if not all(isinstance(each.label, str) for each in written.values()):
+        return None
+    table = _spelled(written)
+    return None if fits_manifest(table) else table
+
+
 def faults(table: Table, path: str) -> list[Fault]:
     """Find what is wrong with a table that no specification's reader has seen: names, lengths, labels."""
     found = [fault for key in table if (fault := checks.token_name_fault(key, f"{path}.{key}"))]
@@ -118,6 +133,10 @@ def decode(data: bytes) -> Table:
         where = ".".join(map(str, first["loc"]))
         message = f'expected JSON {{"KEY": {{"values": [...], "label": "KEY.%%"}}}}, found at {where or "its start"}: {first["msg"]}'
         raise TableError(message) from error
+    return _spelled(written)
+
+
+def _spelled(written: Mapping[str, _Written]) -> Table:
     return {key: Column(tuple(map(spell, each.values)), each.label) for key, each in written.items()}
 
 
