@@ -185,7 +185,10 @@ class StepWork:
             filled = {name: self._of_combination(text, combination) for name, text in self._planned.varies.items()}
             launch, walltime = needs.exact(self._planned, filled)
             if launch is not None and self._asks:
-                own = {key: self._of_combination(complete(text), combination) for key, text in launch.arguments.items()}
+                own = {
+                    key: self._of_combination(surroundings.complete(text), combination)
+                    for key, text in launch.arguments.items()
+                }
                 launch = launch.model_copy(update={"arguments": own})
             self._exacts[combination] = launch, walltime
         return self._exacts[combination]
