@@ -133,7 +133,7 @@ class Standin:
         self._thread.join()
         self._loop.close()
 
-    def call(self, work: Coroutine[Any, Any, T], timeout: float = 30) -> T:
+    def call(self, work: Coroutine[Any, Any, T], timeout: float = 180) -> T:
         """Run a coroutine in the stand-in's thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
@@ -325,7 +325,7 @@ class Standin:
         """The claims of a fence: never more than one."""
         return [entry for entry in self.log(fence) if isinstance(entry, wire.Start)]
 
-    def final(self, chunk: wire.Chunk, timeout: float = 30) -> list[wire.Report]:
+    def final(self, chunk: wire.Chunk, timeout: float = 180) -> list[wire.Report]:
         """Wait for a chunk's last report, and return all of them."""
 
         def finished() -> list[wire.Report]:

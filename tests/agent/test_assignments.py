@@ -52,7 +52,7 @@ def test_an_agent_that_is_told_to_leave_finishes_what_runs_and_starts_nothing(br
         waits = operator.issue([0], fresh=True)
         (operator.root / "go").touch()
         assert operator.counts(operator.final(running)) == {("succeeded", 0): 1}
-        assert agent.wait(timeout=60) == 0
+        assert agent.wait(timeout=180) == 0
         assert not operator.starts(waits.fence)
 
 

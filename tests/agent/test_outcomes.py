@@ -138,13 +138,13 @@ def test_an_agent_may_come_before_the_operator(broker: Broker, tmp_path: Path) -
         operator.id_of(operator.agent("--idle-exit", "60"))
         operator.up(a_plan(a_step("sim", ":")))
         chunk = operator.issue(range(1), a_route(band="urgent"))
-        assert operator.counts(operator.final(chunk, timeout=60)) == {("succeeded", 0): 1}
+        assert operator.counts(operator.final(chunk, timeout=180)) == {("succeeded", 0): 1}
 
 
 def test_an_idle_agent_leaves_when_told_so(broker: Broker, tmp_path: Path) -> None:
     """With ``--idle-exit`` it drains by itself."""
     with Standin(broker, tmp_path) as operator:
-        assert operator.agent("--idle-exit", "0.3").wait(20) == 0
+        assert operator.agent("--idle-exit", "0.3").wait(180) == 0
 
 
 def test_samples_fill_in_the_script_and_lie_in_levels(broker: Broker, tmp_path: Path) -> None:

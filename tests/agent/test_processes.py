@@ -272,10 +272,10 @@ def test_a_wait_in_pieces_ends_with_the_process_or_the_walltime(
     monkeypatch.setattr(one_slot, "LONGEST_POLL", 0.02)
     began = time.monotonic()
     assert a_slot().launch(a_script(tmp_path / "d", "sleep 0.2; exit 3"), 60) == (3, False)
-    assert 0.2 <= time.monotonic() - began < 10
+    assert 0.2 <= time.monotonic() - began < 55
     began = time.monotonic()
     assert a_slot().launch(a_script(tmp_path / "d", "sleep 600"), 0.3) == (-signal.SIGTERM, True)
-    assert 0.3 <= time.monotonic() - began < 10
+    assert 0.3 <= time.monotonic() - began < 55
 
 
 @pytest.mark.usefixtures("common_directory")

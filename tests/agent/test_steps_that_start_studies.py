@@ -178,7 +178,7 @@ def test_a_study_runs_in_place_in_the_steps_own_slot(broker: Broker, tmp_path: P
     with Standin(broker, tmp_path) as operator:
         operator.up(plan)
         operator.agent()
-        reports = operator.final(operator.issue([0]), timeout=60)
+        reports = operator.final(operator.issue([0]), timeout=180)
         assert operator.counts(reports) == {("succeeded", 0): 1}, out(operator, "err") + out(operator)
         outer, *_ = out(operator).splitlines()
         (said,) = (tmp_path / "below").glob("*/say/said")
@@ -244,7 +244,7 @@ def test_a_step_gives_orders_and_hears_what_became_of_them(broker: Broker, tmp_p
             assert isinstance(order, nested.Order)
             given.append(order)
             operator.put(operator.space.born(STUDY, order.word), answer.encode())
-        operator.final(chunk, timeout=60)
+        operator.final(chunk, timeout=180)
         said = out(operator)
         last = operator.order_after(given)
         assert "found no mark of a study there" in out(operator, "err")

@@ -48,7 +48,7 @@ def test_only_agents_of_a_study_leave_when_it_lets_them_go(broker: Broker, tmp_p
         name = operator.id_of(shared)
         operator.id_of(own)
         operator.word(retired=True)
-        assert own.wait(timeout=120) == 0
+        assert own.wait(timeout=180) == 0
         operator.word()
         assert operator.counts(operator.final(operator.issue(range(1)))) == {("succeeded", 0): 1}
         assert not operator.heartbeats[name][-1].leaving
@@ -64,7 +64,7 @@ def test_agents_that_were_started_for_studies_of_a_name_leave_at_the_word_of_one
         operator.id_of(ours)
         name = operator.id_of(theirs)
         operator.word(retired=True, name="mine")
-        assert ours.wait(timeout=120) == 0
+        assert ours.wait(timeout=180) == 0
         assert not operator.heartbeats[name][-1].leaving
 
 

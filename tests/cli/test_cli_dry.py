@@ -31,7 +31,7 @@ merlin:
 def dry(place: Path, text: str, *options: str) -> tuple[int, str]:
     (place / "spec.yaml").write_text(text)
     command = [sys.executable, "-m", "merlin_cli", "run", "spec.yaml", "--dry", *options]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=180, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -58,7 +58,7 @@ def test_directories_and_scripts_are_written_and_nothing_runs(tmp_path: Path, op
 def test_what_was_written_can_be_run(tmp_path: Path) -> None:
     _, said = dry(tmp_path, SPEC)
     command = [sys.executable, "-m", "merlin_cli", "restart", str(outputs(said)), "--local"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(outputs(said).rglob("MERLIN_FINISHED"))) == 5
 

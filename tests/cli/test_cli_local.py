@@ -173,7 +173,7 @@ def test_on_a_terminal_there_are_bars(place: Path) -> None:
                 said += os.read(ours, 65536)
             except OSError:  # the other end is closed: how Linux tells the end of a terminal
                 break
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
     os.close(ours)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode())
     assert "━━━" in shown
@@ -330,7 +330,7 @@ def test_a_reader_that_leaves_does_not_stop_the_study(place: Path) -> None:
     merlin.process.stdout.close()
     assert merlin.process.stderr is not None
     said = merlin.process.stderr.read()
-    assert (merlin.process.wait(60), said) == (0, "")
+    assert (merlin.process.wait(180), said) == (0, "")
     merlin.process.stderr.close()
     assert len(finished(place)) == TASKS
 

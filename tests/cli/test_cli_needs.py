@@ -20,7 +20,7 @@ def _merlin(where: Path) -> subprocess.CompletedProcess[str]:
 def test_a_study_starts_when_all_that_it_needs_is_there_and_not_before(tmp_path: Path) -> None:
     """Relative paths are the submitter's; a second study finds the first one's clone in its way, as with upstream."""
     repository = tmp_path / "repository"
-    subprocess.run(["git", "init", "-q", "--bare", str(repository)], check=True, timeout=60)
+    subprocess.run(["git", "init", "-q", "--bare", str(repository)], check=True, timeout=180)
     (tmp_path / "needy.yaml").write_text(SPEC % repository)
     refused = _merlin(tmp_path)
     assert refused.returncode != 0

@@ -51,6 +51,6 @@ def test_counted_samples_run_for_real_without_a_file(tmp_path: Path) -> None:
 
 def test_seconds_that_are_none_are_wrong_usage(tmp_path: Path) -> None:
     command = [MERLIN, "run", "spec.yaml", "--local", "--rehearse=soon"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2
     assert "expected seconds, as in --rehearse=0.5, found 'soon'" in done.stderr

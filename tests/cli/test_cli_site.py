@@ -104,7 +104,7 @@ def merlin(control_plane: ControlPlane, *arguments: str, user: str = "admin", **
     """Run the command as a user."""
     environ = control_plane.environment(control_plane.user_kubeconfig(user))
     command = [sys.executable, "-m", "merlin_cli", "site", "credentials", *arguments]
-    return subprocess.run(command, env=environ, check=False, timeout=60, **options)
+    return subprocess.run(command, env=environ, check=False, timeout=180, **options)
 
 
 def test_against_a_real_api_server(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:

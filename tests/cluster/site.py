@@ -68,7 +68,7 @@ class Site:
         """Return a Study as the API server has it."""
         return self.control_plane.get("study", name, "-n", self.namespace)
 
-    def wait_finished(self, name: str, *, seconds: int) -> None:
+    def wait_finished(self, name: str, *, seconds: int = 400) -> None:
         """Wait as a user does, with ``kubectl wait``."""
         self.control_plane.kubectl(
             "wait", "--for=condition=Finished", f"study/{name}", "-n", self.namespace, f"--timeout={seconds}s",

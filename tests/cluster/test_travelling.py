@@ -69,7 +69,7 @@ def _merlin(site: Site, *arguments: str, cwd: Path) -> None:
 
 
 def _succeeded(site: Site, name: str) -> None:
-    site.wait_finished(name, seconds=120)
+    site.wait_finished(name)
     assert condition(site.study(name), "Succeeded")["status"] == "True", site.study(name)["status"]
 
 

@@ -108,12 +108,12 @@ def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(site: Site, tm
     name = "mixed" if launcher else "mixed-alone"
     serial = 2000 if launcher else SERIAL
     job = site.allocate(
-        "--idle-exit", "4",
+        "--idle-exit", "10",
         slots=None, nodes=2, launcher=launcher, exclusive=True, env={"PATH": f"{counted.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     turns = ", ".join(f'"{turn}"' for turn in range(WIDE))
     site.apply(MIXED.format(name=name, turns=turns, nap=NAP, note=note, serial=serial))
-    site.wait_finished(name, seconds=600)
+    site.wait_finished(name)
     study = site.study(name)
     assert condition(study, "Succeeded")["status"] == "True", study["status"]
     assert study["status"]["counts"]["succeeded"] == serial + WIDE + 1
@@ -140,7 +140,7 @@ def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(site: Site, tm
     started = [line for line in calls.read_text().splitlines() if "merlin-agent" in line]
     assert len(started) == 1, "one launcher call for the agents"
     assert len(calls.read_text().splitlines()) == 1 + WIDE, "and none for a serial task"
-    assert site.slurm.wait(job, timeout=90) == "COMPLETED", "idle agents leave, and the job ends with them"
+    assert site.slurm.wait(job, timeout=240) == "COMPLETED", "idle agents leave, and the job ends with them"
 
 
 LONG = """
@@ -190,9 +190,9 @@ def test_an_allocation_that_ends_in_mid_study_costs_nothing(site: Site, how: str
         case "requeue":
             site.slurm.requeue(job)
         case _:
-            site.slurm.wait(job, timeout=90)
-    site.allocate("--idle-exit", "2")  # a requeued job waits for two minutes
-    site.wait_finished(name, seconds=180)
+            site.slurm.wait(job, timeout=240)
+    site.allocate("--idle-exit", "60")  # a requeued job waits for two minutes
+    site.wait_finished(name)
     check_lossless(site, name, tasks)
     lefts = [int(path.read_text()) for path in (site.root / "work").glob(f"{name}_*/say/**/left-*")]
     assert lefts

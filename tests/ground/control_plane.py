@@ -144,7 +144,7 @@ class ControlPlane:
         kubeconfig: Path | None = None,
         stdin: str | None = None,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 180,
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl, as the administrator unless told otherwise; AssertionError with its outputs where it fails."""
         done = subprocess.run(

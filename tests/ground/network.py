@@ -79,7 +79,7 @@ class NetworkNamespace:
         """The command line that runs `argv` inside."""
         return inside(self.name, argv)
 
-    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 180) -> subprocess.CompletedProcess[str]:
         """Run a command inside and return its text; AssertionError with both outputs where it fails and `check`."""
         done = subprocess.run(self.enter(argv), capture_output=True, text=True, check=False, timeout=timeout)
         if check and done.returncode:

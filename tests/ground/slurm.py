@@ -23,7 +23,7 @@ from typing import Self
 from tests.ground.needs import debian, system_program
 from tests.ground.network import NetworkNamespace
 from tests.ground.processes import Process
-from tests.ground.waiting import eventually, free_port
+from tests.ground.waiting import GENEROUS, eventually, free_port
 
 NODES = ("n1", "n2")
 # Between TERM and KILL, at the time limit and on scancel: enough for an agent to report, short enough for a test.
@@ -144,7 +144,7 @@ class Slurm:
         assert found is not None, f"scontrol shows no JobState:\n{shown}"
         return found[1]
 
-    def wait(self, job: str, *states: str, timeout: float = 60) -> str:
+    def wait(self, job: str, *states: str, timeout: float = GENEROUS) -> str:
         """Wait until the job is in one of the states (by default: in one that ends it) and return it."""
         wanted = set(states) or _ENDED
         eventually(lambda: self.job_state(job) in wanted, timeout=timeout, interval=0.1, message=f"job {job}: {wanted}")
@@ -186,7 +186,7 @@ class Slurm:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stderr}{done.stdout}")

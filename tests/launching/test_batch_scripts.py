@@ -18,7 +18,7 @@ WISH = Wish(nodes=2, walltime=5400, agent=("merlin-agent", "--idle-exit", "60"),
 
 def printed(*arguments: str, agent: tuple[str, ...] = ()) -> str:
     command = [AGENT, "script", *arguments, "--", *agent]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -104,7 +104,7 @@ def test_the_scheduler_takes_the_script_and_an_agent_starts_on_each_node(
     environ = {**fakes.environment, "PBS_O_WORKDIR": str(tmp_path)}
     with (tmp_path / "script.sh").open() as script:
         done = subprocess.run(
-            submit, stdin=script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+            submit, stdin=script, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180
         )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("serves site testsite") == 2
@@ -115,7 +115,7 @@ def test_a_scheduler_that_does_not_know_a_directive_would_refuse_the_script(tmp_
     fakes = Fakes(tmp_path / "bin", "qsub", "mpiexec")
     text = batchscript.pbs(WISH).replace("-j oe", "-nodes 2")
     done = subprocess.run(
-        ["qsub"], input=text, env=fakes.environment, capture_output=True, text=True, check=False, timeout=60
+        ["qsub"], input=text, env=fakes.environment, capture_output=True, text=True, check=False, timeout=180
     )
     assert (done.returncode, done.stderr) == (64, "qsub: unknown option -nodes\n")
 
@@ -148,7 +148,7 @@ def test_sbatch_takes_the_script_and_its_early_signal_drains_the_agents(slurm: S
 def test_what_would_make_no_script_is_told(
     arguments: tuple[str, ...], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = subprocess.run([AGENT, "script", *arguments], check=False, timeout=60)
+    done = subprocess.run([AGENT, "script", *arguments], check=False, timeout=180)
     assert done.returncode == 2
     assert said in capfd.readouterr().err
 

@@ -180,7 +180,7 @@ ALLOCATIONS = {
 
 def merlin(*arguments: str, environ: dict[str, str], directory: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("merlin")), *arguments]
-    return subprocess.run(command, env=environ, cwd=directory, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=environ, cwd=directory, capture_output=True, text=True, check=False, timeout=180)
 
 
 @pytest.mark.parametrize("machine", ALLOCATIONS)
@@ -221,7 +221,7 @@ def test_without_wait_the_agents_stay_behind_the_command(tmp_path: Path) -> None
     environ = {**Fakes(tmp_path / "bin").environment, "MERLIN_AGENT_CREDENTIALS": str(a_site_file(tmp_path / "s.yaml"))}
     with (tmp_path / "said").open("w") as said:
         command = [str(Path(sys.executable).with_name("merlin")), "run-workers", "spec.yaml", "--steps", "b"]
-        subprocess.run(command, env=environ, cwd=tmp_path, stdout=said, stderr=said, check=True, timeout=60)
+        subprocess.run(command, env=environ, cwd=tmp_path, stdout=said, stderr=said, check=True, timeout=180)
     eventually(lambda: "serves site testsite" in (tmp_path / "said").read_text(), message="the agent works")
     os.kill(int((tmp_path / "pid").read_text()), 15)
     eventually(lambda: "draining" in (tmp_path / "said").read_text(), message="the agent leaves")

@@ -113,7 +113,7 @@ class Prometheus:
             return fetch(self.url + path)
         done = subprocess.run(
             [*self._prefix, sys.executable, "-m", __spec__.name, self.url + path],
-            cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+            cwd=ROOT, capture_output=True, text=True, check=True, timeout=180,
         )  # fmt: skip
         status, _, text = done.stdout.partition("\n")
         return int(status), text

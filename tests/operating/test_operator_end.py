@@ -19,7 +19,7 @@ def test_a_board_ends_although_its_cancellation_comes_together_with_news() -> No
                 await asyncio.sleep(0)
             await board.show([], [])
             task.cancel()
-            done, _ = await asyncio.wait([task], timeout=60)
+            done, _ = await asyncio.wait([task], timeout=180)
             assert done, "the cancellation was heard"
 
     asyncio.run(story())
@@ -33,4 +33,4 @@ def test_an_operator_ends_although_its_engine_overhears_the_first_cancellation(
     with running(restricted, namespace, engine):
         started = time.monotonic()
     assert engine.stubborn < 0
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60

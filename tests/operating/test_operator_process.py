@@ -56,7 +56,7 @@ def test_a_study_is_accepted_by_an_operator_that_ends_cleanly_when_asked(
         assert probe(f"http://127.0.0.1:{port}/readyz") == (200, "ok\n")
         assert "merlin_broker_connected 1.0" in probe(f"http://127.0.0.1:{port}/metrics")[1]
         process.signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=180) == 0
     except BaseException:
         print(process.describe())
         raise
@@ -92,5 +92,5 @@ def test_a_study_goes_away_while_the_broker_is_down(
 def test_a_port_that_is_taken_ends_the_program_with_a_reason(process: Process, broker: Broker) -> None:
     process.argv[process.argv.index("--http") + 1] = broker.url.removeprefix("nats://").rpartition("@")[2]
     process.start()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=180) == 1
     assert "address already in use" in process.tail(100)

@@ -223,7 +223,7 @@ def test_an_outage_of_the_api_server_neither_blocks_nor_loses(
                     view = of(ref, RUNNING, steps=(StepView("sim", 100, succeeded=done),))
                     await board.show([view], [agent()])
                     await asyncio.sleep(0.1)
-                assert time.monotonic() - started < 4
+                assert time.monotonic() - started < 20
                 assert api.traffic.errors
             finally:
                 await asyncio.to_thread(control_plane.restart_apiserver)

@@ -40,7 +40,7 @@ def _run(plan: Plan, root: Path, **environ: str) -> subprocess.CompletedProcess[
 
     tokens = TaskTokens(Layout(str(root), Geometry(plan, 0)), 0, complete)
     text = tokens.render(tokens.cmd, combination=0, sample=0, values=())
-    return subprocess.run(["/bin/bash", "-c", text], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(["/bin/bash", "-c", text], cwd=root, capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, after in (("one", ["tag", "v1"]), ("two", ["branch", "side"]), ("three", [])):
         commands += [["commit", "-q", "--allow-empty", "-m", name], *([after] if after else [])]
     for command in commands:
-        subprocess.run(["git", *who, *command], cwd=home, check=True, capture_output=True, timeout=60)
+        subprocess.run(["git", *who, *command], cwd=home, check=True, capture_output=True, timeout=180)
     return home
 
 
@@ -100,7 +100,7 @@ def test_a_clone_is_made_whole_at_the_revision_that_is_named(
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["LIB"]
     log = ["git", "-C", str(tmp_path / "deep" / "er" / "LIB"), "log", "-1", "--format=%s"]
-    assert subprocess.run(log, capture_output=True, text=True, check=True, timeout=60).stdout.strip() == subject
+    assert subprocess.run(log, capture_output=True, text=True, check=True, timeout=180).stdout.strip() == subject
 
 
 def test_a_clone_of_the_same_study_stands_and_one_of_another_is_not_touched(repository: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_one_file_runs_in_a_bare_environment_and_refuses_a_place_that_is_ope
 
     def version(cache: Path) -> subprocess.CompletedProcess[str]:
         bare = ["env", "-i", f"MERLIN_CACHE={cache}", python, str(one_file), "--version"]
-        return subprocess.run(bare, cwd="/", capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(bare, cwd="/", capture_output=True, text=True, check=False, timeout=180)
 
     (tmp_path / "fresh").mkdir()
     many = [version(tmp_path / "fresh") for _ in range(2)]
@@ -121,7 +121,7 @@ def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(si
     assert len(agents) == 2, "both allocations had a part in it"
     site.merlin("queues", "set", "nothing")
     eventually(
-        lambda: site.merlin("query-workers", "--queues", "nothing").count("nothing") == 2, timeout=60, interval=0.5
+        lambda: site.merlin("query-workers", "--queues", "nothing").count("nothing") == 2, timeout=180, interval=0.5
     )
     assert "Told 2 agents to leave" in site.merlin("stop-workers")
     for job in jobs:

@@ -76,4 +76,4 @@ def test_user_and_password_and_a_directory_of_its_own() -> None:
         assert asyncio.run(connect(broker)) == 8 * 1024 * 1024
         directory = broker.directory
     assert not directory.exists()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
