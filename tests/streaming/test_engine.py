@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from nats.aio.client import Client
+from nats.errors import ConnectionClosedError
 
 from merlin_operator.board import AgentView
 from merlin_operator.core import EngineConfig
@@ -161,6 +162,30 @@ def test_a_broker_that_is_killed_and_comes_back_costs_a_pause(broker: Broker, pl
                 broker.start()
             await until(lambda: shown.finished)
             _check([reporter], shown, plan)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancellation_that_meets_the_end_of_the_connection_is_heeded(broker: Broker, plan: Plan) -> None:
+    """nats-py answers it, now and then, with the connection's error: an engine that took that for an outage would go on for ever."""
+
+    async def scenario() -> None:
+        waits = asyncio.Event()
+
+        async def swallow(_: object) -> None:
+            waits.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise ConnectionClosedError from None
+
+        async with running(broker, Keyring.generate(), plan) as (engine, _):
+            await engine.broker.wait_connected()
+            asking = asyncio.create_task(engine.broker._ask(swallow))
+            await waits.wait()
+            asking.cancel()
+            await asyncio.wait([asking])
+            assert asking.cancelled()
 
     asyncio.run(scenario())
 

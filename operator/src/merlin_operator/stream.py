@@ -14,7 +14,7 @@ import functools
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -196,9 +196,8 @@ class Broker:
         client, self._client, self._js = self._client, None, None
         self._up.clear()
         if client is not None:
-            with contextlib.suppress(*_OUTAGES):
+            with _heeding_cancellation(), contextlib.suppress(*_OUTAGES):
                 await client.close()
-        _heed_cancellation()
 
     # Streams and consumers
 
@@ -415,8 +414,8 @@ class Broker:
             for each_subject, payload, each_headers in messages[:-1]:
                 await client.publish(each_subject, payload, headers=each_headers)
             last_subject, payload, last_headers = messages[-1]
-            reply = await client.request(last_subject, payload, timeout=_REQUEST_SECONDS, headers=last_headers)
-            _heed_cancellation()
+            with _heeding_cancellation():
+                reply = await client.request(last_subject, payload, timeout=_REQUEST_SECONDS, headers=last_headers)
         except _OUTAGES as error:
             raise Outage(f"publishing chunks: {str(error) or type(error).__name__}") from error
         answer = json.loads(reply.data)
@@ -475,7 +474,8 @@ class Broker:
         js = self._need()
         self._need_client()
         try:
-            answer = await request(js)
+            with _heeding_cancellation():
+                return await request(js)
         except APIError as error:
             if error.err_code == WRONG_LAST_SEQUENCE:
                 raise Conflict(error.description or "") from error
@@ -484,15 +484,20 @@ class Broker:
             raise Outage(str(error)) from error
         except _OUTAGES as error:
             raise Outage(str(error) or type(error).__name__) from error
-        _heed_cancellation()
-        return answer
 
 
-def _heed_cancellation() -> None:
-    """End a task that was cancelled while nats-py waited: its `asyncio.wait_for` may swallow that on Python 3.11."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+@contextlib.contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """End a task that was cancelled while nats-py waited, whatever came of that.
+
+    Its `asyncio.wait_for` swallows a cancellation on Python 3.11 where the answer, or the end of the connection, comes with it.
+    """
+    try:
+        yield
+    finally:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> int:
