@@ -21,16 +21,24 @@ from tests.folding.studies import plan_of
 
 ROOT = "/root/n_1"
 KEYS = ("A", "B", "C")
+RARELY = st.sampled_from([False, False, True])
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A small study: name, script and dependencies of each step; values and label of each parameter; samples."""
+    """A small study: name, script and dependencies of each step; values and label of each parameter; samples.
+
+    ``restarts`` are the restart scripts, empty for none: what they name, their step uses.
+    """
 
     steps: tuple[tuple[str, str, tuple[str, ...]], ...]
     parameters: dict[str, tuple[tuple[str, ...], str]]
     samples: int
     level: int
+    restarts: tuple[str, ...] = ()
+
+    def again(self, at: int) -> str:
+        return self.restarts[at] if self.restarts else ""
 
     def yaml(self) -> str:
         lines = ["description: {name: n, description: d}"]
@@ -39,9 +47,10 @@ class Spec:
             for key, (values, label) in self.parameters.items():
                 lines.append(f"  {key}: {{values: [{', '.join(repr(value) for value in values)}], label: '{label}'}}")
         lines.append("study:")
-        for name, cmd, depends in self.steps:
+        for at, (name, cmd, depends) in enumerate(self.steps):
             quoted = ", ".join(f"'{each}'" for each in depends)
-            lines.append(f"- name: {name}\n  description: d\n  run: {{cmd: '{cmd}', depends: [{quoted}]}}")
+            restart = f", restart: '{self.again(at)}'" if self.again(at) else ""
+            lines.append(f"- name: {name}\n  description: d\n  run: {{cmd: '{cmd}', depends: [{quoted}]{restart}}}")
         if self.samples:
             lines.append(f"merlin: {{samples: {{file: s.csv, column_labels: [S], level_max_dirs: {self.level}}}}}")
         return "\n".join(lines)
@@ -63,14 +72,18 @@ def specs(draw: st.DrawFn) -> Spec:
     if samples:
         words += ["$(S)", "$(MERLIN_SAMPLE_ID)", "$(MERLIN_SAMPLE_PATH)", "$(MERLIN_GLOB_PATH)", "$(MERLIN_PATHS_ALL)"]
     steps: list[tuple[str, str, tuple[str, ...]]] = []
+    restarts: list[str] = []
     for at in range(draw(st.integers(1, 4))):
         before = [name for name, _, _ in steps]
         named = draw(st.lists(st.sampled_from(before), max_size=2, unique=True)) if before else []
         depends = tuple(name + draw(st.sampled_from(["", "_*", "*"])) for name in named)
         known = [*words, *(f"$({name}.workspace)" for name in before)]
         cmd = " ".join(["echo", *draw(st.lists(st.sampled_from(known), max_size=3))])
+        restarts.append(
+            " ".join(["again", *draw(st.lists(st.sampled_from(known), max_size=2))]) if draw(RARELY) else ""
+        )
         steps.append((f"s{at}", cmd, depends))
-    return Spec(tuple(steps), parameters, samples, draw(st.integers(2, 4)))
+    return Spec(tuple(steps), parameters, samples, draw(st.integers(2, 4)), tuple(restarts))
 
 
 class Naive:
@@ -82,11 +95,12 @@ class Naive:
         self.used: dict[str, set[str]] = {}
         self.sampled: dict[str, bool] = {}
         self.scripts: dict[str, str] = {}
+        self.again: dict[str, str] = {}
         self.waits: dict[str, set[str]] = {}
         self.of_step: dict[str, list[str]] = {}
         self.paths = self._odometer()
-        for name, cmd, depends in spec.steps:
-            self._stage(name, cmd, depends)
+        for at, (name, cmd, depends) in enumerate(spec.steps):
+            self._stage(name, cmd, spec.again(at), depends)
 
     def _odometer(self) -> list[str]:
         if self.spec.samples <= 1:
@@ -113,25 +127,28 @@ class Naive:
     def _directory(self, name: str, row: int) -> str:
         return "/".join(filter(None, (ROOT, name, self._combination(name, row))))
 
-    def _stage(self, name: str, cmd: str, depends: tuple[str, ...]) -> None:
+    def _stage(self, name: str, cmd: str, again: str, depends: tuple[str, ...]) -> None:
         funnels = {entry.rstrip("*").rstrip("_") for entry in depends if entry.endswith("*")}
         plain = [entry for entry in depends if not entry.endswith("*")]
-        self.used[name] = {key for key in self.spec.parameters if re.search(rf"\$\({key}(\.\w+)?\)", cmd)}
-        mentioned = re.findall(r"\$\((\w+)\.workspace\)", cmd)
+        self.used[name] = {key for key in self.spec.parameters if re.search(rf"\$\({key}(\.\w+)?\)", cmd + again)}
+        mentioned = re.findall(r"\$\((\w+)\.workspace\)", cmd + again)
         for other in (*plain, *(other for other in mentioned if other not in funnels)):
             self.used[name] |= self.used[other]
-        self.sampled[name] = any(token in cmd for token in ("$(S)", "$(MERLIN_SAMPLE_ID)", "$(MERLIN_SAMPLE_PATH)"))
+        self.sampled[name] = any(
+            token in cmd + again for token in ("$(S)", "$(MERLIN_SAMPLE_ID)", "$(MERLIN_SAMPLE_PATH)")
+        )
         self.of_step[name] = []
         for row in range(self.rows):
             directory = self._directory(name, row)
             if any(task == directory or task.startswith(directory + "/") for task in self.of_step[name]):
                 continue
-            text = self._filled(cmd, name, row, funnels)
+            text, other_text = self._filled(cmd, name, row, funnels), self._filled(again, name, row, funnels)
             parents = {task for other in funnels for task in self.of_step[other]}
             for sample, below in enumerate(self.paths if self.sampled[name] else [""]):
                 task = f"{directory}/{below}".rstrip("/")
                 self.of_step[name].append(task)
                 self.scripts[task] = self._of_sample(text, sample, below) if self.sampled[name] else text
+                self.again[task] = self._of_sample(other_text, sample, below) if self.sampled[name] else other_text
                 self.waits[task] = parents | {
                     above
                     for other in plain
@@ -173,10 +190,14 @@ class Computed:
     def directories(self, step: int) -> list[str]:
         return [self.layout.task_dir(step, task) for task in range(self.geometry.total(step))]
 
-    def script(self, step: int, task: int) -> str:
+    def scripts(self, step: int, task: int) -> tuple[str, str]:
         combination, sample = self.geometry.split(step, task)
-        tokens = TaskTokens(self.layout, step)
-        return tokens.render(tokens.cmd, combination=combination, sample=sample, values=(f"value{sample}",))
+        tokens, values = TaskTokens(self.layout, step), (f"value{sample}",)
+        cmd, restart = (
+            tokens.render(each, combination=combination, sample=sample, values=values)
+            for each in (tokens.cmd, tokens.restart)
+        )
+        return cmd, restart
 
     def waits(self) -> dict[str, set[str]]:
         """Who waits for whom: a task waits for another where it may not run while only that other is not over."""
@@ -210,7 +231,7 @@ def test_what_is_computed_is_what_listing_everything_gives(spec: Spec) -> None:
     assert {computed.plan.steps[at].name: computed.directories(at) for at in computed.steps} == naive.of_step
     for at in computed.steps:
         for task, directory in enumerate(computed.directories(at)):
-            assert computed.script(at, task) == naive.scripts[directory]
+            assert computed.scripts(at, task) == (naive.scripts[directory], naive.again[directory])
     assert computed.waits() == naive.waits
 
 

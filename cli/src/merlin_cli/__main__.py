@@ -117,6 +117,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         action="store_true",
         help="bring no files: the site sees the specification's folder under its path",
     )
+    run.add_argument(
+        "--clone",
+        action="store_true",
+        help="clone env.dependencies.git here and send the files along (default: the site clones)",
+    )
     upstream.add_flags(run, upstream.RUN_FLAGS)
 
 

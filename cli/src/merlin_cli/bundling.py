@@ -99,6 +99,16 @@ def collect(document: Any, folder: Path) -> tuple[list[Entry], list[str]]:
     return _read(files, folder), absent
 
 
+def below(directory: Path, prefix: str) -> list[Entry]:
+    """Return the files below a directory, without hidden directories, as they shall lie below ``prefix``.
+
+    Raises:
+        CliError: one leads out of it, can't be read, or all together are too large.
+    """
+    found = {f"{prefix}/{each.relative_to(directory).as_posix()}": each for each in _walk(directory, directory)}
+    return _read(found, directory)
+
+
 def archive(entries: Sequence[Entry]) -> Content:
     """Return the archive of some files.
 

@@ -8,9 +8,10 @@ given to it afterwards, because only then it has a uid.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from merlin_cli import bundling, inputs, run, source
+from merlin_cli import bundling, clones, inputs, run, source
 from merlin_cli.exits import CliError, Exit
 from merlin_study import table as tables
 from merlin_study.bundle import MAX_BUNDLE, Entry
@@ -71,7 +72,13 @@ def load(request: run.Request, *, elsewhere: bool = False) -> Load:
             )
         found = inputs.with_samples(found, f"$({SPECROOT})/{SAMPLES}/{file.name}")
         extra.append(Entry(f"{SAMPLES}/{file.name}", executable=False, data=file.read_bytes()))
-    spec, table = run.parsed(request, found, source.variables(request.vars), elsewhere=elsewhere)
+    overrides = source.variables(request.vars)
+    if request.clone:
+        if not request.bundle:
+            raise CliError(Exit.USAGE, "--clone brings files and --no-bundle brings none; leave one of them out")
+        found, cloned = clones.fetched(found, source.parse(found, overrides, quiet=True))
+        extra += cloned
+    spec, table = run.parsed(request, found, overrides, elsewhere=elsewhere)
     document = to_document(spec)
     in_place = not request.bundle and bool(bundling.references(document))
     entries = [] if in_place else _entries(document, found, extra)
@@ -87,7 +94,9 @@ def load(request: run.Request, *, elsewhere: bool = False) -> Load:
 
 def _entries(document: Any, found: source.Source, extra: Sequence[Entry]) -> list[Entry]:
     entries, absent = bundling.collect(document, found.path.parent)
-    ours = {entry.path for entry in extra} | {each.get("name") for each in document.get("files", ())}
+    brought = (PurePosixPath(entry.path) for entry in extra)
+    ours = {str(each) for path in brought for each in (path, *path.parents)}
+    ours |= {each.get("name") for each in document.get("files", ())}
     for path in absent:
         if path not in ours:
             print(f"warning: $({SPECROOT})/{path}: is not there now, so agents will not find it", file=sys.stderr)

@@ -195,7 +195,7 @@ def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
     parsed, table = run.parsed(request, found, overrides, output_path=run.wished_path(request))
     if table is not None:
         raise CliError(
-            Exit.REFUSED, "--pgen: so large a table, or one with lists of labels, runs with --local only yet"
+            Exit.REFUSED, "global.parameters: so large a table, or one with lists of labels, runs with --local only yet"
         )
     document = to_document(parsed)
     given = document.get("vars", {})  # a provenance file of another run says itself where its specification lay

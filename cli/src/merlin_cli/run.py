@@ -40,6 +40,7 @@ class Request:
     pargs: tuple[str, ...] = ()
     dry: bool = False
     bundle: bool = True
+    clone: bool = False
     maestro: bool = False
     rehearse: float | None = None
 
@@ -58,6 +59,7 @@ class Request:
             pargs=tuple(arguments.pargs),
             dry=arguments.dry,
             bundle=not arguments.no_bundle,
+            clone=arguments.clone,
             maestro=arguments.maestro,
             rehearse=arguments.rehearse,
         )
@@ -73,6 +75,8 @@ def run_locally(request: Request, console: Console) -> Exit:
     local.check_installed()
     if request.namespace or request.name:
         raise CliError(Exit.USAGE, "--namespace and --name are for a cluster; with --local or --dry leave them out")
+    if request.clone:
+        raise CliError(Exit.USAGE, "--clone is for a cluster; a local run clones by itself")
     overrides = source.variables(request.vars)
     found = source.read(request.spec)
     samples = inputs.samples_file(request.samples_file) if request.samples_file else None

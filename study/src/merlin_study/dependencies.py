@@ -67,8 +67,8 @@ def script(spec: StudySpec, variables: Variables) -> str:
     ]
     for at, clone in enumerate(needed.git):
         path = f"env.dependencies.git[{at}]"
-        key, revision = _revision(clone, variables)
-        checkout = _CHECKOUT.format(revision=shlex.quote(revision), path=path, key=key) if revision else ""
+        key, wanted = revision(clone, variables)
+        checkout = _CHECKOUT.format(revision=shlex.quote(wanted), path=path, key=key) if wanted else ""
         place, url = (variables.expand_script(f"$({name})") for name in (clone.name, url_name(clone.name)))
         parts.append(_CLONE.format(place=place, url=url, path=path, checkout=checkout))
     return _START + "".join(parts) if parts else ""
@@ -103,10 +103,10 @@ def faults(spec: StudySpec, variables: Variables) -> list[Fault]:
         where = f"{PATH}.git[{at}]"
         found += _of_text(f"{where}.path", variables.expand(clone.path), rooted=True)
         found += _of_text(f"{where}.url", variables.expand(clone.url))
-        key, revision = _revision(clone, variables)
-        found += _of_text(f"{where}.{key}", revision) if revision else ()
-        if revision.startswith("-"):
-            found.append(Fault(f"{where}.{key}", f"git would read the leading '-' of {revision!r} as an option"))
+        key, wanted = revision(clone, variables)
+        found += _of_text(f"{where}.{key}", wanted) if wanted else ()
+        if wanted.startswith("-"):
+            found.append(Fault(f"{where}.{key}", f"git would read the leading '-' of {wanted!r} as an option"))
         if fault := check_clone_name(clone.name, f"{where}.name"):
             found.append(fault)
     return found
@@ -122,7 +122,7 @@ def _of_text(path: str, text: str, *, rooted: bool = False) -> Iterator[Fault]:
         yield Fault(path, f"expected an absolute path, found {text!r}; {cure}")
 
 
-def _revision(clone: GitDependency, variables: Variables) -> tuple[str, str]:
+def revision(clone: GitDependency, variables: Variables) -> tuple[str, str]:
     """Return which key names what to check out, and what git is told; both empty for the default branch."""
     for key, text in (("tag", clone.tag), ("hash", clone.hash), ("branch", clone.branch)):
         if text:
