@@ -19,6 +19,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from merlin_agent import allocation, config, launch, party, surroundings, warm
+from merlin_agent.allowance import Allowance, share
 from merlin_agent.assigned import Assigned
 from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
@@ -98,6 +99,7 @@ class Agent:
             watch=self._reaper.watch,
             deliver=self._on_ended,
             grace=TERM_GRACE,
+            creates=Allowance(self._creates),
         )
         self._presence = Presence(self.id, self._reaper.remove_at_end)
         self._recorder = Recorder(self._complain)
@@ -291,6 +293,10 @@ class Agent:
                     await loop.run_in_executor(None, self._presence.enter, info)
                 except OSError as error:
                     self._complain(f"{info}: the presence file can't be touched: {error.strerror}")
+
+    def _creates(self) -> float | None:
+        """Return how many files and directories tasks' layout may make a second."""
+        return share(self._settings.creates, self._settings.site_creates, self._intake.offer.agents)
 
     def _load(self) -> Load:
         ready = self._slots.feed.ready + self._lives.entering

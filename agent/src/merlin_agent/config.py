@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     workspace: Path = Field(default_factory=Path.cwd)
     drain_grace: float = Field(default=15.0, ge=0)
     end_margin: float = Field(default=60.0, ge=0)
+    creates: float | None = Field(default=None, gt=0)
+    site_creates: float | None = Field(default=None, gt=0)
     study: str = ""
     study_name: str = ""
     idle_exit: float | None = Field(default_factory=lambda: allocation.idle_exit(allocation.here()), gt=0)
@@ -191,6 +193,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--end-margin", metavar="S", type=float, help="take nothing more so long before the allocation's end (60)"
+    )
+    made.add_argument(
+        "--creates", metavar="N", type=float, help="make at most N files and directories a second for tasks (no limit)"
+    )
+    made.add_argument(
+        "--site-creates", metavar="N", type=float, help="the same for all agents of the site together, in equal parts"
     )
     made.add_argument("--study", metavar="UID", help="serve only this study")
     made.add_argument(

@@ -30,6 +30,8 @@ from merlin_study.workspace import FINISHED, SLOTS, Layout, Scripts, TaskTokens,
 HOST: Final = surroundings.host()
 SCRIPT_FAULTS: Final = (RowError, NpyError, UnfillableError, LaunchError)
 """Why a task's script can't be made."""
+_ENTRIES: Final = 5
+"""What a task of Merlin's layout makes: directory, script, two outputs, mark."""
 KEPT: Final = 1024
 """Combinations whose names and texts are kept: a step may have a hundred thousand."""
 
@@ -339,8 +341,11 @@ class ChunkWork(Work):
 
     def execute_all(self, run: ChunkRun, tasks: Sequence[int], slot: Slot, telling: Telling) -> None:
         """See `slots.Work`."""
-        ready = []
-        for task in tasks:
+        ready: list[tuple[int, Script]] = []
+        for at, task in enumerate(tasks):
+            if not slot.creates.take(_ENTRIES, patient=not ready, given_up=lambda: run.stopped is not None):
+                telling.back(tasks[at:])
+                break
             found = self._ready(run, task, slot)
             if isinstance(found, Ended):
                 telling.ended(found)

@@ -28,6 +28,8 @@ _LENT: Final = 8
 """For how many steps a slot keeps directories."""
 _AT_ONCE: Final = 16
 """How many it keeps for each."""
+_ENTRIES: Final = 4
+"""What a task that runs in its own directory makes: that, its script, two outputs."""
 _LINGERS: Final = re.compile(
     r"(?<![&>|<])&(?![&>])|\b(?:nohup|setsid|disown|coproc|daemon\w*|screen|tmux|at|batch|ssh-agent)\b"
 )
@@ -69,7 +71,11 @@ class LeanWork(Work):
         ready: list[tuple[int, Script]] = []
         places: list[tuple[Script, _Place]] = []
         lent = 0
-        for task in tasks:
+        for at, task in enumerate(tasks):
+            entries = _ENTRIES if self._step.in_place else 0
+            if not slot.creates.take(entries, patient=not ready, given_up=lambda: run.stopped is not None):
+                telling.back(tasks[at:])
+                break
             found = self._ready(run, task, slot, lent)
             if isinstance(found, Ended):
                 telling.ended(found)

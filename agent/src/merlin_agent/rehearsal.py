@@ -15,7 +15,7 @@ from merlin_agent.slots import Work
 from merlin_study.outcome import Outcome
 from merlin_study.wire import Chunk, Result
 
-_LOOK: float = 0.2
+LOOK: float = 0.2
 """Seconds between two looks whether the chunk was stopped."""
 
 
@@ -37,5 +37,5 @@ class RehearsedWork(Work):
         while (left := began + self._seconds - time.monotonic()) > 0:
             if run.stopped is not None:
                 return Ended(task, None)
-            time.sleep(min(left, _LOOK))
+            time.sleep(min(left, LOOK))
         return Ended(task, Outcome.SUCCEEDED, 0, time.monotonic() - began)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from merlin_agent.allowance import Allowance, unlimited
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Stop
 from merlin_agent.launch import Launcher, NotStartedError, Script
@@ -67,9 +68,12 @@ class Slot:
         grace: float,
         badges: Badges,
         warm: Warm | None = None,
+        creates: Allowance | None = None,
         leaving: threading.Event | None = None,
     ) -> None:
         self.number, self.badges = number, badges
+        self.creates = creates or unlimited()
+        """How many files may be made."""
         self._leaving = leaving or threading.Event()
         self._launcher, self._watch, self._warm = launcher, watch, warm
         self.grace = grace

@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from merlin_agent.allowance import Allowance
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.launch import Launcher
@@ -254,6 +255,7 @@ class Slots:
         deliver: Callable[[list[tuple[ChunkRun, Ended]]], None],
         grace: float,
         warm: Callable[[], Warm] | None = None,
+        creates: Allowance | None = None,
     ) -> None:
         """Make them.
 
@@ -268,6 +270,7 @@ class Slots:
             deliver: Told, in the loop, what became of tasks.
             grace: Seconds between TERM and KILL.
             warm: Makes a slot's warm interpreters.
+            creates: How many files may be made a second.
         """
         self.feed = Feed(Pool(count, gpus, parts(cpus, count)))
         self.count = count
@@ -286,6 +289,7 @@ class Slots:
                 badges=self.badges,
                 warm=None if warm is None else warm(),
                 leaving=self.leaving,
+                creates=creates,
             )
             for number in range(count + wide)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, Literal, cast
 
 from merlin_operator import fleet, unroll
@@ -44,17 +45,18 @@ class Router:
             spec = ConsumerSpec(name, core.space.chunks(wanted[name]), wanted[name].token)
             await core.broker.ensure_consumer(spec)
             self._consumers.add(name)
+        count = Counter(agent.site for agent in core.fleet.live(now))
         for site, each in routes.items():
-            await self._offer(site, each)
+            await self._offer(site, each, agents=count[site])
         for site in {site for site, _ in core.fleet.resting} - routes.keys():
-            await self._offer(site, set())
+            await self._offer(site, set(), agents=count[site])
         self._unwanted = {name: self._unwanted.get(name, now) for name in self._consumers - set(wanted)}
         for name, since in sorted(self._unwanted.items()):
             if now - since > core.config.timing.lost_after:  # one allocation's end is often another's start
                 await core.broker.delete_consumer(name)
                 self._consumers.discard(name)
 
-    async def _offer(self, site: str, routes: set[subjects.Route]) -> None:
+    async def _offer(self, site: str, routes: set[subjects.Route], *, agents: int) -> None:
         consumers = tuple(
             wire.Consumer(name=route.consumer, queue=route.queue, shape=route.shape, band=_band(route))
             for route in sorted(routes, key=lambda route: (route.band == unroll.BULK, route.token))
@@ -64,6 +66,7 @@ class Router:
             consumers=consumers,
             timing=self.core.config.timing,
             quarantined=tuple(sorted(host for at, host in resting if at == site)),
+            agents=1 << (agents - 1).bit_length() if agents else 0,
             proving=tuple(sorted(host for at, host in held if at == site and (at, host) not in resting)),
         )
         if self._offers.get(site) != offer:

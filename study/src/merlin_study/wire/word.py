@@ -59,7 +59,8 @@ class Quarantines(Message):
 class Offer(Message):
     """What agents of a site may pull from now on, and which studies' logs they shall tell anew.
 
-    Agents of a host in ``quarantined`` take nothing, those of one in ``proving`` one chunk at a time.
+    Agents of a host in ``quarantined`` take nothing, those of one in ``proving`` one chunk at a time. ``agents``: how many the site has,
+    up to the next power of two, so that offers change seldom.
     """
 
     consumers: tuple[Consumer, ...] = ()
@@ -67,6 +68,7 @@ class Offer(Message):
     recalls: tuple[Recall, ...] = ()
     quarantined: tuple[str, ...] = ()
     proving: tuple[str, ...] = ()
+    agents: int = 0
 
 
 class Assignment(Message):
