@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merlin_agent import rowindex, sampling
 from merlin_agent.rows import STRIDE, RowError, open_rows
 
 
@@ -91,6 +92,29 @@ def test_a_missing_file_and_a_missing_row_are_errors(tmp_path: Path) -> None:
     assert empty.count == 0
     with pytest.raises(RowError, match="expected a row 0, found 0 rows"):
         empty.row(0)
+
+
+def test_a_table_is_walked_once_and_others_read_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index that the first step keeps is that of this table, or it is not used."""
+    monkeypatch.setattr(sampling, "KEEP_FROM", 0)
+    table, kept = (
+        written(tmp_path / "s.csv", b"".join(b"%d,%d\n" % (n, n * n) for n in range(500))),
+        str(tmp_path / "i"),
+    )
+    assert sampling.measure(str(table), 2, index=kept).count == 500
+    with_index = open_rows(str(table), kept)
+    assert [with_index.row(n) for n in (0, 63, 64, 499)] == [open_rows(str(table)).row(n) for n in (0, 63, 64, 499)]
+    known = rowindex.load(kept, str(table))
+    assert known is not None
+    assert (known.count, known.columns) == (500, 2)
+    whole = Path(kept).read_bytes()
+    for damaged in (whole[:-1], whole[:-8] + b"x" * 8, whole[:3], b"[]\n", b""):
+        Path(kept).write_bytes(damaged)
+        assert rowindex.load(kept, str(table)) is None
+        assert open_rows(str(table), kept).count == 500
+    Path(kept).write_bytes(whole)
+    written(table, b"1,2\n" * 3)
+    assert (rowindex.load(kept, str(table)), open_rows(str(table), kept).count) == (None, 3)
 
 
 def saved(path: Path, array: Any) -> Path:

@@ -15,8 +15,9 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-from merlin_agent import npy
+from merlin_agent import npy, rowindex
 from merlin_agent.files import Reading
+from merlin_agent.rowindex import Index
 
 STRIDE: Final = 64
 """Rows between two kept places; fewer where rows are long."""
@@ -49,16 +50,20 @@ class Rows(Protocol):
 
 
 class TextRows:
-    """Rows of a text file; ``separator`` None splits at any blanks."""
+    """Rows of a text file; ``separator`` None splits at any blanks. ``kept`` is its index, where somebody built it before."""
 
-    def __init__(self, path: str, separator: bytes | None) -> None:
+    def __init__(self, path: str, separator: bytes | None, kept: Index | None = None) -> None:
         self._path, self._separator, self._stride = path, separator, STRIDE
         self._file = Reading(path)
         self._marks, self._lines = array("Q"), array("Q")
         """Where every block of rows begins, and in which line; last the end."""
         self.count = 0
         self.columns = 0
-        self._index()
+        if kept is None:
+            self._index()
+        else:
+            self.count, self.columns, self._stride = kept.count, kept.columns, kept.stride
+            self._marks, self._lines = kept.marks, kept.lines
         largest = max((end - begin for begin, end in itertools.pairwise(self._marks)), default=0)
         self._block = functools.lru_cache(maxsize=max(1, min(64, _CACHED // max(1, largest))))(self._read_block)
 
@@ -73,6 +78,11 @@ class TextRows:
         except UnicodeDecodeError as error:
             found = f"{error.object[error.start]:#04x}"
             raise RowError(f"{self._path}:{line}: expected UTF-8, found byte {found}; convert the file") from error
+
+    @property
+    def index(self) -> Index:
+        """Where the rows begin."""
+        return Index(self.count, self.columns, self._stride, self._marks, self._lines)
 
     def _read_block(self, block: int) -> list[tuple[int, bytes]]:
         begin, end = self._marks[block], self._marks[block + 1]
@@ -154,8 +164,8 @@ def _rows(lines: Iterable[bytes], offset: int, number: int) -> Iterator[tuple[in
         offset, number = offset + len(line), number + 1
 
 
-def open_rows(path: str) -> Rows:
-    """Open a table and build its index.
+def open_rows(path: str, index: str = "") -> Rows:
+    """Open a table; build its index unless ``index`` is a file that keeps it.
 
     Raises:
         RowError: it can't be read.
@@ -165,7 +175,8 @@ def open_rows(path: str) -> Rows:
         if ending == ".npy":
             return npy.ArrayRows(path)
         if ending in (".csv", ".tab"):
-            return TextRows(path, b"," if ending == ".csv" else None)
+            kept = rowindex.load(index, path) if index else None
+            return TextRows(path, b"," if ending == ".csv" else None, kept)
     except npy.NpyError as error:
         raise RowError(f"{path}: {error}") from error
     except OSError as error:

@@ -10,11 +10,11 @@ import hashlib
 import os
 from typing import Final
 
-from merlin_agent import files
+from merlin_agent import files, rowindex
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.execute import StepWork, run_script, told, unwritable
 from merlin_agent.launch import Script
-from merlin_agent.rows import RowError, open_rows
+from merlin_agent.rows import RowError, TextRows, open_rows
 from merlin_agent.slot import Slot
 from merlin_agent.slots import Work
 from merlin_agent.surroundings import complete
@@ -24,6 +24,8 @@ from merlin_study.wire import SampleFacts
 from merlin_study.workspace import Layout
 
 _BLOCK = 1 << 20
+KEEP_FROM: Final = 1 << 20
+"""Bytes of a table whose index is kept; a smaller one is walked as fast as its index is read."""
 
 
 def sample_file(layout: Layout, step: StepWork) -> str:
@@ -56,7 +58,7 @@ class SamplingWork(Work):
         if made.outcome is not Outcome.SUCCEEDED:
             return made
         try:
-            facts = measure(path, len(table.columns))
+            facts = measure(path, len(table.columns), index=index_file(self._layout.info))
             if workspace.wants_paths(self._layout.plan):
                 self._list_paths(facts.count, table.level_max_dirs)
         except OSError as error:
@@ -124,8 +126,18 @@ def _set_aside(path: str, begun: str) -> None:
     os.unlink(begun)
 
 
-def measure(path: str, columns: int) -> SampleFacts:
+def index_file(info: str) -> str:
+    """Return where the index of a study's table lies, given its ``merlin_info``."""
+    return f"{info}/{rowindex.NAME}"
+
+
+def measure(path: str, columns: int, *, index: str = "") -> SampleFacts:
     """Return how many rows and columns a sample file has, and its digest.
+
+    Args:
+        path: The file.
+        columns: How many it should have at least.
+        index: Where the index of its rows is kept for those who read it after us; empty for nowhere.
 
     Raises:
         RowError: it can't be read, is empty, or has fewer than ``columns`` columns.
@@ -148,4 +160,6 @@ def measure(path: str, columns: int) -> SampleFacts:
                 digest.update(block)
     except OSError as error:
         raise RowError(f"{path}: can't be read: {error.strerror}") from error
+    if index and isinstance(rows, TextRows) and os.path.getsize(path) >= KEEP_FROM:
+        rowindex.save(index, path, rows.index)
     return SampleFacts(count=rows.count, columns=rows.columns, digest=digest.hexdigest())

@@ -20,7 +20,7 @@ from merlin_agent.chunkrun import Stop
 from merlin_agent.execute import StepWork
 from merlin_agent.post import Post, until_answered
 from merlin_agent.rows import RowError, Rows, open_rows
-from merlin_agent.sampling import sample_file
+from merlin_agent.sampling import index_file, sample_file
 from merlin_agent.surroundings import complete
 from merlin_study import environment, workspace
 from merlin_study.blob import BlobError
@@ -120,7 +120,7 @@ class Study:
             first = self.layout(0)
             path = sample_file(first, StepWork(first, 0, rows=None, restart=False))
             try:
-                self._rows = open_rows(path)
+                self._rows = open_rows(path, index_file(self.info))
             except RowError as error:
                 raise RefusedError(str(error)) from error
         if self._rows.count != chunk.samples:
