@@ -156,6 +156,7 @@ class LogReader:
         for chunk in found:
             ledger.issue(chunk)
         study.stale = any(chunk.fence not in ledger.fences for chunk in found)
+        study.ranked = self._ranked(study, waiting)
         ledger.settle_waiting()
         study.cursor = cursor.sequence if cursor is not None else 0
         study.note_inherited()
@@ -164,6 +165,13 @@ class LogReader:
             self._fold(study, study.pending.popleft())
         history.note("synced", study=uid, epoch=study.epoch)
         log.info("study synced study=%s folded=%d out=%d", study.ref.name, study.folded, len(ledger.fences))
+
+    @staticmethod
+    def _ranked(study: Study, waiting: list[Stored]) -> int:
+        """Return the priority under which these chunks were published: the study's, unless one lies in another band than it says."""
+        priority = study.switches.priority
+        bands = {subjects.parse_chunk(each.subject).route.band for each in waiting}
+        return 0 if bands & ({"bulk"} if priority > 0 else {"urgent"} if priority < 0 else set()) else priority
 
     def _chunk(self, uid: str, stored: Stored) -> wire.Chunk | None:
         """Open a chunk; what is none is refused, counted, and left out, so that its tasks are issued anew."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from merlin_operator import fleet, unroll
+from merlin_operator import fleet, ranks, unroll
 from merlin_operator.core import Core
 from merlin_operator.stream import Conflict, Outage
 from merlin_operator.study import Study
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Publisher:
     """Issues the next chunks of all studies; see the module."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, core: Core, withdraw: Callable[[Study, list[int]], Awaitable[None]]) -> None:
+        self.core, self._withdraw = core, withdraw
 
     async def issue(self, now: float) -> None:
         """Publish what may go out at ``now`` (monotonic seconds)."""
@@ -41,6 +41,8 @@ class Publisher:
         ]
         if not candidates:
             return
+        for uid, fences in ranks.overtaken(candidates).items():
+            await self._withdraw(core.studies[uid], fences)
         issues: dict[str, list[unroll.Issue]] = {}
         for issue in unroll.next_chunks(
             candidates, self._capacity(candidates, now), window=core.config.window_seconds, now=core.now

@@ -74,6 +74,8 @@ class Study:
     settled_with: tuple[object, ...] | None = None
     """What stood when the study, which is over, had nothing left to be decided."""
     end_told: bool = False
+    ranked: int | None = None
+    """The priority under which its unstarted chunks were published; None while that is not known."""
     excuse: wire.Excused | None = None
     """What a quarantined host failed of it, until that is judged."""
     refusals: dict[str, str] = field(default_factory=dict)

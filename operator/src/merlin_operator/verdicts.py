@@ -64,14 +64,14 @@ class Judge:
             return  # a verdict of ours is on its way back; what follows from it is not known yet
         asked = self.core.control(study, ledger)
         if gone := asked.to_withdraw():
-            await self._withdraw(study, gone)
+            await self.withdraw(study, gone)
         elif (verdict := asked.verdict()) is not None and await self._append(study, verdict):
             study.awaited = study.verdict
             log.info("verdict study=%s %s", study.ref.name, verdict.model_dump_json(exclude_defaults=True)[:500])
         await self._tell(study, asked.word(study.ref.uid))
         await self._sweep(study, ledger)
 
-    async def _withdraw(self, study: Study, fences: list[int]) -> None:
+    async def withdraw(self, study: Study, fences: list[int]) -> None:
         """Take the fences of chunks that nobody has started, as an agent would; who was quicker has them."""
         fresh = [fence for fence in fences if fence not in study.withdrawn]
         for at in range(0, len(fresh), AT_ONCE):
@@ -83,6 +83,16 @@ class Judge:
         if study.stale and all(fence.holder is not None for fence in ledger.fences.values()):
             await self.core.broker.purge(self.core.space.task_stream, self.core.space.chunks_of(study.ref.uid))
             study.stale = False
+
+    async def judge_priorities(self) -> None:
+        """Withdraw what was published under another priority than a study has now: it lies in another band, or behind others."""
+        for study in self.core.all():
+            if not study.active or not study.synced or study.ledger is None:
+                continue
+            priority = study.switches.priority
+            if study.ranked not in (None, priority):
+                await self.withdraw(study, [at for at, fence in study.ledger.fences.items() if fence.holder is None])
+            study.ranked = priority
 
     async def _take(self, study: Study, fence: int) -> None:
         core, uid = self.core, study.ref.uid

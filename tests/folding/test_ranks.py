@@ -1,0 +1,57 @@
+"""Which chunks give way to a study of higher priority: those that stand before its own, and none where that gains nothing."""
+
+from __future__ import annotations
+
+from merlin_operator.ranks import overtaken
+from merlin_operator.unroll import Candidate, Capacity, next_chunks
+from merlin_study.ledger import Ledger
+from tests.folding.studies import plan_of
+
+TEXT = """
+description: {name: t, description: d}
+global.parameters: {G: {values: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], label: G.%%}}
+study:
+- {name: a, description: d, run: {cmd: "echo $(G)", task_queue: QUEUE}}
+"""
+
+
+def candidate(uid: str, priority: int, *, queue: str = "q", most: int | None = None) -> Candidate:
+    plan = plan_of(TEXT.replace("QUEUE", queue))
+    return Candidate(uid, plan.hash, 1, Ledger(plan), "hpc", priority=priority, most=most)
+
+
+def issue(*candidates: Candidate) -> list[str]:
+    keys = {("hpc", *want) for each in candidates for want in each.ledger.plan.wants}
+    capacity = {key: Capacity(2) for key in keys}
+    return [each.chunk.study for each in next_chunks(list(candidates), capacity, window=0.0, now=0.0)]
+
+
+def test_a_lower_study_in_the_same_band_gives_way() -> None:
+    for low, high in ((1, 2), (-2, -1), (-1, 0)):
+        below = candidate("low", low)
+        assert set(issue(below)) == {"low"}
+        above = candidate("high", high)
+        assert overtaken([below, above]) == {"low": list(below.ledger.fences)}
+
+
+def test_nobody_gives_way_where_nothing_is_gained() -> None:
+    """Another band, another queue, the same priority, a chunk that runs, or a study above that has all it wants."""
+    for priority, queue, most in ((5, "q", None), (1, "other", None), (0, "q", None), (5, "other", 3)):
+        plain = candidate("plain", 0)
+        issue(plain)
+        assert not overtaken([plain, candidate("else", priority, queue=queue, most=most)])
+    below, above = candidate("low", 1), candidate("high", 2)
+    issue(below)
+    for fence in below.ledger.fences.values():
+        fence.holder = "agent"
+    assert not overtaken([below, above])
+
+
+def test_a_study_that_goes_first_leaves_no_room_that_would_be_taken_back() -> None:
+    """As long as it has more to hand out, no lower one hands out anything; so chunks are withdrawn at a change only."""
+    above, below = candidate("high", 2), candidate("low", 1)
+    for _ in range(4):
+        assert set(issue(above, below)) <= {"high"}
+        assert not overtaken([above, below])
+        for number in list(above.ledger.fences)[:1]:
+            above.ledger.fences[number].holder = "agent"
