@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from merlin_cli import convert as converting
 from merlin_cli.__main__ import main
 from merlin_study import loader
+from merlin_study.errors import SpecError
 from tests.ground.needs import ROOT, program
 
 TRICKY = """\
@@ -103,3 +105,17 @@ def test_the_name_becomes_one_that_a_cluster_takes(tmp_path: Path, capsys: pytes
     file = tmp_path / "tricky.yaml"
     file.write_text(TRICKY)
     assert loader.load_yaml(convert(file, capsys), source="manifest")["metadata"] == {"name": "tricky-yes"}
+
+
+def test_a_study_that_no_cluster_could_hold_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    """The API server would only say that the request is too large."""
+    values = "".join(f"    V{at}: {'x' * 16_000}\n" for at in range(80))
+    file = tmp_path / "large.yaml"
+    file.write_text(
+        f"description: {{name: n, description: d}}\nenv:\n  variables:\n{values}"
+        "study: [{name: a, description: d, run: {cmd: echo}}]\n"
+    )
+    with pytest.raises(
+        SpecError, match=r"^spec: expected at most 1200000 bytes in all, found 128[0-9]{4}; put long values"
+    ):
+        converting.convert(str(file))

@@ -3,14 +3,19 @@
 kubectl reads YAML by other rules than Merlin, so every key and text is quoted as Merlin's reader understood it.
 """
 
+import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from merlin_cli import freight, names, run, source
 from merlin_cli.exits import Exit
+from merlin_study.errors import Fault, SpecError
 from merlin_study.spec import StudySpec
 from merlin_study.writer import dump_quoted, to_document
+
+MAX_OBJECT: Final = 1_200_000
+"""Bytes of a study as JSON: etcd takes 1.5 MiB, with what the API server and the operator add."""
 
 
 def convert(file: str) -> Exit:
@@ -38,10 +43,19 @@ def convert(file: str) -> Exit:
 
 
 def manifest(spec: StudySpec, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the Study as plain data."""
+    """Return the Study as plain data.
+
+    Raises:
+        SpecError: it is larger than an object of the API server may be.
+    """
+    document = to_document(spec)
+    size = len(json.dumps(document).encode())
+    if size > MAX_OBJECT:
+        message = f"expected at most {MAX_OBJECT} bytes in all, found {size}"
+        raise SpecError([Fault("spec", f"{message}; put long values and scripts into files beside the specification")])
     return {
         "apiVersion": source.API_VERSION,
         "kind": source.KIND,
         "metadata": dict(metadata),
-        "spec": to_document(spec),
+        "spec": document,
     }
