@@ -17,6 +17,7 @@ from merlin_operator import family
 from merlin_operator.births import NotNowError
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.study import Study
 from merlin_operator.view import StudyRef
 from merlin_study import nested, subjects, wire
 from merlin_study.seal import Keyring, Signer
@@ -275,6 +276,28 @@ def test_what_a_cancelled_study_started_is_cancelled_with_it(broker: Broker) -> 
             await until(lambda: children(shown) == (0, 1))
         assert not nursery.made
         assert len(nursery.changed) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_root_ends_a_chain_whose_middle_is_over(broker: Broker) -> None:
+    """An iteration: each round is over once it has started the next, and the last one starts no more."""
+
+    async def scenario() -> None:
+        keyring, nursery = Keyring.generate(), Counting()
+        async with engine(broker, keyring, nursery) as (made, _):
+            await synced(made)
+            made.studies["root"] = Study(StudyRef("ns", "root", "root"), 1)
+            made.studies["middle"] = Study(
+                StudyRef("ns", "middle", "middle"), 1, lineage=family.Lineage("root", "root", "root", 1)
+            )
+            made.studies[REF.uid].lineage = family.Lineage("root", "root", "middle", 2)
+            made.switch("root", {"cancel": True})
+            await until(lambda: nursery.changed == [(REF.uid, {"cancel": True})])
+            await ask(broker, keyring, ASKED)
+            await until(lambda: bool(made.studies[REF.uid].children))
+            await until(lambda: all(each.born is not None for each in made.studies[REF.uid].children.values()))
+        assert not nursery.made
 
     asyncio.run(scenario())
 

@@ -18,6 +18,8 @@ from merlin_cli.summary import say
 from merlin_cli.target import Cluster, There, check, is_over
 from merlin_study import nested
 
+_FAMILY: Final = ("merlin.dev/root", "merlin.dev/parent")
+"""The labels by which a study's descendants are found."""
 DONE: Final[Mapping[nested.Deed, str]] = {
     "cancel": "is being cancelled; running tasks get 5 seconds to end",
     "suspend": "starts no further task; what runs goes on. Go on with: merlin resume {name}",
@@ -108,7 +110,7 @@ def steer(wish: Wish, console: Console, cluster: Cluster | None = None) -> Exit:
         _ask(meant)
     for study in meant:
         name, uid = study["metadata"]["name"], study["metadata"]["uid"]
-        _check(wish, study)
+        _check(wish, study, there)
         there.cluster.change(there.namespace, name, uid, wish.changes())
         say(console, f"study {name} {_said(wish).format(name=name)}.")
     return Exit.OK
@@ -132,7 +134,7 @@ def _meant(wish: Wish, there: There, target: str) -> list[dict[str, Any]]:
     return going
 
 
-def _check(wish: Wish, study: Mapping[str, Any]) -> None:
+def _check(wish: Wish, study: Mapping[str, Any], there: There) -> None:
     """Tell at once what the operator could only tell in the study's conditions."""
     name = study["metadata"]["name"]
     if (study.get("status") or {}).get("phase") == "Refused":
@@ -141,8 +143,17 @@ def _check(wish: Wish, study: Mapping[str, Any]) -> None:
     for step in wish.which.steps:
         if step not in known and not any("$(" in each for each in known):
             raise CliError(Exit.USAGE, f"--steps {step}: expected steps of study {name}: {', '.join(known[:20])}")
+    if wish.deed == "cancel" and is_over(study) and _has_descendants(study, there):
+        return
     if wish.deed != "restart" and is_over(study):
         raise CliError(Exit.USAGE, f"study {name} is over; only `merlin restart {name}` does something with it")
+
+
+def _has_descendants(study: Mapping[str, Any], there: There) -> bool:
+    """Whether anything goes on that a study's steps started, directly or not."""
+    uid = study["metadata"]["uid"]
+    below = [each for each in there.cluster.studies(there.namespace) if not is_over(each)]
+    return any(uid in ((each["metadata"].get("labels") or {}).get(key) for key in _FAMILY) for each in below)
 
 
 def _ask(studies: list[dict[str, Any]]) -> None:

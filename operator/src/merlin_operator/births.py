@@ -151,7 +151,7 @@ class Births:
         if child.born is not None:
             return
         root = study.lineage.root or uid
-        refused = family.refusal(child, study.lineage, members=members[root], ended=study.ended)
+        refused = family.refusal(child, study.lineage, members=members[root], ended=self._ended(study))
         if not refused and self._nursery is None:
             refused = "this operator starts no studies for steps"
         if refused:
@@ -170,13 +170,20 @@ class Births:
             log.info("study started study=%s by=%s step=%s", born.name, study.ref.name, child.asked.step)
 
     async def _inherit(self, study: Study) -> None:
-        """Cancel what a cancelled study had started."""
-        parent = self.core.studies.get(study.lineage.parent)
-        if parent is None or not parent.ended or not study.active or study.switches.cancel or self._nursery is None:
+        """Cancel what a cancelled study had started, directly or not: those between may be over long since."""
+        if not study.active or study.switches.cancel or self._nursery is None or not self._ended(study):
             return
         refused = await self._nursery.change(study.ref, {"cancel": True})
         study.switches = replace(study.switches, cancel=True)  # the object says so soon; until then we do not ask again
-        log.info("study cancelled study=%s with=%s %s", study.ref.name, parent.ref.name, refused)
+        log.info("study cancelled study=%s of=%s %s", study.ref.name, study.lineage.root_name, refused)
+
+    def _ended(self, study: Study) -> bool:
+        """Whether a study or any that it descends from was cancelled."""
+        each: Study | None = study
+        while each is not None and not each.ended:
+            each = self.core.studies.get(each.lineage.parent or each.lineage.root)
+        root = self.core.studies.get(study.lineage.root)
+        return each is not None or (root is not None and root.ended)
 
     async def _settled(self, uid: str, key: str) -> nested.Born | None:
         """What was decided before, by us or by an operator that is gone."""

@@ -27,8 +27,6 @@ DEPTH: Final = "merlin.dev/generation"
 """Annotation: how many studies stand between this one and no study; 1 for a child of a root."""
 STARTED_BY: Final = "merlin.dev/started-by"
 """Annotation: the step and the index of the task that started it."""
-CREATOR: Final = "merlin.dev/creator"
-"""Annotation: on whose behalf; a child has its parent's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class Member:
 
 def lineage(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Lineage:
     """Return what a Study's metadata says of its family; what makes no sense counts as nothing."""
-    creator = annotations.get(CREATOR, "")
+    creator = annotations.get(nested.CREATOR, "")
     root, parent, depth = labels.get(ROOT, ""), labels.get(PARENT, ""), annotations.get(DEPTH, "")
     if not root or not parent or not depth.isdecimal():
         return Lineage(creator=creator)
@@ -174,7 +172,7 @@ def manifest(parent: StudyRef, own: Lineage, child: Child) -> dict[str, Any]:
         STARTED_BY: f"{child.asked.step}/{child.asked.task}",
     }
     if origin.creator:
-        annotations[CREATOR] = origin.creator
+        annotations[nested.CREATOR] = origin.creator
     owner = {"apiVersion": GROUP_VERSION, "kind": "Study", "name": origin.root_name, "uid": origin.root}
     return {
         "apiVersion": GROUP_VERSION,

@@ -29,6 +29,8 @@ TOKEN: Final = "MERLIN_TASK"  # noqa: S105 a variable's name
 """The variable that says which task speaks; its value ends with the task."""
 CORES: Final = "MERLIN_STEP_CORES"
 """The variable that says how many cores a step has on its node, for what it runs in place."""
+CREATOR: Final = "merlin.dev/creator"
+"""Annotation of a Study: on whose behalf it runs, as the API server names that user; a child has its parent's."""
 VARIABLES: Final = (SOCKET, TOKEN, CORES)
 MAX_LINE: Final = 1 << 20
 """Bytes of a request or an answer."""
@@ -143,7 +145,7 @@ class Order(Message):
             case "purge":
                 return {"purge": self.word}
             case "restart":
-                return {"restart": {"id": self.word}}
+                return {"cancel": False, "restart": {"id": self.word}}
 
 
 class Born(Message):
