@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
 from merlin_operator.keeper import Head
@@ -18,6 +20,7 @@ from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
 from tests.ground import Broker, eventually_async
 from tests.streaming.reporter import Reporter
+from tests.streaming.test_births import ASKED, Counting, ask, order
 from tests.streaming.test_engine import Shown, until
 
 REF = StudyRef("ns", "t", "0000-uid")
@@ -36,13 +39,19 @@ TASKS = 2 * 10 * SAMPLES + 1
 
 @contextlib.asynccontextmanager
 async def running(
-    broker: Broker, keyring: Keyring, plan: Plan, *, every: int, puts: int | None = None
+    broker: Broker,
+    keyring: Keyring,
+    plan: Plan,
+    *,
+    every: int,
+    puts: int | None = None,
+    nursery: Counting | None = None,
 ) -> AsyncIterator[tuple[Engine, Shown]]:
     """Run an engine that keeps its ledger after so many entries; after so many ``puts`` of a snapshot it can write none."""
     shown = Shown()
     timing = wire.Timing(heartbeat=0.2, lost_after=60.0)
     config = EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing, snapshot_entries=every)
-    engine = Engine(config, shown)
+    engine = Engine(config, shown, nursery)
     put, left = engine.broker.put, [puts]
 
     async def limited(subject: str, data: bytes, **how: Any) -> None:
@@ -159,5 +168,35 @@ def test_a_snapshot_of_another_log_is_not_believed(broker: Broker) -> None:
             await synced(engine)
             assert engine.counters().snapshots_found == 0
             assert state_of(engine)["tried"] == [0, 0, 0]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_what_steps_asked_for_is_kept_beside_the_ledger(broker: Broker, *, remembers: bool) -> None:
+    """With what became of it; but not by an engine whose studies go with it, since a new one has to make them again."""
+
+    async def scenario() -> None:
+        keyring, plan = Keyring.generate(), plan_of(TEXT)
+        nursery = Counting(remembers=remembers)
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, seconds=1.0)
+        async with reporter.working(), running(broker, keyring, plan, every=5, nursery=nursery) as (engine, shown):
+            await synced(engine)
+            await ask(broker, keyring, ASKED)
+            await order(broker, keyring, "t", word="0" * 16, deed="suspend")
+            await until(lambda: bool(nursery.changed) and bool(nursery.made))
+            before = engine.counters().snapshots_kept
+            await until(lambda: shown.finished)
+            if remembers:
+                await until(lambda: engine.counters().snapshots_kept > before and engine.studies[REF.uid].entries < 5)
+        async with running(broker, keyring, plan, every=10**9, nursery=nursery) as (late, _):
+            await synced(late)
+            study = late.studies[REF.uid]
+            await until(lambda: all(child.born for child in study.children.values()))
+            await until(lambda: all(each.born for each in study.orders.values()))
+            assert (list(study.children), list(study.orders)) == ([ASKED.key(REF.uid)], ["0" * 16])
+            assert (late.counters().reports < 20) is remembers
+        assert len(nursery.made) == 1
+        assert len(nursery.changed) == (1 if remembers else 2)
 
     asyncio.run(scenario())

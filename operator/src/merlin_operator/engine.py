@@ -77,7 +77,7 @@ class Engine:
         self._turn = asyncio.Lock()
         """Held for a round and for a removal: a round in flight would publish again what a removal has purged."""
         self._births, self._contents = Births(self.core, nursery), contents.Contents(self.core, reader)
-        self._keeper = Keeper(self.core, self._contents)
+        self._keeper = Keeper(self.core, self._contents, keeps_kin=nursery is None or nursery.remembers)
         self._warden = Warden(self.core)
         self._reader = LogReader(self.core, self._births, self._contents, self._keeper, self._warden)
         self._judge = Judge(self.core)

@@ -5,7 +5,7 @@
 Nothing is overwritten but the head, so whoever dies on the way leaves the older snapshot whole. A head is believed where the log is
 the one that it speaks of: the stream's creation, and the time of the very entry that was folded last, must be the same; a
 stream that was wiped, rewound or restored has another. In every doubt the whole log is read: a snapshot only saves time, it
-decides nothing. A study whose steps asked for studies is not kept, since what it asked for stands in the log alone.
+decides nothing. What a study's steps asked for is kept beside its ledger (`merlin_operator.kin`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from merlin_operator import kin
 from merlin_operator.contents import Contents
 from merlin_operator.core import Core
 from merlin_operator.study import Study
@@ -35,7 +36,8 @@ SHARE: Final = 20.0
 class Head(wire.Message):
     """What a snapshot stands for: the log of a stream's ``incarnation`` up to ``sequence``, stored at ``at`` (Unix seconds).
 
-    ``verdict`` is the sequence of the newest verdict; ``state`` the digest of the ledger's state.
+    ``verdict`` is the sequence of the newest verdict; ``state`` the digest of the ledger's state, ``kin`` of what its steps asked for
+    (empty: nothing).
     """
 
     incarnation: str
@@ -44,13 +46,15 @@ class Head(wire.Message):
     plan: str
     verdict: int
     state: str
+    kin: str = ""
 
 
 class Keeper:
     """Keeps the ledgers of all studies, and finds them again."""
 
-    def __init__(self, core: Core, contents: Contents) -> None:
-        self.core, self._contents = core, contents
+    def __init__(self, core: Core, contents: Contents, *, keeps_kin: bool) -> None:
+        """Keep what is needed; ``keeps_kin``: what steps asked for is made once for good, not again by each new engine."""
+        self.core, self._contents, self._keeps_kin = core, contents, keeps_kin
         self._took: dict[str, tuple[float, float]] = {}
 
     async def keep(self) -> None:
@@ -71,7 +75,9 @@ class Keeper:
                 self._took[study.ref.uid] = now, now - began
 
     def _is_due(self, study: Study, now: float) -> bool:
-        if not study.synced or study.cancelled or study.children or study.orders or study.awaited > study.folded:
+        if not study.synced or study.cancelled or study.awaited > study.folded:
+            return False
+        if not self._keeps_kin and (study.children or study.orders):
             return False
         if study.entries < self.core.config.snapshot_entries:
             return False
@@ -83,20 +89,29 @@ class Keeper:
         assert study.plan is not None
         core, uid, ledger = self.core, study.ref.uid, study.ledger
         state, blocks = snapshot.freeze(ledger, known=study.kept)
+        asked = kin.of(study)
         sequence, verdict, study.entries = study.folded, study.verdict, 0  # of one moment: nothing is awaited before
         log_stream = core.space.report_stream
         entry, incarnation = await core.broker.stored(log_stream, sequence), await core.broker.incarnation(log_stream)
         if entry is None or study.ledger is not ledger:
             return
         digest, contents = await asyncio.to_thread(_packed, state, blocks)
+        kept_kin, more = await asyncio.to_thread(_packed, asked, {}) if asked is not None else ("", {})
+        contents |= more
         for each, content in contents.items():
             await self._contents.store(uid, core.space.kept(uid, each), content)
         head = Head(
-            incarnation=incarnation, sequence=sequence, at=entry.at, plan=study.plan.hash, verdict=verdict, state=digest
+            incarnation=incarnation,
+            sequence=sequence,
+            at=entry.at,
+            plan=study.plan.hash,
+            verdict=verdict,
+            state=digest,
+            kin=kept_kin,
         )
         subject = core.space.snapshot(uid)
         await core.broker.put(subject, core.seal(uid, subject, head.encode()))
-        study.kept = frozenset(state.digests() | {digest})
+        study.kept = frozenset(state.digests() | {digest} | ({kept_kin} - {""}))
         await self._drop_others(study)
         core.count(snapshots_kept=1)
         log.info("snapshot kept study=%s sequence=%d blocks=%d", study.ref.name, sequence, len(blocks))
@@ -142,9 +157,11 @@ class Keeper:
             return None
         state = snapshot.State.model_validate_json(await self._read(uid, head.state))
         blocks = {digest: await self._read(uid, digest) for digest in state.digests()}
+        asked = kin.Kin.model_validate_json(await self._read(uid, head.kin)) if head.kin else kin.Kin()
         study.ledger = snapshot.thaw(study.plan, state, blocks)
+        asked.give(study)
         study.folded, study.verdict, study.entries = head.sequence, head.verdict, 0
-        study.kept = frozenset(blocks) | {head.state}
+        study.kept = frozenset(blocks) | ({head.state, head.kin} - {""})
         return head.sequence
 
     async def _read(self, uid: str, digest: str) -> bytes:
@@ -154,7 +171,7 @@ class Keeper:
         return zlib.decompress(data)
 
 
-def _packed(state: snapshot.State, blocks: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
+def _packed(state: wire.Message, blocks: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
     """Return the state's digest, and everything compressed by its digest, the state last."""
     data = zlib.compress(state.encode(), 1)
     digest = hashlib.sha256(data).hexdigest()[:40]
