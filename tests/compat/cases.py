@@ -11,7 +11,7 @@ from tests.compat.trees import Difference, matches
 CORNERS: Final = (
     *("names", "variables", "environment", "parameters", "funnels", "samples_and_parameters", "one_sample", "deep"),
     *("numbers", "in_a_comment", "anchors", "exits", "restarts", "shells", "tokens", "text", "diamond", "queues"),
-    "maestro",  # a hard failure is not here: upstream waits for a broker then, also under --local
+    *("maestro", "hard_fail", "stop_workers", "exhausted"),
 )
 """Specifications of our own, each for one corner of the language."""
 
@@ -155,7 +155,7 @@ ALLOWED: Final = (
         "merlin_info/*.expanded.yaml:study*:run:cmd",
         theirs=r'"exit \$\(MERLIN_STOP_WORKERS\)"',
         ours='"exit 105"',
-        cases=("remote_feature_demo-dry", "flux_par-dry", "slurm_par-dry"),
+        cases=("remote_feature_demo-dry", "flux_par-dry", "slurm_par-dry", "stop_workers"),
     ),
     Allowed(
         "a variable keeps its text; upstream's file has the list that YAML makes of it without its quotes",
