@@ -34,6 +34,10 @@ class Recorder:
         self.parts: dict[str, dict[str, Any]] = {}
         self.owners: dict[str, list[str]] = {}
 
+    def whoami(self) -> str:
+        """Somebody."""
+        return "ada"
+
     def create(self, namespace: str, body: Mapping[str, Any]) -> str:
         """Keep it."""
         self.created.append((namespace, dict(body)))
@@ -75,7 +79,7 @@ def test_a_study_is_created_under_its_name_and_stamp(spec: Path, monkeypatch: py
     monkeypatch.setattr("merlin_cli.run.stamp", lambda: "20260102-030405")
     namespace, body, said = submitted(Request(spec=str(spec), vars=("N=5",)))
     assert namespace == "mine"
-    assert body["metadata"] == {"name": "my-study-20260102-030405"}
+    assert body["metadata"] == {"name": "my-study-20260102-030405", "annotations": {"merlin.dev/creator": "ada"}}
     assert body["spec"]["vars"] == {"N": "5"}
     assert [each["name"] for each in body["spec"]["files"]] == ["."]
     assert said == [
@@ -95,7 +99,8 @@ def test_a_manifests_own_name_stands(tmp_path: Path) -> None:
     head = "apiVersion: merlin.dev/v1alpha1\nkind: Study\nmetadata: {name: n, namespace: ns, labels: {a: b}, uid: u}\nspec:\n"
     file.write_text(head + "".join(f"  {line}\n" for line in SPEC.replace("$(SPECROOT) ", "").splitlines()))
     namespace, body, _ = submitted(Request(spec=str(file)))
-    assert (namespace, body["metadata"]) == ("ns", {"labels": {"a": "b"}, "name": "n"})
+    kept = {"labels": {"a": "b"}, "name": "n", "annotations": {"merlin.dev/creator": "ada"}}
+    assert (namespace, body["metadata"]) == ("ns", kept)
     assert "vars" not in body["spec"]
 
 

@@ -59,6 +59,17 @@ class KubeConfig:
             config.load_incluster_config()
             self.namespace = _IN_CLUSTER.read_text().strip()
 
+    def whoami(self) -> str:
+        """Return who the API server says that we are; empty where it does not say."""
+        from kubernetes import client
+
+        review = client.V1SelfSubjectReview()
+        try:
+            found = _ask(client.AuthenticationV1Api().create_self_subject_review, review)
+        except client.ApiException:
+            return ""
+        return str(found.status.user_info.username or "")
+
     # Studies
 
     def create(self, namespace: str, body: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from merlin_cli.convert import manifest
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
 from merlin_cli.summary import say
+from merlin_study import nested
 
 
 class Cluster(Protocol):
@@ -21,6 +22,9 @@ class Cluster(Protocol):
 
     namespace: str
     """The one that is meant where the user names none."""
+
+    def whoami(self) -> str:
+        """Return who the cluster says that we are; empty where it does not say."""
 
     def create(self, namespace: str, body: Mapping[str, Any]) -> str:
         """Create a Study and return its uid.
@@ -72,6 +76,8 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
     body["spec"].setdefault("runId", stamp)  # the workspace carries the stamp that the Study's name does
     cluster = cluster or KubeConfig(instead="run here with --local")
     namespace = request.namespace or found.metadata.get("namespace") or cluster.namespace
+    if creator := cluster.whoami():  # an admission policy refuses every other one
+        body["metadata"]["annotations"] = {**body["metadata"].get("annotations", {}), nested.CREATOR: creator}
     freight.deliver(cluster, namespace, body, load.contents)
     place = f"study/{name} -n {namespace}"
     say(console, f"Created study {name} in namespace {namespace}.")
