@@ -34,7 +34,9 @@ def test_what_is_said_of_one_agent_counts_before_what_is_said_of_all() -> None:
         Wish(queues=("a",)),
     ]
     assert wishes_of({"drain": True}).of("x").drain
-    assert wishes_of({"site": "s", "drain": "yes", "queues": "a"}) == Wishes(), "what is of a wrong type is left out"
+    assert wishes_of({"site": "s", "drain": "yes", "queues": "a", "agents": 3}) == Wishes(), (
+        "what is of a wrong type is left out"
+    )
 
 
 def test_an_agent_is_told_what_its_heartbeat_does_not_show() -> None:

@@ -54,9 +54,14 @@ class Wishes:
 
 def wishes_of(spec: Mapping[str, Any]) -> Wishes:
     """Read the ``spec`` of an Allocation as the API server has checked it; what is of a wrong type is left out."""
-    entries = spec.get("agents")
-    named = {str(each.get("name")): _wish(each) for each in entries or () if isinstance(each, Mapping)}
-    return Wishes(_wish(spec), named)
+    return Wishes(_wish(spec), {name: _wish(each) for name, each in _entries(spec).items()})
+
+
+def _entries(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a ``spec`` says of single agents, by their names."""
+    listed = spec.get("agents")
+    entries = listed if isinstance(listed, list) else ()
+    return {str(each["name"]): dict(each) for each in entries if isinstance(each, Mapping) and each.get("name")}
 
 
 def _wish(raw: Mapping[str, Any]) -> Wish:
@@ -75,7 +80,7 @@ def due(beat: wire.Heartbeat, wish: Wish) -> wire.Assignment | None:
 
 def drained(spec: Mapping[str, Any], names: Collection[str]) -> list[dict[str, Any]]:
     """Return the ``agents`` of an Allocation's ``spec`` with some more that shall leave."""
-    entries = {str(each["name"]): dict(each) for each in spec.get("agents") or ()}
+    entries = _entries(spec)
     for name in names:
         entries[name] = {**entries.get(name, {"name": name}), "drain": True}
     return list(entries.values())
