@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from merlin_agent import pairing
@@ -28,6 +28,7 @@ PATIENCE: Final = 20.0
 """Seconds of silence after which the other side counts as gone."""
 SIGN_OF_LIFE: Final = 2.0
 _LOOK_EVERY: Final = 1.0
+_ASK_EVERY: Final = 0.1
 _TRY_FOR: Final = 3.0
 
 
@@ -54,6 +55,7 @@ class _Member:
         self.host, self.cores, self.gpus, self.agent = hello.host, hello.cores, hello.gpus, hello.agent
         self.channel = channel
         self.idle = 0.0
+        self.heard = asyncio.get_running_loop().time()
 
     def keep(self, key: str, needs: Shape) -> None:
         """See `wide.Node`."""
@@ -67,17 +69,20 @@ class _Member:
 class Leader:
     """The agent of the first host: listens for the others and lends their cores to `Wide`."""
 
-    def __init__(self, wide: Wide, *, path: str, toward: str, changed: Callable[[], None]) -> None:
+    def __init__(self, wide: Wide, *, host: str, path: str, toward: str, changed: Callable[[], None]) -> None:
         """Keep what is needed.
 
         Args:
             wide: What uses the hosts.
+            host: Our own.
             path: The rendezvous file.
             toward: See `pairing.addresses`.
             changed: Told that a host joined or left.
         """
-        self._wide, self._path, self._toward, self._changed = wide, path, toward, changed
+        self._wide, self._host, self._path, self._toward, self._changed = wide, host, path, toward, changed
         self._members: dict[str, _Member] = {}
+        self._first_seen: dict[str, float] = {}
+        """By agent; on the loop's clock."""
         self._server: asyncio.Server | None = None
         self._key = secrets.token_bytes(32)
 
@@ -121,6 +126,24 @@ class Leader:
         """For how long none of the others has had anything to do; infinite without others."""
         return min((member.idle for member in self._members.values()), default=float("inf"))
 
+    async def has_lost(self, hosts: Iterable[str], began: float) -> bool:
+        """Return whether one of these hosts has lost the agent that it had at a time, and most likely all that ran there.
+
+        Waits until each of the others has given a sign of life, at most `PATIENCE`: a host that dies takes the launcher with it before its
+        silence tells. ``began`` is on the loop's clock.
+        """
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        for host in hosts:
+            while host != self._host:
+                member = self._members.get(host)
+                if member is None or self._first_seen[member.agent] > began:
+                    return True
+                if member.heard > asked:
+                    break
+                await asyncio.sleep(_ASK_EVERY)
+        return False
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer, self._key, leads=True)
         member: _Member | None = None
@@ -148,6 +171,7 @@ class Leader:
         if before is not None:
             self._wide.part(before)
         member = self._members[hello.host] = _Member(channel, hello)
+        self._first_seen.setdefault(hello.agent, member.heard)
         for key in hello.keys:
             if not self._wide.knows(key):
                 member.release(key)
@@ -159,6 +183,7 @@ class Leader:
         while True:
             async with asyncio.timeout(PATIENCE):
                 line = await member.channel.hear()
+            member.heard = asyncio.get_running_loop().time()
             match line:
                 case Kept():
                     self._wide.kept(line.key)

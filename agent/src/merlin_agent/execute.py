@@ -404,6 +404,8 @@ def concluded(
         return _succeeded(task, script, seconds, marker)
     if struck is Stop.HANDED_BACK or (not struck and not late and slot.is_swept(code, launched=launched)):
         return Ended(task, None, seconds=seconds)
+    if not struck and not late and slot.lost_a_host(time.monotonic() - seconds):
+        return Ended(task, None, seconds=seconds)  # handed back: the host died, not the step
     if not struck and (full := files.room(script.directory)) is not None:
         return unwritable(task, script.directory, full)  # whatever it says, it could not write
     ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if struck else outcome.of_exit(code)

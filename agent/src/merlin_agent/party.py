@@ -98,6 +98,10 @@ class Party:
             return 0.0  # one that we started and can't hear: it leaves by itself
         return min(self._idle(), self._leader.idle)
 
+    async def has_lost(self, hosts: Iterable[str], began: float) -> bool:
+        """See `Leader.has_lost`."""
+        return self._leader is not None and await self._leader.has_lost(hosts, began)
+
     async def run(self) -> None:
         """Do our part until cancelled."""
         if not self._several:
@@ -121,7 +125,7 @@ class Party:
             loop.call_soon_threadsafe(wide.kept, key)
 
         wide.join(OwnNode(self._found.host, self._slots.feed, self._size, kept))
-        self._leader = Leader(wide, path=self._path, toward=self._toward, changed=self._changed)
+        self._leader = Leader(wide, host=self._found.host, path=self._path, toward=self._toward, changed=self._changed)
         try:
             await self._leader.open()
         except OSError as error:

@@ -70,8 +70,9 @@ class Slot:
         warm: Warm | None = None,
         creates: Allowance | None = None,
         leaving: threading.Event | None = None,
+        has_lost: Callable[[tuple[str, ...], float], bool] = lambda _, __: False,
     ) -> None:
-        self.number, self.badges = number, badges
+        self.number, self.badges, self._has_lost = number, badges, has_lost
         self.creates = creates or unlimited()
         """How many files may be made."""
         self._leaving = leaving or threading.Event()
@@ -110,6 +111,10 @@ class Slot:
             return True
         signalled = -code if code < 0 else code - 128
         return (launched or signalled in _SWEEPING) and self._leaving.wait(_SWEPT_WITHIN)
+
+    def lost_a_host(self, began: float) -> bool:
+        """Whether one of the several hosts of the running task has died since it began (monotonic), which is no fault of its own."""
+        return len(self.share.hosts) > 1 and self._has_lost(self.share.hosts, began)
 
     def launch(self, script: Script, walltime: float | None) -> tuple[int, bool]:
         """Run a script to its end; return its exit code (a signal negated) and whether its time was up.

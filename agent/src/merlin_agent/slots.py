@@ -18,8 +18,9 @@ import signal
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError
+from typing import Any, Final, NamedTuple, Protocol
 
 from merlin_agent.allowance import Allowance
 from merlin_agent.badges import Badges
@@ -37,6 +38,8 @@ GATHER: Final = 0.05
 """How long ended tasks are gathered before the loop hears of them."""
 _STACK: Final = 512 * 1024
 _ENDS_WITHIN: Final = 3.0
+_VERDICT_WITHIN: Final = 60.0
+"""Seconds within which it is known whether a host of a task has died; longer than the silence that tells."""
 _SWEEPING: Final = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP})
 """Signals by which schedulers end jobs, or warn of their end."""
 _SWEPT_WITHIN: Final = 0.5
@@ -256,6 +259,7 @@ class Slots:
         grace: float,
         warm: Callable[[], Warm] | None = None,
         creates: Allowance | None = None,
+        has_lost: Callable[[tuple[str, ...], float], Coroutine[Any, Any, bool]] | None = None,
     ) -> None:
         """Make them.
 
@@ -271,7 +275,9 @@ class Slots:
             grace: Seconds between TERM and KILL.
             warm: Makes a slot's warm interpreters.
             creates: How many files may be made a second.
+            has_lost: Tells, in the loop, whether one of some hosts has died since a time; see `Leader.has_lost`.
         """
+        self._tell_lost = has_lost
         self.feed = Feed(Pool(count, gpus, parts(cpus, count)))
         self.count = count
         self.wide = Wide(self.feed.start, impossible, most=wide)
@@ -290,6 +296,7 @@ class Slots:
                 warm=None if warm is None else warm(),
                 leaving=self.leaving,
                 creates=creates,
+                has_lost=self._has_lost,
             )
             for number in range(count + wide)
         ]
@@ -337,6 +344,21 @@ class Slots:
         self.feed.stop(run, why)
         self.wide.plan()
         self._strike(run, why, signal.SIGKILL)
+
+    def _has_lost(self, hosts: tuple[str, ...], began: float) -> bool:
+        if self._tell_lost is None:
+            return False
+        asking = self._tell_lost(hosts, began)
+        try:
+            verdict = asyncio.run_coroutine_threadsafe(asking, self.loop)
+        except RuntimeError:  # the loop is closed: the agent has left
+            asking.close()
+            return False
+        try:
+            return verdict.result(_VERDICT_WITHIN)
+        except (TimeoutError, CancelledError):  # the loop is closing
+            verdict.cancel()
+            return False
 
     def _strike(self, run: ChunkRun, why: Stop, number: signal.Signals) -> bool:
         struck = [slot.strike(why, number) for slot in self._slots if slot.run is run]

@@ -1,0 +1,242 @@
+"""The agents of one allocation with real connections: who is believed, what is kept, when all leave, and when a host counts as dead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from merlin_agent import pairing
+from merlin_agent.allies import Leader, Member, OwnNode
+from merlin_agent.chunkrun import ChunkRun
+from merlin_agent.pairing import Channel, Hello, PairingError, Rendezvous
+from merlin_agent.resources import Pool, Share
+from merlin_agent.slots import Feed, Work
+from merlin_agent.wide import Wide
+from merlin_study.shape import Shape
+from tests.launching.test_wide import a_chunk
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110 - what is awaited is in another task's objects
+            await asyncio.sleep(0.01)
+
+
+class Host:
+    """An agent's part of an allocation: the second host's, or another."""
+
+    def __init__(self, path: Path, name: str = "n2", cores: int = 2) -> None:
+        self.feed, self.idle, self.left = Feed(Pool(cores)), 0.0, False
+        self.member = Member(
+            self.feed,
+            path=str(path),
+            host=name,
+            agent=f"{name}-1",
+            size=(cores, 0),
+            idle=lambda: self.idle,
+            leave=self._leave,
+        )
+        self.running: asyncio.Task[None] | None = None
+
+    def _leave(self) -> None:
+        self.left = True
+
+    def start(self) -> None:
+        self.running = asyncio.create_task(self.member.run())
+
+    async def die(self) -> None:
+        assert self.running is not None
+        self.running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.running
+
+
+class Allocation:
+    """A leader on n1, with what its tasks of several hosts would run on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shares: list[Share] = []
+        self.impossible: list[ChunkRun] = []
+        self.feed = Feed(Pool(2))
+        self.wide = Wide(self._start, self.impossible.append, most=4)
+        self.leader = Leader(self.wide, host="n1", path=str(path), toward="localhost", changed=lambda: None)
+        loop = asyncio.get_running_loop()
+
+        def kept(key: str) -> None:
+            loop.call_soon_threadsafe(self.wide.kept, key)
+
+        self.wide.join(OwnNode("n1", self.feed, (2, 0), kept))
+
+    def _start(self, run: ChunkRun, work: Work, share: Share) -> bool:
+        del work
+        self.shares.append(share)
+        return run.take() is not None
+
+
+@contextlib.asynccontextmanager
+async def an_allocation(folder: Path) -> AsyncIterator[Allocation]:
+    made = Allocation(folder / "hosts" / "rendezvous.json")
+    await made.leader.open()
+    try:
+        yield made
+    finally:
+        made.leader.close()
+
+
+def test_hosts_keep_cores_for_a_task_of_several_and_give_them_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            other = Host(site.path)
+            other.start()
+            await until(lambda: site.leader.size == 1)
+            site.wide.add(a_chunk(1), Work(), Shape(nodes=2, cores=2))
+            await until(lambda: len(site.shares) == 1)
+            assert site.shares[0].hosts == ("n1", "n2")
+            assert (other.feed.busy, site.feed.busy) == (2, 2)
+            site.wide.over(site.shares[0].task)
+            await until(lambda: other.feed.busy == 0)
+            await other.die()
+
+    asyncio.run(story())
+
+
+def test_what_a_member_kept_for_a_leader_that_is_gone_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merlin_agent.allies.PATIENCE", 0.5)
+
+    async def story() -> None:
+        other = Host(tmp_path / "hosts" / "rendezvous.json")
+        async with an_allocation(tmp_path) as site:
+            other.start()
+            await until(lambda: site.leader.size == 1)
+            site.wide.add(a_chunk(1), Work(), Shape(nodes=2, cores=1))
+            await until(lambda: other.feed.busy == 1)
+        await until(lambda: not other.member.led)
+        await until(lambda: other.feed.busy == 0)
+        assert other.left, "a leader that leaves takes the others with it"
+        await other.die()
+
+    asyncio.run(story())
+
+
+def test_the_allocation_is_as_idle_as_its_busiest_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merlin_agent.allies.SIGN_OF_LIFE", 0.02)
+
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            assert site.leader.idle == float("inf"), "nobody else keeps it up"
+            two, three = Host(site.path), Host(site.path, "n3")
+            two.idle, three.idle = 100.0, 7.0
+            two.start()
+            three.start()
+            await until(lambda: site.leader.size == 2 and site.leader.idle == 7.0)
+            three.idle = 200.0
+            await until(lambda: site.leader.idle == 100.0)
+            await two.die()
+            await three.die()
+
+    asyncio.run(story())
+
+
+def test_a_host_counts_as_dead_where_its_agent_is_gone_and_as_alive_after_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merlin_agent.allies.SIGN_OF_LIFE", 0.05)
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        async with an_allocation(tmp_path) as site:
+            other = Host(site.path)
+            other.start()
+            await until(lambda: site.leader.size == 1)
+            began = loop.time()
+            assert not await site.leader.has_lost(("n1", "n2"), began)
+            await other.die()
+            assert await site.leader.has_lost(("n1", "n2"), began), "its connection is gone with it"
+            assert not await site.leader.has_lost(("n1",), began), "our own is alive"
+            again = Host(site.path)
+            again.member._me = again.member._me.model_copy(update={"agent": "n2-2"})
+            again.start()
+            await until(lambda: site.leader.size == 1)
+            assert await site.leader.has_lost(("n2",), began), "another agent is there, the one of that time is not"
+            assert not await site.leader.has_lost(("n2",), loop.time()), "for what began since, it is"
+            await again.die()
+
+    asyncio.run(story())
+
+
+def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            place = pairing.read(str(site.path))
+            assert place is not None
+            reader, writer = await asyncio.open_connection("localhost", place.port)
+            channel = Channel(reader, writer, place.key, leads=False)
+            await channel.open()
+            channel.say(Hello(host="n1", agent="another", cores=1, gpus=0))
+            with pytest.raises((PairingError, OSError)):
+                await channel.hear()
+            channel.close()
+            assert (site.leader.size, set(site.wide.nodes)) == (0, {"n1"})
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("fault", ["another key", "a line said twice"])
+def test_who_does_not_know_the_key_or_repeats_a_line_is_not_believed(tmp_path: Path, fault: str) -> None:
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            place = pairing.read(str(site.path))
+            assert place is not None
+            key = bytes(32) if fault == "another key" else place.key
+            reader, writer = await asyncio.open_connection("localhost", place.port)
+            channel = Channel(reader, writer, key, leads=False)
+            await channel.open()
+            channel.say(Hello(host="n2", agent="n2-1", cores=1, gpus=0))
+            if fault == "a line said twice":
+                await until(lambda: site.leader.size == 1)
+                channel._said -= 1  # the number that a line carries is part of its seal
+                channel.say(Hello(host="n2", agent="n2-1", cores=1, gpus=0))
+            assert await reader.read() == b"" or fault != "another key", "told nothing"
+            channel.close()
+            await until(lambda: site.leader.size == 0)
+
+    asyncio.run(story())
+
+
+def test_the_rendezvous_is_the_user_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "hosts" / "rendezvous.json"
+    assert pairing.read(str(path)) is None, "no leader yet"
+    place = Rendezvous(("n1", "127.0.0.1"), 4711, b"k" * 32)
+    pairing.publish(str(path), place)
+    assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
+    assert pairing.read(str(path)) == place
+    path.chmod(0o640)
+    with pytest.raises(PairingError, match="mode 0600; remove it"):
+        pairing.read(str(path))
+    path.write_text(json.dumps({"addresses": []}))
+    path.chmod(0o600)
+    with pytest.raises(PairingError, match="expected addresses, port and key"):
+        pairing.read(str(path))
+
+
+def test_a_run_of_a_job_and_a_group_have_a_rendezvous_of_their_own() -> None:
+    def of(job: str, run: str, *group: str) -> str:
+        return pairing.path_of("/w", job=("slurm", job, run), group=group)
+
+    assert of("7", "", "ns", "site") == of("7", "", "ns", "site")
+    others = {
+        of("7", "1", "ns", "site"),
+        of("8", "", "ns", "site"),
+        of("7", "", "ns", "other"),
+        of("7", "", "n", "ssite"),
+    }
+    assert len(others | {of("7", "", "ns", "site")}) == 5
