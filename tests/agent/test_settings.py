@@ -44,6 +44,22 @@ def test_flags_count_before_variables_before_the_file_before_defaults(
     assert found.keys == tmp_path / "home" / ".merlin" / "keys"
 
 
+def test_a_machine_s_file_counts_where_the_user_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The one that its administrators keep for all users: /etc/merlin/agent.yaml, or where a modulefile says."""
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("server: tls://nats.example.org\nsite: quartz\nidle-exit: 600\n")
+    monkeypatch.setenv("MERLIN_AGENT_MACHINE_CONFIG", str(machine))
+    (tmp_path / "mine.yaml").write_text("site: quartz-two\n")
+    found = load("--config", "mine.yaml")
+    assert (found.server, found.site, found.idle_exit) == ("tls://nats.example.org", "quartz-two", 600.0)
+    machine.write_text("slotz: 3\n")
+    with pytest.raises(ConfigError, match=rf"^{machine}: slotz: expected one of"):
+        load("--config", "mine.yaml")
+    machine.unlink()
+    with pytest.raises(ConfigError, match=r"machine\.yaml: expected readable YAML or JSON, found: No such file"):
+        load()
+
+
 def test_queues_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blanks around them don't count."""
     assert load("--queues", "a, b,").queues == ("a", "b")

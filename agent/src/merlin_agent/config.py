@@ -32,6 +32,7 @@ USAGE: Final = 2
 UNREADABLE_KEYS: Final = 3
 UNWRITABLE_WORKSPACE: Final = 4
 _DEFAULT_FILE: Final = "~/.merlin/agent.yaml"
+_MACHINE_FILE: Final = "/etc/merlin/agent.yaml"
 _MAX_FILE: Final = 1 << 20
 
 
@@ -147,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         description="Runs the tasks of Merlin studies on this host. Start it inside a batch allocation, in the "
         "environment that the tasks need; start as many as you like. SIGTERM drains it.",
         epilog=f"Each flag is also a variable ({PREFIX}SERVER, {PREFIX}SLOTS, …) and a key of {_DEFAULT_FILE}; a flag "
-        "counts before a variable, a variable before the file. Exit codes: 0 drained, 2 wrong usage, 3 keys or "
+        f"counts before a variable, a variable before the file, that before the machine's, {_MACHINE_FILE}. Exit codes: 0 drained, 2 wrong usage, 3 keys or "
         "credentials unreadable, 4 workspace not writable, 5 doctor found something wrong.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -248,14 +249,20 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     flags.pop("command", None)
     given = flags.pop("config", None) or environ.get(f"{PREFIX}CONFIG")
     path = Path(given or _DEFAULT_FILE).expanduser()
-    values = _read_mapping(path, USAGE) if given or path.exists() else {}
-    own = {key.replace("-", "_"): value for key, value in values.items()}
+    machine = Path(environ.get(f"{PREFIX}MACHINE_CONFIG") or _MACHINE_FILE)
+    own: dict[str, Any] = {}
+    places: dict[str, Path] = {}
+    for file, required in ((machine, f"{PREFIX}MACHINE_CONFIG" in environ), (path, bool(given))):
+        if required or file.exists():
+            values = {key.replace("-", "_"): value for key, value in _read_mapping(file, USAGE).items()}
+            own |= values
+            places |= dict.fromkeys(values, file)
     credentials = flags.get("credentials") or environ.get(f"{PREFIX}CREDENTIALS") or own.get("credentials")
     _FileSource.values = {**_site_values(credentials), **own}
     try:
         return Settings(**flags)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(fault, flags, environ, path) for fault in error.errors())) from None
+        raise ConfigError("\n".join(_explain(fault, flags, environ, places) for fault in error.errors())) from None
     finally:
         _FileSource.values = {}
 
@@ -270,14 +277,14 @@ def _site_values(credentials: object) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value} if sitefile.MARK in values else {}
 
 
-def _explain(fault: Any, flags: Mapping[str, Any], environ: Mapping[str, str], path: Path) -> str:
+def _explain(fault: Any, flags: Mapping[str, Any], environ: Mapping[str, str], places: Mapping[str, Path]) -> str:
     name = str(fault["loc"][0]) if fault["loc"] else "settings"
     if name in flags:
         place = "--" + name.replace("_", "-")
     elif f"{PREFIX}{name.upper()}" in environ:
         place = f"{PREFIX}{name.upper()}"
     else:
-        place = f"{path}: {name}"
+        place = f"{places[name]}: {name}" if name in places else name
     if fault["type"] == "extra_forbidden":
         return f"{place}: expected one of {', '.join(Settings.model_fields)}; remove it or correct the spelling"
     return f"{place}: {fault['msg']}, found {fault['input']!r}; see merlin-agent --help"
