@@ -7,56 +7,18 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.cluster.funnel import condition, workspace_of
+from tests.cluster.mixed import Occupancy, manifest, most_at_once, spans
 from tests.cluster.site import Site, running_site
 from tests.ground import Slurm, eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(900)]
 
 SERIAL = int(os.environ.get("MERLIN_TEST_SERIAL", "4000"))
-NAP = os.environ.get("MERLIN_TEST_NAP", "0")
-WIDE = 8
-MIXED = """
-apiVersion: merlin.dev/v1alpha1
-kind: Study
-metadata: {{name: {name}}}
-spec:
-  description: {{name: {name}, description: many serial tasks beside some that run over two hosts}}
-  batch: {{type: slurm}}
-  global.parameters:
-    TURN: {{values: [{turns}], label: "TURN.%%"}}
-  study:
-  - name: serial
-    description: notes where and when it ran
-    run:
-      cmd: |
-        : $(NUMBER)
-        began=$EPOCHREALTIME
-        while read -r key value; do [[ $key == Cpus_allowed_list: ]] && break; done < /proc/$BASHPID/status
-        [[ {nap} == 0 ]] || sleep {nap}
-        echo "$SLURMD_NODENAME $value $began $EPOCHREALTIME" >> $(MERLIN_WORKSPACE)/spans-$SLURMD_NODENAME
-  - name: wide
-    description: a process on each core of two hosts
-    run:
-      cmd: $(LAUNCHER) {note} $(MERLIN_WORKSPACE)/spans-wide $(TURN)
-      nodes: 2
-      procs: 4
-  merlin:
-    samples:
-      generate: {{cmd: "seq {serial} > $(MERLIN_INFO)/numbers.csv"}}
-      file: $(MERLIN_INFO)/numbers.csv
-      column_labels: [NUMBER]
-"""
-NOTE = """\
-#!/bin/bash
-began=$EPOCHREALTIME
-sleep 0.5
-echo "$SLURMD_NODENAME $2 $began $EPOCHREALTIME" >> $1
-"""
+WIDE = 4
 COUNTED = """\
 #!/bin/bash
 echo "$*" >> {log}
@@ -71,76 +33,84 @@ def site(slurm: Slurm) -> Iterator[Site]:
         yield started
 
 
-class Span(NamedTuple):
-    """A process's time on a host."""
-
-    host: str
-    what: str
-    began: float
-    ended: float
-
-
-def spans(path: Path) -> list[Span]:
-    lines = (line.split() for line in path.read_text().splitlines())
-    return [Span(host, what, float(began), float(ended)) for host, what, began, ended in lines]
-
-
-def most_at_once(found: list[Span]) -> int:
-    """How many of these ran at one time."""
-    marks = sorted([(each.began, 1) for each in found] + [(each.ended, -1) for each in found])
-    running = most = 0
-    for _, change in marks:
-        running += change
-        most = max(most, running)
-    return most
-
-
-@pytest.mark.parametrize("launcher", ["", "srun --overlap --ntasks-per-node=1 --cpu-bind=none"])
-def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(site: Site, tmp_path: Path, launcher: str) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "serial", "nap"),
+    [("", SERIAL, 0.0), ("srun --overlap --ntasks-per-node=1 --cpu-bind=none", 60, 0.4)],
+    ids=["one agent, thousands of short tasks", "an agent on each host, tasks of half a second"],
+)
+def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(
+    site: Site, tmp_path: Path, launcher: str, serial: int, nap: float
+) -> None:
     """One agent that starts the other, or one on each host by the user's srun: the same command, the same result."""
-    note, calls = site.root / "note", tmp_path / "calls"
-    note.write_text(NOTE)
-    note.chmod(0o755)
-    counted = tmp_path / "bin" / "srun"
+    calls, counted = tmp_path / "calls", tmp_path / "bin" / "srun"
     counted.parent.mkdir()
     counted.write_text(COUNTED.format(log=calls, srun=shutil.which("srun")))
     counted.chmod(0o755)
     name = "mixed" if launcher else "mixed-alone"
-    serial = 2000 if launcher else SERIAL
-    job = site.allocate(
-        "--idle-exit", "10",
-        slots=None, nodes=2, launcher=launcher, exclusive=True, env={"PATH": f"{counted.parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    turns = ", ".join(f'"{turn}"' for turn in range(WIDE))
-    site.apply(MIXED.format(name=name, turns=turns, nap=NAP, note=note, serial=serial))
-    site.wait_finished(name)
+    with Occupancy(str(site.root)) as seen:
+        job = site.allocate(
+            "--idle-exit", "10",
+            slots=None, nodes=2, launcher=launcher, exclusive=True, env={"PATH": f"{counted.parent}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        site.apply(manifest(name, serial=serial, nap=nap, wide=WIDE, wide_seconds=0.5, note=site.root / "note"))
+        site.wait_finished(name)
     study = site.study(name)
     assert condition(study, "Succeeded")["status"] == "True", study["status"]
     assert study["status"]["counts"]["succeeded"] == serial + WIDE + 1
     workspace = workspace_of(study, site.root / "work")
     wide = spans(workspace / "spans-wide")
     assert len(wide) == 4 * WIDE
-    busy, began, ended = 0.0, float("inf"), 0.0
     for host in ("n1", "n2"):
+        assert (workspace / f"spans-{host}").exists(), f"no serial task on {host}:\n{site.slurm.output(job)}"
         here = spans(workspace / f"spans-{host}")
-        both = here + [span for span in wide if span.host == host]
         assert sum(span.host == host for span in wide) == 2 * WIDE, "two processes on each host"
-        assert most_at_once(both) <= 2, f"{host} has two cores"
+        assert most_at_once(here + [span for span in wide if span.host == host]) <= 2, f"{host} has two cores"
         by_core = defaultdict(list)
         for span in here:
             by_core[span.what].append(span)
         assert sorted(by_core) == ["0", "1"], "each serial task is bound to one core"
         assert [most_at_once(each) for each in by_core.values()] == [1, 1]
-        busy += sum(span.ended - span.began for span in both)
-        began, ended = min(began, *(span.began for span in both)), max(ended, *(span.ended for span in both))
-    last = max(span.began for span in wide)
-    print(
-        f"busy {busy / (4 * (ended - began)):.1%} of {ended - began:.1f} s; wide steps over after {last - began:.1f} s"
-    )
+    assert seen.peak <= 1, "no core had two tasks in any sample"
+    print(f"busy {seen.mean:.1%} of {seen.seconds:.1f} s")
     started = [line for line in calls.read_text().splitlines() if "merlin-agent" in line]
     assert len(started) == 1, "one launcher call for the agents"
     assert len(calls.read_text().splitlines()) == 1 + WIDE, "and none for a serial task"
     assert site.slurm.wait(job, timeout=240) == "COMPLETED", "idle agents leave, and the job ends with them"
+
+
+INSIDE = """
+apiVersion: merlin.dev/v1alpha1
+kind: Study
+metadata: {name: inside}
+spec:
+  description: {name: inside, description: what a serial step of an agent that srun started has of Slurm}
+  study:
+  - name: look
+    description: the job is described, the agent's own part in srun is not, and srun works
+    run:
+      cmd: |
+        env > environment
+        srun --ntasks=1 --nodes=1 bash -c 'echo "$SLURM_JOB_ID $SLURM_PROCID"' > inner
+"""
+
+
+def test_a_serial_step_sees_the_job_and_not_the_agent_s_own_part_in_srun(site: Site) -> None:
+    """A program linked with MPI would wait for the peers that the variables of the agent's step promise; srun must still work."""
+    eventually(lambda: site.slurm.nodes_idle() == ["n1", "n2"], timeout=60, message="no agent of another job is left")
+    job = site.allocate(
+        "--idle-exit", "2",
+        slots=None, nodes=2, exclusive=True, launcher="srun --ntasks-per-node=1 --cpu-bind=none --mpi=pmi2",
+    )  # fmt: skip
+    site.apply(INSIDE)
+    site.wait_finished("inside", seconds=120)
+    study = site.study("inside")
+    assert condition(study, "Succeeded")["status"] == "True", study["status"]
+    step = workspace_of(study, site.root / "work") / "look"
+    names = {line.partition("=")[0] for line in (step / "environment").read_text().splitlines()}
+    assert {"SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_CPUS_ON_NODE", "SLURMD_NODENAME"} <= names
+    tasks = ("PMI", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP", "SLURM_SRUN_COMM", "SLURM_GTIDS", "SLURM_NTASKS")
+    assert not [name for name in names if name.startswith(tasks)]
+    assert (step / "inner").read_text().split() == [job, "0"]
 
 
 LONG = """
@@ -157,7 +127,7 @@ spec:
         echo $MERLIN_TIME_LEFT > left-$BASHPID
         sleep {seconds}
         echo $(NUMBER) >> $(MERLIN_WORKSPACE)/executions
-      max_retries: 1
+      max_retries: 0
   merlin:
     samples:
       generate: {{cmd: "seq {tasks} > $(MERLIN_INFO)/numbers.csv"}}
@@ -166,22 +136,26 @@ spec:
 """
 
 
-def check_lossless(site: Site, name: str, tasks: int) -> None:
-    """Every task succeeded and was finished once; none failed, none was lost, none was doubled."""
+def check_lossless(site: Site, name: str, tasks: int, *, most_lost: int = 0) -> None:
+    """Every task succeeded and was finished once; none failed (a step has no retries), none was doubled, few were lost."""
     study = site.study(name)
     assert condition(study, "Succeeded")["status"] == "True", study["status"]
     counts = study["status"]["counts"]
     assert (counts["succeeded"], study["status"].get("doubled", 0)) == (tasks + 1, 0)
-    assert sum(step.get("lost", 0) for step in study["status"]["steps"]) == 0, "given back, not missed"
+    assert sum(step.get("lost", 0) for step in study["status"]["steps"]) <= most_lost, "given back, not missed"
     lines = (workspace_of(study, site.root / "work") / "executions").read_text().split()
     assert sorted(map(int, lines)) == list(range(1, tasks + 1))
 
 
-@pytest.mark.parametrize("how", ["scancel", "requeue", "walltime"])
+@pytest.mark.parametrize("how", ["scancel", "requeue", "signal", "walltime"])
 def test_an_allocation_that_ends_in_mid_study_costs_nothing(site: Site, how: str) -> None:
     """What has not started is given back at once, what runs is ended and given back; the next allocation goes on."""
-    name, tasks = f"ends-by-{how.strip('-')}", 24
-    job = site.allocate(time="1:00" if how == "walltime" else "10:00", requeue=how == "requeue")
+    name, tasks = f"ends-by-{how}", 24
+    job = site.allocate(
+        time="1:00" if how in ("walltime", "signal") else "10:00",
+        requeue=how == "requeue",
+        signal="B:USR1@40" if how == "signal" else False,
+    )
     site.apply(LONG.format(name=name, seconds=1 if how == "scancel" else 3, tasks=tasks))
     eventually(lambda: site.done(name) > 2, message="the first allocation works")
     match how:
@@ -189,6 +163,8 @@ def test_an_allocation_that_ends_in_mid_study_costs_nothing(site: Site, how: str
             site.slurm.scancel(job)
         case "requeue":
             site.slurm.requeue(job)
+        case "signal":
+            assert site.slurm.wait(job, timeout=90) == "COMPLETED", "it drains and leaves before the end"
         case _:
             site.slurm.wait(job, timeout=240)
     site.allocate("--idle-exit", "60")  # a requeued job waits for two minutes
@@ -199,3 +175,83 @@ def test_an_allocation_that_ends_in_mid_study_costs_nothing(site: Site, how: str
     assert all(0 <= left <= 600 for left in lefts)
     for each in site.jobs:
         site.slurm.scancel(each)
+
+
+def test_a_study_of_several_allocations_outlives_what_a_cluster_does_to_them(site: Site) -> None:
+    """A job array serves it; a node is drained, a task of the array is preempted, a node dies: nothing is lost, failed or doubled."""
+    slurm, name, tasks = site.slurm, "outlives", 60
+    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=60, message="both nodes are free")
+    array = site.allocate("--keep-alive", array="0-1", cpus_per_task=2)
+    site.apply(LONG.format(name=name, seconds=1, tasks=tasks))
+    log = f"{name}_*/merlin_info/outcomes/*"
+    eventually(
+        lambda: site.done(name) > 4 and len(list((site.root / "work").glob(log))) == 2,
+        timeout=60,
+        message="both tasks of the array have a part in it",
+    )
+    slurm.drain("n1")
+    urgent = slurm.sbatch("sleep 3", partition="urgent", nodelist="n2", cpus_per_task=2)
+    assert slurm.wait(urgent, timeout=90) == "COMPLETED", "the array's task on n2 had to go"
+    before = site.done(name)
+    eventually(lambda: site.done(name) > before + 2, timeout=60, message="the drained node goes on with what it runs")
+    slurm.resume("n1")
+    site.allocate("--keep-alive", nodelist="n2", cpus_per_task=2)
+    eventually(lambda: len(list((site.root / "work").glob(log))) == 3, timeout=60, message="another allocation joins")
+    slurm.kill_node("n1")
+    site.wait_finished(name, seconds=180)
+    check_lossless(site, name, tasks, most_lost=4)
+    assert all(path.read_text() for path in (site.root / "work").glob(f"{name}_*/executions"))
+    slurm.nodes["n1"].start()
+    for each in [*site.jobs, array]:
+        slurm.scancel(each)
+    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=90, message="the killed node is back")
+
+
+DIES = """
+apiVersion: merlin.dev/v1alpha1
+kind: Study
+metadata: {name: dies}
+spec:
+  description: {name: dies, description: a step over two hosts one of which dies}
+  batch: {type: slurm}
+  study:
+  - name: wide
+    description: no retry may be spent for it
+    run:
+      cmd: |
+        echo began >> $(MERLIN_WORKSPACE)/began
+        $(LAUNCHER) sleep 8
+      nodes: 2
+      procs: 2
+      max_retries: 0
+"""
+
+
+def test_a_host_that_dies_under_a_step_of_several_costs_no_retry(site: Site) -> None:
+    """The launcher fails and the host's agent is gone: the step is given back, and runs again in the next allocation."""
+    slurm = site.slurm
+    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=60, message="both nodes are free")
+    first = site.allocate(slots=None, nodes=2, exclusive=True, no_kill=True)
+    site.apply(DIES)
+    work = site.root / "work"
+    eventually(lambda: list(work.glob("dies_*/began")), timeout=60, message="the step begins")
+    eventually(
+        lambda: slurm.network.run(["pgrep", "-xfc", "sleep 8"], check=False).stdout.strip() == "2",
+        timeout=60,
+        message="both processes run",
+    )
+
+    def reports() -> int:
+        return sum(log.read_text().count('"final":true') for log in work.glob("dies_*/merlin_info/outcomes/*"))
+
+    before = reports()
+    slurm.kill_node("n2")
+    slurm.nodes["n2"].start()
+    eventually(lambda: reports() > before, timeout=120, message="the step is given back")
+    slurm.scancel(first)
+    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=90, message="both nodes are back")
+    site.allocate("--idle-exit", "2", slots=None, nodes=2, exclusive=True)
+    site.wait_finished("dies", seconds=180)
+    study = site.study("dies")
+    assert condition(study, "Succeeded")["status"] == "True", study["status"]
+    assert next(work.glob("dies_*/began")).read_text().split() == ["began", "began"]

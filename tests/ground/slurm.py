@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import secrets
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -166,10 +167,33 @@ class Slurm:
         """End the job and put it back into the queue, as preemption does."""
         self._run("scontrol", "requeue", job)
 
+    def drain(self, node: str) -> None:
+        """Let no further job start on a node; what runs there goes on. `resume` ends it."""
+        self._run("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+
+    def resume(self, node: str) -> None:
+        """Let jobs start on a node again."""
+        self._run("scontrol", "update", f"nodename={node}", "state=resume")
+
+    def kill_node(self, node: str) -> None:
+        """Kill all that runs on a node, its slurmd first; `nodes[node].start()` brings an empty one back."""
+        self.nodes[node].kill()
+        doomed = set()
+        for pid in self.network.pids():
+            with contextlib.suppress(OSError):
+                if f"SLURMD_NODENAME={node}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+                    doomed.add(pid)
+                    parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+                    if Path(f"/proc/{parent}/comm").read_text().strip() == "slurmstepd":
+                        doomed.add(parent)
+        for pid in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def nodes_idle(self) -> list[str]:
         """The names of the nodes that run nothing and answer."""
         lines = self._run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False).splitlines()
-        return sorted(name for name, state in (line.split() for line in lines) if state == "idle")
+        return sorted({name for name, state in (line.split() for line in lines) if state == "idle"})
 
     def output(self, job: str) -> str:
         """What the job has written so far (stdout and stderr), unless `output=` sent it elsewhere."""
@@ -245,5 +269,9 @@ SchedulerParameters=bf_interval=1,sched_interval=1
 KillWait={KILL_WAIT}
 ReturnToService=2
 MailProg=/bin/true
-{nodes}PartitionName=batch Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+# Jobs of the partition `urgent` take the nodes of others, which are put back into the queue.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+{nodes}PartitionName=batch Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=1
+PartitionName=urgent Nodes={",".join(NODES)} MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=2 PreemptMode=OFF
 """

@@ -32,7 +32,7 @@ class Host:
     """An agent's part of an allocation: the second host's, or another."""
 
     def __init__(self, path: Path, name: str = "n2", cores: int = 2) -> None:
-        self.feed, self.idle, self.left = Feed(Pool(cores)), 0.0, False
+        self.feed, self.idle, self.left, self.looked = Feed(Pool(cores)), 0.0, False, 0
         self.member = Member(
             self.feed,
             path=str(path),
@@ -40,12 +40,16 @@ class Host:
             agent=f"{name}-1",
             size=(cores, 0),
             idle=lambda: self.idle,
+            freed=self._look_again,
             leave=self._leave,
         )
         self.running: asyncio.Task[None] | None = None
 
-    def _leave(self) -> None:
-        self.left = True
+    def _look_again(self) -> None:
+        self.looked += 1
+
+    def _leave(self, finish: bool) -> None:  # noqa: FBT001 - as `Member` calls it
+        self.left = not finish
 
     def start(self) -> None:
         self.running = asyncio.create_task(self.member.run())
@@ -72,7 +76,7 @@ class Allocation:
         def kept(key: str) -> None:
             loop.call_soon_threadsafe(self.wide.kept, key)
 
-        self.wide.join(OwnNode("n1", self.feed, (2, 0), kept))
+        self.wide.join(OwnNode("n1", self.feed, (2, 0), kept=kept, freed=lambda: None))
 
     def _start(self, run: ChunkRun, work: Work, share: Share) -> bool:
         del work
@@ -102,6 +106,7 @@ def test_hosts_keep_cores_for_a_task_of_several_and_give_them_back(tmp_path: Pat
             assert (other.feed.busy, site.feed.busy) == (2, 2)
             site.wide.over(site.shares[0].task)
             await until(lambda: other.feed.busy == 0)
+            assert other.looked == 1, "it looks for tasks of its own again"
             await other.die()
 
     asyncio.run(story())

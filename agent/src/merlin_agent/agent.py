@@ -127,6 +127,7 @@ class Agent:
             spreads=not settings.this_node,
             idle=self._idle_for,
             changed=self._on_hosts_changed,
+            freed=lambda: self._intake.wake(),  # noqa: PLW0108 - made later
             leave=self._on_led_away,
             complain=self._complain,
         )

@@ -35,8 +35,10 @@ _TRY_FOR: Final = 3.0
 class OwnNode:
     """The leader's own host."""
 
-    def __init__(self, host: str, feed: Feed, size: tuple[int, int], kept: Callable[[str], None]) -> None:
-        self.host, self._feed, self._kept = host, feed, kept
+    def __init__(
+        self, host: str, feed: Feed, size: tuple[int, int], *, kept: Callable[[str], None], freed: Callable[[], None]
+    ) -> None:
+        self.host, self._feed, self._kept, self._freed = host, feed, kept, freed
         self.cores, self.gpus = size
 
     def keep(self, key: str, needs: Shape) -> None:
@@ -46,6 +48,7 @@ class OwnNode:
     def release(self, key: str) -> None:
         """See `wide.Node`."""
         self._feed.release(key)
+        self._freed()
 
 
 class _Member:
@@ -206,9 +209,22 @@ class Member:
         agent: str,
         size: tuple[int, int],
         idle: Callable[[], float],
+        freed: Callable[[], None],
         leave: Callable[[bool], None],
     ) -> None:
-        self._feed, self._path, self._idle, self._leave = feed, path, idle, leave
+        """Keep what is needed.
+
+        Args:
+            feed: What keeps cores.
+            path: The rendezvous file.
+            host: Ours, as the job spells it.
+            agent: Our name.
+            size: Our cores and GPUs.
+            idle: For how long we have had nothing to do.
+            freed: Told that cores were given back, so that there is room for tasks of our own.
+            leave: Called when the leader gives the allocation up; told whether what runs may end before.
+        """
+        self._feed, self._path, self._idle, self._freed, self._leave = feed, path, idle, freed, leave
         self._me = Hello(host=host, agent=agent, cores=size[0], gpus=size[1])
         self.led = False
         """Whether there is a leader, which decides when all leave."""
@@ -236,6 +252,7 @@ class Member:
         """Keep nothing any more."""
         for key in self._feed.keys:
             self._feed.release(key)
+        self._freed()
 
     async def _follow(self, place: Rendezvous) -> None:
         reader, writer = await _connect(place)
@@ -267,6 +284,7 @@ class Member:
                 self._feed.keep(line.key, Shape(cores=line.cores, gpus=line.gpus), kept)
             case Release():
                 self._feed.release(line.key)
+                self._freed()
             case Leave():
                 self._leave(line.finish)
             case Idle():

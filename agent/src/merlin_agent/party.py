@@ -50,6 +50,7 @@ class Party:
         spreads: bool,
         idle: Callable[[], float],
         changed: Callable[[], None],
+        freed: Callable[[], None],
         leave: Callable[[bool], None],
         complain: Callable[[str], None],
     ) -> None:
@@ -67,11 +68,13 @@ class Party:
             spreads: We may start the others.
             idle: For how long we have had nothing to do.
             changed: Told that tasks may run over another number of hosts now.
+            freed: Told that there is room for tasks of our own again.
             leave: Called when the leader gives the allocation up; told whether what runs may end before.
             complain: Told of problems.
         """
         self._found, self._slots, self._agent = found, slots, agent
         self._spreads, self._idle, self._changed, self._leave, self._complain = spreads, idle, changed, leave, complain
+        self._freed = freed
         self._size = slots.count, gpus
         self._path = pairing.path_of(workspace, job=(found.scheduler, found.job_id, found.run), group=group)
         self._toward = urlsplit(server).hostname or "localhost"
@@ -114,6 +117,7 @@ class Party:
                 agent=self._agent,
                 size=self._size,
                 idle=self._idle,
+                freed=self._freed,
                 leave=self._leave,
             )
             await self._member.run()
@@ -124,7 +128,7 @@ class Party:
         def kept(key: str) -> None:
             loop.call_soon_threadsafe(wide.kept, key)
 
-        wide.join(OwnNode(self._found.host, self._slots.feed, self._size, kept))
+        wide.join(OwnNode(self._found.host, self._slots.feed, self._size, kept=kept, freed=self._freed))
         self._leader = Leader(wide, host=self._found.host, path=self._path, toward=self._toward, changed=self._changed)
         try:
             await self._leader.open()
