@@ -1,6 +1,8 @@
 """A server without Kubernetes: allocations of a real Slurm work on its studies, commands reach it, and a restart loses nothing."""
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -141,6 +143,28 @@ def test_a_study_is_cancelled_and_its_name_is_not_taken_twice(site: Site) -> Non
     site.merlin("run", "waits.yaml", "--name", "waits", code=4)
     site.merlin("cancel", "waits")
     eventually(lambda: site.phase("waits") == "Cancelled", interval=0.5)
+
+
+def test_a_study_is_suspended_and_goes_on_at_a_word(site: Site) -> None:
+    site.merlin("run", "waits.yaml", "--name", "rests")
+    site.merlin("suspend", "rests")
+    eventually(lambda: site.phase("rests") == "Suspended", timeout=30, interval=0.5)
+    site.merlin("resume", "rests")
+    eventually(lambda: site.phase("rests") != "Suspended", timeout=30, interval=0.5)
+
+
+def test_a_server_that_was_stopped_goes_on_on_another_machine_from_a_copy_of_its_state(site: Site) -> None:
+    before = site.merlin("server", "status")
+    site.merlin("server", "stop")
+    place = site.directory / "server.json"
+    known = json.loads(place.read_text())
+    place.write_text(json.dumps({**known, "host": "another-machine"}))
+    assert "its server runs or ran on another-machine" in site.merlin("server", "start", code=4)
+    shutil.copytree(site.root / "state", site.root / "copy")
+    site.merlin("server", "start", "--address", "127.0.0.1", "--state", str(site.root / "copy"))
+    studies = [line.split()[:2] for line in before.splitlines() if "waits" in line]
+    assert studies == [["waits", "Cancelled"]]
+    eventually(lambda: site.phase("waits") == "Cancelled", timeout=60, message="the log is read from the copy")
 
 
 def test_a_context_says_which_server_counts(site: Site) -> None:
