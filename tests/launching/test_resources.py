@@ -21,9 +21,9 @@ from merlin_study.taskset import TaskSet
 from tests.ground import eventually
 
 
-def chunk(tasks: int, *, urgent: bool = False) -> ChunkRun:
+def chunk(tasks: int, *, urgent: bool = False, step: int = 0) -> ChunkRun:
     held = TaskSet(first=0, width=tasks)
-    return ChunkRun(wire.Chunk(study="s", plan="p", step=0, fence=1, epoch=1, tasks=held, attempt=1), urgent=urgent)
+    return ChunkRun(wire.Chunk(study="s", plan="p", step=step, fence=1, epoch=1, tasks=held, attempt=1), urgent=urgent)
 
 
 def test_a_pool_gives_each_core_and_each_gpu_once() -> None:
@@ -67,6 +67,84 @@ def test_no_small_task_overtakes_a_large_one_that_waits() -> None:
     assert second.run is large
     feed.close()
     thread.join()
+
+
+class Clock:
+    """Seconds that a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def learn(feed: Feed, clock: Clock, run: ChunkRun, seconds: float) -> None:
+    """Have a step's tasks take so long three times."""
+    for _ in range(3):
+        found = feed.take()
+        assert found is not None
+        assert found.run is run
+        clock.now += seconds
+        with feed._condition:
+            feed._pool.give(found.share)
+            ended = feed._running.pop(id(found.share))
+            feed._durations.note(ended.step, clock.now - ended.began)
+
+
+@pytest.mark.parametrize("waits", ["a task of several cores", "cores that are kept for another host's task"])
+def test_before_a_task_that_waits_only_those_run_that_will_have_ended_by_then(waits: str) -> None:
+    """A core idles no longer than it has to, and the task that waits starts no later for it."""
+    clock = Clock()
+    feed = Feed(Pool(2), clock)
+    long, short = chunk(4, step=0), chunk(5, step=1)
+    feed.add(long, Nothing(), Shape())
+    learn(feed, clock, long, 10.0)
+    feed.add(short, Nothing(), Shape())
+    long_one = feed.take()
+    assert long_one is not None
+    assert long_one.run is long
+    learn(feed, clock, short, 2.0)  # 6 s of the 11 that the long one may take are over
+    kept: list[str] = []
+    if waits.startswith("a task"):
+        feed.add(chunk(1, step=2), Nothing(), Shape(cores=2))
+        feed._queues[1].rotate(1)
+    else:
+        feed.keep("key", Shape(cores=2), kept.append)
+    fits = feed.take()
+    assert fits is not None
+    assert fits.run is short, "it takes 2.2 s at most, and 5 are left"
+    clock.now += 3.0
+    with feed._condition:
+        feed._pool.give(fits.share)
+        assert feed._first() is None, "2 s are left, too little for another: the core is kept"
+        feed._pool.give(long_one.share)
+        following = feed._first()
+    if waits.startswith("a task"):
+        assert following is not None
+        assert following.share.cores == 2
+    else:
+        assert (kept, following) == (["key"], None)
+
+
+def test_nothing_overtakes_where_nobody_knows_how_long_tasks_take() -> None:
+    """Declared walltimes count where no task has been measured."""
+    clock = Clock()
+    feed = Feed(Pool(3), clock)
+    quarter, hour = Shape(walltime_class=1), Shape(walltime_class=2)
+    unknown, declared = chunk(1, step=0), chunk(1, step=1)
+    feed.add(declared, Nothing(), hour)
+    first = feed.take()
+    feed.keep("key", Shape(cores=3), lambda _: None)
+    feed.add(unknown, Nothing(), Shape())
+    with feed._condition:
+        assert feed._first() is None
+    short = chunk(1, step=2)
+    feed.add(short, Nothing(), quarter)
+    found = feed.take()
+    assert first is not None
+    assert found is not None
+    assert found.run is short, "a quarter of an hour at most, before an hour at most"
 
 
 class Nothing(Work):

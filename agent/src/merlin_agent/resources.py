@@ -62,6 +62,11 @@ class Pool:
         """How many cores have a task."""
         return self.cores - self._free_cores
 
+    @property
+    def free(self) -> tuple[int, int]:
+        """How many cores and GPUs nobody has."""
+        return self._free_cores, len(self._free_gpus)
+
     def take(self, needs: Shape) -> Share | None:
         """Return a share for one task, None where too little is free."""
         if needs.cores > self._free_cores or needs.gpus > len(self._free_gpus):

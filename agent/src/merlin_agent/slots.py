@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from merlin_agent.allowance import Allowance
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
+from merlin_agent.foresight import Durations, Running, free_at
 from merlin_agent.launch import Launcher
 from merlin_agent.resources import NOTHING, Pool, Share, parts
 from merlin_agent.slot import Slot
@@ -97,12 +98,12 @@ class Next(NamedTuple):
 class Feed:
     """The chunks whose tasks may start, urgent ones first, as far as the host's cores and GPUs go.
 
-    Within its queue no task overtakes another: where the first one needs more than is free, what becomes free is kept for it.
-    Else small tasks would take each core as it comes, and a large one would wait for ever. What is kept for tasks that run over several
-    hosts (`keep`) goes before all: other hosts wait with theirs meanwhile.
+    Where the first one needs more than is free, what becomes free is kept for it: else small tasks would take each core as it comes, and
+    a large one would wait for ever. Only those overtake it that will have ended before it can start; see `foresight`. What is kept for
+    tasks that run over several hosts (`keep`) goes before all: other hosts wait with theirs meanwhile.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, clock: Callable[[], float] = time.monotonic) -> None:
         self._condition = threading.Condition()
         self._queues: tuple[deque[tuple[ChunkRun, Work, Shape]], ...] = (deque(), deque())
         self._closed = False
@@ -110,6 +111,9 @@ class Feed:
         self._ready: deque[Next] = deque()
         self._wanted: OrderedDict[str, tuple[Shape, Callable[[str], None]]] = OrderedDict()
         self._kept: dict[str, Share] = {}
+        self._clock, self._durations = clock, Durations()
+        self._running: dict[int, Running] = {}
+        """By the identity of their shares."""
         self.idle = 0
 
     def add(self, run: ChunkRun, work: Work, needs: Shape) -> None:
@@ -185,6 +189,8 @@ class Feed:
         """Give back what the last task had, and wait for a task to run; None when there will be none."""
         with self._condition:
             self._pool.give(back)
+            if (ended := self._running.pop(id(back), None)) is not None:
+                self._durations.note(ended.step, self._clock() - ended.began)
             self._condition.notify(max(0, back.cores - 1))
             while not self._closed:
                 found = self._first()
@@ -198,21 +204,32 @@ class Feed:
     def _first(self) -> Next | None:
         if self._ready:
             return self._ready.popleft()
+        now, latest = self._clock(), float("inf")
         if not self._keep_what_can():
-            return None
+            latest = self._free_at(next(iter(self._wanted.values()))[0], now)
         for queue in self._queues:
-            while queue:
-                run, work, needs = queue[0]
+            for entry in list(queue):
+                run, work, needs = entry
                 if run.left == 0:
-                    queue.popleft()
+                    queue.remove(entry)
+                    continue
+                step = run.chunk.study, run.chunk.step
+                most = self._durations.most(step, needs)
+                if latest < float("inf") and (most is None or now + most > latest):
                     continue
                 share = self._pool.take(needs)
                 if share is None:
-                    return None
+                    latest = min(latest, self._free_at(needs, now))
+                    continue
                 task = run.take()
                 assert task is not None, "a chunk with tasks left had none; this is a bug"
+                self._running[id(share)] = Running(step, now, None if most is None else now + most, share)
                 return Next(run, work, task, share)
         return None
+
+    def _free_at(self, needs: Shape, now: float) -> float:
+        cores, gpus = self._pool.free
+        return free_at(needs, self._running.values(), cores=cores, gpus=gpus, now=now)
 
     def stop(self, run: ChunkRun, why: Stop) -> None:
         """Start nothing more of a chunk."""
