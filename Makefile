@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench bench-tasks bench-scale docs control-plane images wheels agent-file wheelhouse clean help
+.PHONY: demo check test bench bench-tasks bench-scale bench-slurm docs control-plane images wheels agent-file wheelhouse clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -35,6 +35,9 @@ bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xarg
 
 bench-scale: .venv/.locked ## measure studies of up to 10⁸ null tasks on a real API server, into docs/benchmarks/
 	python tools/bench_scale.py --write docs/benchmarks
+
+bench-slurm: .venv/.locked ## measure how full a mixed study keeps an allocation of a real Slurm, into docs/benchmarks/
+	python tools/bench_slurm.py --write docs/benchmarks
 
 docs: .venv/.locked ## build the documentation into site/
 	mkdocs build --strict --site-dir site

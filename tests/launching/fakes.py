@@ -1,6 +1,7 @@
 """Schedulers' commands on PATH that know their own flags and no others: an unknown one, or one without its value, ends with 64.
 
-What they take stands in `FLAGS`, from the manuals of flux-core 0.60, LSF 10.1 with jsrun 10.4, OpenPBS 23 and MPICH 4. They do what
+What they take stands in `FLAGS`, from the manuals of flux-core 0.60 (and 0.12, 0.47), LSF 10.1 with jsrun 10.4, OpenPBS 23, MPICH 4, PALS 1.2, Open MPI 4.1, ALPS 5.2 and
+Slurm 22.05. They do what
 the real ones do as far as a test can see: the command that is handed over runs once for each place that it would run on,
 in the environment that it would find there. Each call is noted in ``calls``, one JSON list of words a line.
 """
@@ -22,20 +23,29 @@ FLAGS: Mapping[str, Mapping[str, int]] = {
     },
     "flux exec": {"-r": 1, "-x": 1, "-d": 1, "--dir": 1, "-l": 0},
     "flux start": {"-o": 1, "-s": 1, "--wrap=": 0, "-v": 0},
-    "flux run": {"-n": 1, "-N": 1, "-t": 1, "-g": 1, "-c": 1, "-o": 1},
+    "flux run": {"-n": 1, "-N": 1, "-t": 1, "-g": 1, "-c": 1, "-o": 1, "--requires=": 0},
+    "flux mini run": {"-n": 1, "-N": 1, "-t": 1, "-g": 1, "-c": 1, "-o": 1},
+    "flux wreckrun": {"-n": 1, "-N": 1, "-T": 1, "-g": 1, "-c": 1, "-o": 1},
     "flux version": {},
     "flux resource": {"-s": 1, "-n": 0, "-o": 1},
     "flux getattr": {},
     "flux job": {},
     "jsrun": {
         "-a": 1, "-c": 1, "-g": 1, "-n": 1, "-r": 1, "-d": 1, "-b": 1, "-X": 1, "--bind=": 0, "--np": 1, "--nrs": 1,
-        "--help": 0,
+        "--smpiargs=": 0, "--help": 0,
     },
     "bsub": {"-nnodes": 1, "-W": 1, "-G": 1, "-q": 1, "-J": 1, "-o": 1, "-e": 1, "-wa": 1, "-wt": 1, "-alloc_flags": 1, "-P": 1, "-n": 1, "-R": 1},
     "bjobs": {"-noheader": 0, "-o": 1},
     "qsub": {"-l": 1, "-A": 1, "-q": 1, "-N": 1, "-o": 1, "-j": 1, "-k": 1, "-S": 1, "--version": 0},
     "qstat": {"-f": 0, "-F": 1},
-    "mpiexec": {"-n": 1, "-ppn": 1, "--version": 0},
+    "mpiexec": {"-n": 1, "-ppn": 1, "-hosts": 1, "-bind-to": 1, "--version": 0},
+    "mpiexec PALS": {"-n": 1, "--ppn": 1, "--hosts": 1, "--depth=": 0, "--cpu-bind=": 0, "--version": 0},
+    "mpiexec Open MPI": {"-n": 1, "--host": 1, "--map-by": 1, "--bind-to": 1, "--version": 0},
+    "aprun": {"-n": 1, "-N": 1, "-d": 1, "-L": 1, "-cc": 1, "-V": 0},
+    "srun": {
+        "-n": 1, "-N": 1, "-w": 1, "-t": 1, "-c": 1, "-A": 1, "-p": 1, "--gpus=": 0, "--gpus-per-task=": 0, "--overlap": 0,
+        "--mpibind=": 0, "--cpu-bind=": 0,
+    },
 }  # fmt: skip
 DIRECTIVES = {"bsub": "#BSUB ", "qsub": "#PBS ", "flux batch": "#flux: "}
 """How a script that is submitted says further flags."""
@@ -105,9 +115,17 @@ def script(text, **more):
     sys.exit(done.returncode)
 
 
+if name == "mpiexec" and os.environ.get("FAKE_MPI"):
+    name += " " + os.environ["FAKE_MPI"]
+VERSIONS = {{
+    "qsub": "pbs_version = 23.06.06", "mpiexec": "HYDRA build details:", "mpiexec PALS": "PALS 1.2.12",
+    "mpiexec Open MPI": "mpiexec (OpenRTE) 4.1.5", "aprun": "aprun 5.2",
+}}
 values, rest = taken(words)
 if "--version" in values or "--help" in values or name == "flux version":
-    print({{"qsub": "pbs_version = 23.06.06", "mpiexec": "HYDRA build details:"}}.get(name, "commands: 0.60.0"))
+    print(VERSIONS.get(name, "commands: " + os.environ.get("FAKE_FLUX", "0.60.0")))
+elif "-V" in values:
+    print(VERSIONS[name])
 elif name in ("flux alloc", "flux mini alloc"):
     run(rest, 1, FLUX_URI="local:///tmp/nested")
 elif name == "flux start":
@@ -123,8 +141,8 @@ elif name == "flux getattr":
 elif name == "flux job":
     print("600.0")
 elif name == "jsrun":
-    run(rest, int(values.get("-n") or values.get("--nrs") or 1))
-elif name == "mpiexec":
+    run(rest, int(values.get("--np") or values.get("-n") or values.get("--nrs") or 1))
+elif name in ("flux run", "flux mini run", "flux wreckrun", "srun", "aprun") or name.startswith("mpiexec"):
     run(rest, int(values.get("-n", 1)))
 elif name == "bjobs":
     print("0:10 L")

@@ -24,10 +24,11 @@ def line(launch: Launch, kind: Kind, *, walltime: int | None = None, token: str 
     return launchers.expand(f"{token} ./app", launch, kind, walltime=walltime)
 
 
-WIDE = {"nodes": 2, "procs": 4}
-FULL = {**WIDE, "cores": 3, "gpus": 2, "gpus_per_task": 1}
+Row = tuple[dict[str, object], int | None, str, str]
+WIDE: dict[str, object] = {"nodes": 2, "procs": 4}
+FULL: dict[str, object] = {**WIDE, "cores": 3, "gpus": 2, "gpus_per_task": 1}
 
-SLURM = [
+SLURM: list[Row] = [
     (WIDE, None, "srun -n 4 -N 2 ./app", ""),
     ({"procs": 4}, None, "srun -n 4 ./app", ""),
     ({"nodes": 2}, None, "srun -N 2 ./app", MENDED),
@@ -44,8 +45,10 @@ SLURM = [
     ),
     ({**WIDE, "arguments": {"flux": "-o nothing", "lsf": "--nothing"}}, None, "srun -n 4 -N 2 ./app", ""),
 ]
-FLUX = [
+FLUX: list[Row] = [
     (WIDE, None, "flux run -n 4 -N 2 ./app", ""),
+    ({"procs": 4}, None, "flux run -n 4 ./app", ""),
+    ({**WIDE, "gpus": 4, "gpus_per_task": 1}, 1800, "flux run -n 4 -N 2 -t 1800.0s -g 1 ./app", ""),
     (FULL, 1800, "flux run -n 4 -N 2 -t 1800.0s -g 1 -c 3 ./app", ""),
     ({**WIDE, "gpus": 8}, None, "flux run -n 4 -N 2 -g 2 ./app", MENDED),
     ({"nodes": 2}, None, "flux run -n 2 -N 2 ./app", MENDED),
@@ -56,7 +59,7 @@ FLUX = [
         "",
     ),
 ]
-LSF = [
+LSF: list[Row] = [
     (WIDE, None, "jsrun --np 4 --nrs 2 -b rs -d plane:2 -X 1 ./app", ""),
     ({"procs": 4}, None, "jsrun --np 4 --nrs 1 -b rs -d plane:4 -X 1 ./app", ""),
     (
@@ -82,7 +85,7 @@ LSF = [
         "",
     ),
 ]
-PBS = [
+PBS: list[tuple[dict[str, object], Kind, str]] = [
     (WIDE, Kind.PALS, "mpiexec -n 4 --ppn 2 ./app"),
     ({**WIDE, "cores": 3}, Kind.PALS, "mpiexec -n 4 --ppn 2 --depth=3 --cpu-bind=depth ./app"),
     ({"procs": 4}, Kind.PALS, "mpiexec -n 4 ./app"),
