@@ -10,6 +10,7 @@ import pytest
 
 from merlin_agent.broker import Answer, Message
 from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.demand import Host
 from merlin_agent.intake import Held, Intake
 from merlin_agent.launch import DirectLauncher
 from merlin_agent.life import Lives
@@ -100,6 +101,7 @@ def live(stub: Stub, break_it: Callable[[Lives, Recorder], Awaitable[None]], **c
         slots = Slots(2, launcher=DirectLauncher({}), watch=lambda _slot, _group: None, deliver=deliver, grace=0.5)
         lives = Lives(
             "me",
+            host=Host(1),
             post=cast("Post", stub),
             studies=cast("Studies", stub),
             slots=slots,

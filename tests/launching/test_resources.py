@@ -13,7 +13,7 @@ from merlin_agent.launch import DirectLauncher
 from merlin_agent.resources import Pool, Share
 from merlin_agent.slot import Slot
 from merlin_agent.slots import Feed, Slots, Work
-from merlin_study import needs, wire
+from merlin_study import memory, needs, wire
 from merlin_study.needs import Sizes
 from merlin_study.outcome import Outcome
 from merlin_study.shape import Shape
@@ -220,6 +220,8 @@ def test_a_mixed_load_never_takes_more_than_the_host_has(work: Nothing) -> None:
         (Sizes(nodes=2, procs=5, cores=2), True, Shape(nodes=2, cores=6)),
         (Sizes(nodes=2, procs=4, gpus=4), True, Shape(nodes=2, cores=2, gpus=2)),
         (Sizes(nodes=2, procs=4, gpus_per_task=1), True, Shape(nodes=2, cores=2, gpus=2)),
+        (Sizes(memory=1), False, Shape(memory=1)),
+        (Sizes(nodes=2, memory=1025), True, Shape(nodes=2, memory=5)),
     ],
 )
 def test_a_step_s_sizes_say_what_a_task_takes_of_each_node(sizes: Sizes, launched: bool, expected: Shape) -> None:  # noqa: FBT001 - a column of the table
@@ -233,3 +235,53 @@ def test_a_step_s_sizes_say_what_a_task_takes_of_each_node(sizes: Sizes, launche
 def test_a_task_costs_the_larger_of_its_cores_and_its_part_of_the_gpus(shape: Shape, gpus: int, cost: int) -> None:
     """A host of 56 cores and 4 GPUs runs four tasks of a GPU each at once, so each counts for 14 cores."""
     assert shape.cost(cores=56, gpus=gpus) == cost
+
+
+@pytest.mark.parametrize(
+    ("cores", "units", "taken"),
+    [(1, 0, 1), (1, 8, 1), (1, 9, 2), (4, 9, 4), (1, 32, 4), (1, 33, 5)],
+)
+def test_memory_counts_in_the_cores_that_bring_it(cores: int, units: int, taken: int) -> None:
+    """A host of four cores and 8 GiB: each brings 2 GiB, eight units; what needs more than there is needs more cores than there are."""
+    shape = Shape(cores=cores, memory=units)
+    assert shape.on(cores=4, memory=8192).cores == taken
+    assert shape.on(cores=4, memory=0).cores == cores, "memory that is not known is not counted"
+
+
+def test_tasks_never_get_more_memory_than_the_host_has() -> None:
+    """Three of 4 GiB do not fit into 8, though there are cores enough."""
+    feed, needs = Feed(Pool(4)), Shape(memory=16).on(cores=4, memory=8192)
+    feed.add(chunk(3), Nothing(), needs)
+    first, second = feed.take(), feed.take()
+    with feed._condition:
+        assert feed._first() is None
+    assert first is not None
+    third = feed.take(first.share)
+    assert third is not None
+    assert second is not None
+    assert feed.busy == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4096", 4096), ("512M", 512), ("4GiB", 4096), ("4 gb", 4096), ("1.5G", 1536), ("1T", 1 << 20), ("100K", 1)],
+)
+def test_amounts_of_memory(text: str, expected: int) -> None:
+    assert memory.mebibytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4 elephants", "4PB", "1e3"])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected an amount of memory such as 4GiB or 512M, found"):
+        memory.mebibytes(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--mem=4G", 4096), ("--overlap --mem 512M --exact", 512), ("--mem-per-cpu=1G", 3072), ("--mem=0", None),
+        ("--mem-bind=local", None), ("--overlap", None), ("--mem", None), ("--comment='", None),
+    ],
+)  # fmt: skip
+def test_what_a_step_hands_to_slurm_counts(arguments: str, expected: int | None) -> None:
+    assert memory.of_slurm(arguments, 3) == expected

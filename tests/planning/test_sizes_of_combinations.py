@@ -160,3 +160,17 @@ def test_further_arguments_of_the_launcher_are_each_combinations_own(
     work = StepWork(Layout(str(tmp_path), Geometry(plan, 1)), 1, rows=None, restart=False)
     lines = [work.launched("$(LAUNCHER) x", task, ()) for task in range(2)]
     assert lines == [f"srun -n 2 --a={value} --b=/opt/site/lib /opt/site x" for value in "ab"]
+
+
+def test_each_combination_is_routed_by_its_memory() -> None:
+    """Declared for any launcher, or as what the step hands to Slurm anyway."""
+    declared = SPEC.replace("gpus: 1", "gpus: 1, memory: $(P)GiB")
+    step = plan_of(declared).steps[0]
+    assert [step.lanes[at].shape.split("-")[3] for at in step.lane_of] == ["m4", "m16", "m8"]
+    handed = SPEC.replace("gpus: 1", "gpus: 1, slurm: --mem-per-cpu=512M --exact")
+    step = plan_of(handed).steps[0]
+    assert [step.lanes[at].shape.split("-")[3] for at in step.lane_of] == ["m8", "m8", "m4"]
+    with pytest.raises(
+        SpecError, match=r"run\.memory: expected an amount of memory such as 4GiB or 512M, found 'much'"
+    ):
+        plan_of(SPEC.replace("gpus: 1", "memory: much"))

@@ -105,8 +105,10 @@ class Agent:
         self._presence = Presence(self.id, self._reaper.remove_at_end)
         self._recorder = Recorder(self._complain)
         self._studies = Studies(post, Place(settings.site, self.id), str(settings.workspace), self._on_word)
+        host = Host(settings.slots, len(settings.gpus), memory=settings.memory)
         self._lives = Lives(
             self.id,
+            host=host,
             post=post,
             studies=self._studies,
             slots=self._slots,
@@ -147,7 +149,7 @@ class Agent:
         self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
             post,
-            Taste(settings.site, settings.queues, settings.study, Host(settings.slots, len(settings.gpus)), self._host),
+            Taste(settings.site, settings.queues, settings.study, host, self._host),
             load=self._load,
             reach=Reach(
                 hosts=lambda: self._party.hosts,
@@ -313,6 +315,7 @@ class Agent:
             version=version("merlin-agent"),
             slots=self._slots.count,
             gpus=len(self._settings.gpus),
+            memory=self._settings.memory,
             nodes=self._party.hosts,
             busy=self._slots.busy,
             queues=self._intake.queues,

@@ -122,6 +122,12 @@ def processors(found: Found) -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
+def memory(found: Found) -> int:
+    """Return the MiB of this host that tasks may use: the job's where it has been told, and never more than there is."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(found.memory or there, there) >> 20)
+
+
 def usable_cores() -> int:
     """Return on how many cores this process may run."""
     if hasattr(os, "sched_getaffinity"):

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from merlin_agent import allocation
 from merlin_study import sitefile, transport
+from merlin_study.memory import mebibytes
 from merlin_study.seal import KeyFileError, Keyring, open_to_others
 
 PREFIX: Final = "MERLIN_AGENT_"
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
         default_factory=lambda: allocation.slots(allocation.here(), allocation.usable_cores()), ge=1, le=4096
     )
     gpus: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=lambda: allocation.here().gpus)
+    memory: int = Field(default_factory=lambda: allocation.memory(allocation.here()), ge=1)
     workspace: Path = Field(default_factory=Path.cwd)
     drain_grace: float = Field(default=15.0, ge=0)
     end_margin: float = Field(default=60.0, ge=0)
@@ -108,6 +110,11 @@ class Settings(BaseSettings):
         if isinstance(parts, list | tuple):
             return tuple(str(part).strip() for part in parts if str(part).strip())
         return value
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> object:
+        return mebibytes(value) if isinstance(value, str) else value
 
     @field_validator("keys", "workspace", "credentials", "ca")
     @classmethod
@@ -187,6 +194,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--gpus", metavar="0,1", help="the GPUs that tasks may have, by index (default: those of the job on this host)"
+    )
+    made.add_argument(
+        "--memory",
+        metavar="64G",
+        help="the memory of this host that tasks may use (default: the job's, else all of it)",
     )
     made.add_argument("--workspace", metavar="DIR", help="where studies' directories lie (default: here)")
     made.add_argument(

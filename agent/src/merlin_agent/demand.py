@@ -60,11 +60,20 @@ def _tasks_within(load: Load, seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What there is to give: cores, how many GPUs, and how many such hosts."""
+    """What there is to give: cores, how many GPUs, how many such hosts, and the MiB of each (0: not counted)."""
 
     cores: int
     gpus: int = 0
     nodes: int = 1
+    memory: int = 0
+
+    def room_of(self, token: str) -> shape.Shape:
+        """Return what a task of a shape takes here.
+
+        Raises:
+            ValueError: it is no shape.
+        """
+        return shape.parse(token).on(cores=self.cores, memory=self.memory)
 
 
 def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_left: float) -> bool:
@@ -73,7 +82,7 @@ def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_lef
     if wanted and consumer.queue not in wanted:
         return False
     try:
-        needs = shape.parse(consumer.shape)
+        needs = host.room_of(consumer.shape)
     except ValueError:  # made by a newer operator
         return False
     return needs.fits(nodes=host.nodes, cores=host.cores, gpus=host.gpus) and needs.least_seconds <= seconds_left

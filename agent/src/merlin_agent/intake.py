@@ -21,7 +21,7 @@ from merlin_agent import demand
 from merlin_agent.broker import Answer, Message, Pulled, UnansweredError
 from merlin_agent.demand import Backoff, Host, Load
 from merlin_agent.post import AGENTS, Post
-from merlin_study import shape, subjects
+from merlin_study import subjects
 from merlin_study.bitmap import Bitmap
 from merlin_study.seal import SealError, Signer
 from merlin_study.taskset import TaskSet
@@ -342,7 +342,7 @@ class Intake:
             self.wake()
         else:
             host = self._taste.host
-            width = len(chunk.tasks) * shape.parse(consumer.shape).cost(cores=host.cores, gpus=host.gpus)
+            width = len(chunk.tasks) * host.room_of(consumer.shape).cost(cores=host.cores, gpus=host.gpus)
             self._width = 0.7 * self._width + 0.3 * width
             self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", width))
             self.wake()

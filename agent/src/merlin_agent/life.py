@@ -22,6 +22,7 @@ from merlin_agent.binding import RefusedError
 from merlin_agent.broker import Answer
 from merlin_agent.chunkrun import ChunkRun, Stop
 from merlin_agent.claim import Claimed, claim
+from merlin_agent.demand import Host
 from merlin_agent.execute import ChunkWork
 from merlin_agent.intake import Held, Intake
 from merlin_agent.lean import LeanWork
@@ -34,7 +35,7 @@ from merlin_agent.report import Pending
 from merlin_agent.sampling import SamplingWork
 from merlin_agent.slots import Slots, Work
 from merlin_agent.studies import NotYetError, Studies, Study, is_sampling
-from merlin_study import failpoints, history, outcomelog, shape, wire
+from merlin_study import failpoints, history, outcomelog, wire
 from merlin_study.seal import SealError
 
 _log: Final = logging.getLogger(__name__)
@@ -89,10 +90,11 @@ class _Reserved:
 class Lives:
     """All chunks of this agent that are being claimed, run or reported."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts
         self,
         agent: str,
         *,
+        host: Host,
         post: Post,
         studies: Studies,
         slots: Slots,
@@ -101,6 +103,7 @@ class Lives:
         timing: Callable[[], wire.Timing],
         complain: Callable[[str], None],
     ) -> None:
+        self._host = host
         self._agent, self._post, self._studies, self._slots = agent, post, studies, slots
         self._recorder, self._presence, self._timing, self._complain = recorder, presence, timing, complain
         self._intake: Intake | None = None
@@ -305,7 +308,7 @@ class Lives:
 
     def _start(self, life: Life, work: Work) -> None:
         lane = life.study.lane(life.run.chunk)
-        needs = shape.parse(lane.shape)
+        needs = self._host.room_of(lane.shape)
         if needs.nodes == 1:
             self._slots.feed.add(life.run, work, needs)
         elif self._slots.wide.can(needs):

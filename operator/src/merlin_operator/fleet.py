@@ -87,7 +87,7 @@ class Fleet:
 
 
 def _offered(heartbeat: wire.Heartbeat) -> tuple[object, ...]:
-    return (heartbeat.leaving, heartbeat.queues, heartbeat.slots, heartbeat.nodes)
+    return (heartbeat.leaving, heartbeat.queues, heartbeat.slots, heartbeat.memory, heartbeat.nodes)
 
 
 def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: str) -> bool:
@@ -96,7 +96,8 @@ def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: st
         return False
     if heartbeat.queues and queue not in heartbeat.queues:
         return False
-    return shape.parse(needs).fits(nodes=heartbeat.nodes, cores=heartbeat.slots, gpus=heartbeat.gpus)
+    there = shape.parse(needs).on(cores=heartbeat.slots, memory=heartbeat.memory)
+    return there.fits(nodes=heartbeat.nodes, cores=heartbeat.slots, gpus=heartbeat.gpus)
 
 
 def unserved(agents: Iterable[wire.Heartbeat], *, site: str | None, step: str, queue: str, needs: str) -> str:
@@ -110,20 +111,27 @@ def unserved(agents: Iterable[wire.Heartbeat], *, site: str | None, step: str, q
     wanted = shape.parse(needs)
     return (
         f"no agent of queue '{queue}'{where} has room for a task of step '{step}': expected {_size(wanted)}, the largest has "
-        f"{_size(shape.Shape(largest.nodes, largest.slots, largest.gpus))}; start merlin-agent in a larger allocation, or lower nodes, "
-        "procs, cores per task or gpus"
+        f"{_size(_of(largest, wanted))}; start merlin-agent in a larger allocation, or lower nodes, "
+        f"procs, cores per task{', memory' if wanted.memory else ''} or gpus"
     )
+
+
+def _of(agent: wire.Heartbeat, wanted: shape.Shape) -> shape.Shape:
+    """Return what an agent has; its memory only where that was asked for."""
+    memory = agent.memory // shape.MEMORY_UNIT if wanted.memory else 0
+    return shape.Shape(agent.nodes, agent.slots, agent.gpus, memory)
 
 
 def _size(room: shape.Shape) -> str:
     parts = [(room.nodes, "host"), (room.cores, "core"), (room.gpus, "GPU")]
     told = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in parts if count]
+    told += [f"{room.memory * shape.MEMORY_UNIT} MiB"] if room.memory else []
     return f"{told[0]} of {' and '.join(told[1:])}{' each' if room.nodes > 1 else ''}"
 
 
 def room(heartbeat: wire.Heartbeat, needs: str) -> int:
     """Return how many tasks of a shape an agent that `serves` it runs at once."""
-    each = shape.parse(needs)
+    each = shape.parse(needs).on(cores=heartbeat.slots, memory=heartbeat.memory)
     on_each_node = heartbeat.slots // each.cost(cores=heartbeat.slots, gpus=heartbeat.gpus)
     return on_each_node if each.nodes == 1 else on_each_node * heartbeat.nodes // each.nodes
 

@@ -9,7 +9,7 @@ from typing import Final
 from merlin_study import duration
 from merlin_study.launchers import Launch
 from merlin_study.plan import PlannedStep
-from merlin_study.shape import Shape, walltime_class
+from merlin_study.shape import MEMORY_UNIT, Shape, walltime_class
 
 WALLTIME: Final = "walltime"
 """The name of the walltime's text in `PlannedStep.varies`."""
@@ -17,13 +17,17 @@ WALLTIME: Final = "walltime"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The sizes of a step as numbers; None is what it leaves open. ``cores`` and ``gpus_per_task`` are for each process."""
+    """The sizes of a step as numbers; None is what it leaves open. ``cores`` and ``gpus_per_task`` are for each process.
+
+    ``memory``: MiB of a task on each of its nodes.
+    """
 
     nodes: int | None = None
     procs: int | None = None
     cores: int | None = None
     gpus: int | None = None
     gpus_per_task: int | None = None
+    memory: int | None = None
 
 
 def shape(sizes: Sizes, *, launched: bool, walltime: int | None) -> Shape:
@@ -43,6 +47,7 @@ def shape(sizes: Sizes, *, launched: bool, walltime: int | None) -> Shape:
         nodes=nodes,
         cores=on_each * (sizes.cores or 1) if launched else 1,
         gpus=-(-gpus // nodes),
+        memory=-(-(sizes.memory or 0) // MEMORY_UNIT),
         walltime_class=walltime_class(walltime),
     )
 

@@ -7,10 +7,10 @@ its own, too, which the agent works out from `PlannedStep.varies` (`merlin_study
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from merlin_study import duration, launchers, needs
+from merlin_study import duration, launchers, memory, needs
 from merlin_study.errors import DIFFERS_BY_SAMPLE, Fault
 from merlin_study.launchers import Kind, Launch
 from merlin_study.needs import WALLTIME, Sizes
@@ -34,6 +34,7 @@ _STAND_IN: Final = {
     "pbs": Kind.HYDRA,
 }
 """A launcher for each batch type, to see what no launcher of its kind could do; which one it is, the agent finds out."""
+_SLURM: Final = {"slurm", "lsf-srun"}
 _MOST: Final = 1_000_000
 
 
@@ -102,6 +103,7 @@ def size(author: Author, scripts: Mapping[str, str]) -> tuple[Sized, list[Fault]
         nodes=max(each.nodes for each in shapes),
         cores=max(each.cores for each in shapes),
         gpus=max(each.gpus for each in shapes),
+        memory=max(each.memory for each in shapes),
         walltime_class=max(each.walltime_class for each in shapes),
     )
     limit = max((limit for _, limit in own if limit is not None), default=None)
@@ -130,7 +132,9 @@ class _Reader:
         texts = {_FIELDS[key]: text for key, text in self._sizes.items()}
         texts |= {} if self._limit is None else {WALLTIME: self._limit}
         self.varies = {name: text for name, text in texts.items() if not author.columns.keys().isdisjoint(tokens(text))}
-        held = {token for text in self.varies.values() for token in tokens(text)}
+        self._memory = None if author.run.memory is None else author.expand(author.run.memory)
+        self._extras = author.expand(author.run.slurm) if author.run.slurm and author.kind in _SLURM else ""
+        held = {token for text in (*self.varies.values(), self._memory or "", self._extras) for token in tokens(text)}
         self.keys = tuple(sorted(held & author.columns.keys()))
 
     def rows(self) -> dict[tuple[str, ...], tuple[Sizes, int | None]]:
@@ -141,7 +145,8 @@ class _Reader:
         for row in rows:
             values = dict(zip(self.keys, row, strict=True))
             numbers = {_FIELDS[key]: self._number(key, text, values) for key, text in self._sizes.items()}
-            found[row] = Sizes(**numbers), self._seconds(values)
+            sizes = Sizes(**numbers)
+            found[row] = replace(sizes, memory=self._mebibytes(sizes, values)), self._seconds(values)
             if self.faults:
                 break
         return found
@@ -155,6 +160,18 @@ class _Reader:
         wanted = f"expected a whole number from {least} to {_MOST}, found {filled!r}{origin}{self._why(filled)}"
         self.faults.append(Fault(f"{self._author.path}.run.{key}", wanted))
         return least
+
+    def _mebibytes(self, sizes: Sizes, values: Mapping[str, str]) -> int | None:
+        """Return what the step declares, else what it hands to Slurm."""
+        if self._memory is None:
+            cores = needs.shape(sizes, launched=True, walltime=None).cores
+            return memory.of_slurm(Template.parse(self._extras).render(values.get), cores) if self._extras else None
+        filled = Template.parse(self._memory).render(values.get)
+        try:
+            return memory.mebibytes(filled)
+        except ValueError as error:
+            self.faults.append(Fault(f"{self._author.path}.run.memory", f"{error}{self._why(filled)}"))
+            return None
 
     def _seconds(self, values: Mapping[str, str]) -> int | None:
         if self._limit is None:

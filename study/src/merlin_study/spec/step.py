@@ -111,6 +111,10 @@ class Run(Block):
         default=None,
         description="Whether tasks may share a warm interpreter; false where a script could tell. Default true.",
     )
+    memory: Word | None = Field(
+        default=None,
+        description="Memory of a task on each of its hosts, such as 4GiB; a bare number is MiB.",
+    )
     preload: tuple[Word, ...] = Field(
         default=(),
         max_length=100,

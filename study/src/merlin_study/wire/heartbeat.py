@@ -53,6 +53,7 @@ class QueueFigures(Message):
 class Heartbeat(Message):
     """An agent's sign of life and what it can take; ``slots`` are cores. ``queues`` empty: any. ``holds``: fences started and not finished.
 
+    ``memory``: MiB of its host that tasks may use; 0: not known, and not counted.
     ``nodes``: over how many hosts of so many cores it can start a task, its own among them; the one agent that leads those of its
     allocation says more than 1. ``full``: studies whose workspace has no room. ``leaving``: the agent drains and takes nothing
     more; ``left``: this is its last word. ``figures`` only ever grow. ``user``: whose processes it starts, as its host names them.
@@ -66,6 +67,7 @@ class Heartbeat(Message):
     version: str
     slots: int
     gpus: int = 0
+    memory: int = Field(default=0, ge=0)
     nodes: int = 1
     busy: int = 0
     queues: tuple[str, ...] = ()
