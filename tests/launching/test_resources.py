@@ -69,6 +69,26 @@ def test_no_small_task_overtakes_a_large_one_that_waits() -> None:
     thread.join()
 
 
+def test_tasks_that_a_slot_gives_back_run_though_none_were_left_meanwhile() -> None:
+    """A slot's interpreter may die with tasks that it had not begun."""
+    feed, run = Feed(Pool(1)), chunk(8)
+    feed.add(run, Nothing(), Shape())
+    first = feed.take()
+    assert first is not None
+    taken = feed.more(run, 3)
+    assert taken
+    while run.left:
+        run.take()
+    with feed._condition:
+        feed._pool.give(first.share)
+        assert feed._first() is None
+        feed._pool.take(Shape())
+    assert feed.back(run, taken)
+    again = feed.take(first.share)
+    assert again is not None
+    assert again.task == taken[0]
+
+
 class Clock:
     """Seconds that a test lets pass."""
 

@@ -211,7 +211,8 @@ class Feed:
             for entry in list(queue):
                 run, work, needs = entry
                 if run.left == 0:
-                    queue.remove(entry)
+                    if run.stopped is not None or run.running == 0:  # else a slot may still give some of its tasks back
+                        queue.remove(entry)
                     continue
                 step = run.chunk.study, run.chunk.step
                 most = self._durations.most(step, needs)
