@@ -110,7 +110,7 @@ def live(stub: Stub, break_it: Callable[[Lives, Recorder], Awaitable[None]], **c
             timing=lambda: PATIENT,
             complain=stub.problems.append,
         )
-        lives.serve(cast("Intake", stub), lambda _: None)
+        lives.serve(cast("Intake", stub), lambda _, __: None)
         slots.start()
         fields: dict[str, Any] = {"study": STUDY, "plan": "p", "epoch": 1, "fence": 1, "step": 0, "attempt": 1}
         chunk = wire.Chunk(tasks=TaskSet(first=0, width=2), **fields, **changes)

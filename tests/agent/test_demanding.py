@@ -107,3 +107,15 @@ def test_the_mean_follows_recent_tasks() -> None:
         mean.add(100.0, 100)
     assert mean.value is not None
     assert mean.value > 0.9
+
+
+def test_what_one_step_takes_says_nothing_of_another() -> None:
+    """Else the agent that generated the samples in no time would claim a whole step of long tasks ahead, and others would idle."""
+    means = demand.Means()
+    means.add(("s", 0), 0.02, 1)
+    assert means.longest({("s", 0)}) == 0.02
+    assert means.longest({("s", 1)}) is None
+    assert means.longest({("s", 0), ("s", 1)}) is None, "not known as long as one of them is not"
+    means.add(("s", 1), 3.0, 2)
+    assert means.longest({("s", 0), ("s", 1)}) == 1.5
+    assert means.longest(()) is None

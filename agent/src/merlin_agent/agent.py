@@ -25,7 +25,7 @@ from merlin_agent.beat import Beat, Problems
 from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import Credentials, Settings
-from merlin_agent.demand import Host, Load, Mean
+from merlin_agent.demand import Host, Load, Means
 from merlin_agent.desk import Desk
 from merlin_agent.intake import Intake, Offered, Reach, Taste
 from merlin_agent.life import Lives
@@ -67,7 +67,7 @@ class Agent:
         self.id = new_id(self._host, settings.name)
         self._allocation = allocation.facts(allocation.here(), time.time())
         self._problems = Problems()
-        self._mean = Mean()
+        self._means = Means()
         self._measures = Measures()
         self._done = self._refused = 0
         self._full: set[str] = set()
@@ -304,7 +304,9 @@ class Agent:
 
     def _load(self) -> Load:
         ready = self._slots.feed.ready + self._lives.entering
-        return Load(slots=self._slots.count, busy=self._slots.busy, ready=ready, mean=self._mean.value)
+        return Load(
+            slots=self._slots.count, busy=self._slots.busy, ready=ready, mean=self._means.longest(self._lives.steps)
+        )
 
     def _describe(self) -> wire.Heartbeat:
         return wire.Heartbeat(
@@ -333,7 +335,8 @@ class Agent:
         )
 
     def _on_ended(self, batch: list[tuple[ChunkRun, Ended]]) -> None:
-        seconds, count, now = 0.0, 0, time.time()
+        took: dict[tuple[str, int], list[float]] = {}
+        now = time.time()
         for run, ended in batch:
             run.ended()
             if ended.problem:
@@ -351,20 +354,21 @@ class Agent:
                     self._intake.pause()
                     self._lives.hand_back(life)
             else:
-                seconds, count = seconds + ended.seconds, count + 1
+                took.setdefault(run.step, []).append(ended.seconds)
                 waited = None if life.published is None else now - ended.seconds - life.published
                 self._measures.note(life.queue, ended.outcome, ran=ended.seconds, waited=waited)
                 if ended.outcome is Outcome.SUCCEEDED:
                     self._intake.go_on()
             life.settle()
-        self._done += count
-        self._mean.add(seconds, count)
+        for step, seconds in took.items():
+            self._done += len(seconds)
+            self._means.add(step, sum(seconds), len(seconds))
         self._intake.wake()
 
-    def _on_rehearsed(self, count: int) -> None:
+    def _on_rehearsed(self, run: ChunkRun, count: int) -> None:
         """Tasks that took no time: the more can be claimed ahead."""
         self._done += count
-        self._mean.add(0.0, count)
+        self._means.add(run.step, 0.0, count)
 
     def _on_word(self, word: wire.Control) -> None:
         if word.cancelled:

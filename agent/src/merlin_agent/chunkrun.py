@@ -61,6 +61,11 @@ class ChunkRun:
         self._rest: Iterator[int] = iter(())
 
     @property
+    def step(self) -> tuple[str, int]:
+        """Its step: the study's uid, and the step's number."""
+        return self.chunk.study, self.chunk.step
+
+    @property
     def unresolved(self) -> int:
         """How many tasks have neither run here nor been adopted."""
         return self._bits.bit_count() if not self.fed else self.left + self.running

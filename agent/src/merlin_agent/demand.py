@@ -8,6 +8,7 @@ idle: measured run times tell. Long tasks are therefore never claimed ahead, sho
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +25,10 @@ MOST_AT_ONCE: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How the slots stand. ``ready``: tasks in claimed chunks that wait for a slot; ``mean``: a task's seconds, None if unknown."""
+    """How the slots stand. ``ready``: tasks in claimed chunks that wait for a slot; ``mean``: a task's seconds, None if unknown.
+
+    It is that of the steps whose chunks are claimed: what comes next is most likely of the same.
+    """
 
     slots: int
     busy: int
@@ -141,3 +145,25 @@ class Mean:
         else:
             self.value = (self.value * self._weight + seconds) / (self._weight + count)
             self._weight = min(self._MEMORY, self._weight + count)
+
+
+class Means:
+    """The recent means of steps, each for itself: a step that made the samples in no time says nothing of those that use them."""
+
+    _MOST: Final = 1000
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[tuple[str, int], Mean] = OrderedDict()
+
+    def add(self, step: tuple[str, int], seconds: float, count: int) -> None:
+        """Note ``count`` tasks of a step (study and number) that took ``seconds`` together."""
+        self._of.setdefault(step, Mean()).add(seconds, count)
+        self._of.move_to_end(step)
+        if len(self._of) > self._MOST:
+            self._of.popitem(last=False)
+
+    def longest(self, steps: Iterable[tuple[str, int]]) -> float | None:
+        """Return the longest mean of these steps; None where one of them is not known, and where there is none."""
+        found = [self._of[step].value if step in self._of else None for step in steps]
+        known = [value for value in found if value is not None]
+        return max(known) if known and len(known) == len(found) else None

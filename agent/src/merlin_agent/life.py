@@ -64,6 +64,8 @@ class Life:
     untold: deque[wire.Report] = field(default_factory=deque)
     """Reports that are made and not delivered, in their order."""
     queue: str = ""
+    wide: bool = False
+    """Whether its tasks run over several hosts."""
     published: float | None = None
     """When its chunk was handed to the broker, by the broker's clock; None where that is not known."""
 
@@ -107,7 +109,7 @@ class Lives:
         self._agent, self._post, self._studies, self._slots = agent, post, studies, slots
         self._recorder, self._presence, self._timing, self._complain = recorder, presence, timing, complain
         self._intake: Intake | None = None
-        self._rehearsed: Callable[[int], None] = lambda _: None
+        self._rehearsed: Callable[[ChunkRun, int], None] = lambda _, __: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._logging: set[asyncio.Task[None]] = set()
         self.entering = 0
@@ -118,7 +120,7 @@ class Lives:
         self._holder_logs = HolderLogs()
         self.by_run: dict[ChunkRun, Life] = {}
 
-    def serve(self, intake: Intake, rehearsed: Callable[[int], None]) -> None:
+    def serve(self, intake: Intake, rehearsed: Callable[[ChunkRun, int], None]) -> None:
         """Take chunks from this intake; ``rehearsed`` hears of tasks that were rehearsed in no time."""
         self._intake, self._rehearsed = intake, rehearsed
 
@@ -130,6 +132,11 @@ class Lives:
     def holds(self) -> tuple[tuple[str, int], ...]:
         """Return the fences that we started and have not told the end of."""
         return tuple((life.study.uid, life.run.chunk.fence) for life in self.by_run.values())
+
+    @property
+    def steps(self) -> set[tuple[str, int]]:
+        """The steps of the chunks that we hold, study and number, but for those whose tasks run over several hosts."""
+        return {life.run.step for life in self.by_run.values() if not life.wide}
 
     def infos(self) -> set[str]:
         """Return the ``merlin_info`` directories of the workspaces where we hold chunks."""
@@ -312,6 +319,7 @@ class Lives:
         if needs.nodes == 1:
             self._slots.feed.add(life.run, work, needs)
         elif self._slots.wide.can(needs):
+            life.wide = True
             self._slots.wide.add(life.run, work, needs)
         else:
             self._decline(life, f"expected {needs.nodes} hosts for a task, found fewer by now")
@@ -334,7 +342,7 @@ class Lives:
             return work
         if found := life.run.adopt(() if is_sampling(life.study, life.run.chunk.step) else at_once(life.run.chunk)):
             life.pending.adopt(found)
-            self._rehearsed(sum(len(each.tasks) for each in found))
+            self._rehearsed(life.run, sum(len(each.tasks) for each in found))
         if life.run.chunk.lost and life.run.unresolved:
             reserved.release()  # this may take a minute and a half; others have the slots meanwhile
             self.wake()

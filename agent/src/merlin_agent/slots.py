@@ -214,8 +214,7 @@ class Feed:
                     if run.stopped is not None or run.running == 0:  # else a slot may still give some of its tasks back
                         queue.remove(entry)
                     continue
-                step = run.chunk.study, run.chunk.step
-                most = self._durations.most(step, needs)
+                most = self._durations.most(run.step, needs)
                 if latest < float("inf") and (most is None or now + most > latest):
                     continue
                 share = self._pool.take(needs)
@@ -224,7 +223,7 @@ class Feed:
                     continue
                 task = run.take()
                 assert task is not None, "a chunk with tasks left had none; this is a bug"
-                self._running[id(share)] = Running(step, now, None if most is None else now + most, share)
+                self._running[id(share)] = Running(run.step, now, None if most is None else now + most, share)
                 return Next(run, work, task, share)
         return None
 
