@@ -100,11 +100,13 @@ def environment(environ: Mapping[bytes, bytes], *, coerced: frozenset[bytes] = f
     """
     not_theirs = coerced | {name.encode() for name in nested.VARIABLES}
     in_step = environ.get(b"SLURM_STEP_ID", b"").isdigit()
-    return {
+    theirs = {
         name: value
         for name, value in environ.items()
         if name not in not_theirs and not _AGENTS_OWN.fullmatch(name) and not (in_step and _STEPS_OWN.fullmatch(name))
     }
+    # The agent's own step holds the host: an srun inside of a task would wait for it for ever.
+    return theirs | ({b"SLURM_OVERLAP": b"1"} if in_step else {})
 
 
 def coerced_locale(environ: Mapping[bytes, bytes]) -> frozenset[bytes]:

@@ -38,10 +38,9 @@ def expand(text: str, launch: Launch | None, *, walltime: int | None, shell: str
 def variables(batch_type: str, environ: Mapping[str, str]) -> dict[bytes, bytes]:
     """Return what the environment of a step with launches gets, where its author has not said otherwise.
 
-    Slurm gives each ``srun`` all of a node unless told to take what it asks for (``--exact``), and an agent that ``srun`` itself
-    started holds the whole node already, so that inner ones would wait for it for ever (``--overlap``).
+    Slurm gives each ``srun`` all of a node unless told to take what it asks for (``--exact``). Where ``srun`` started the agent itself,
+    those of all tasks share the node anyway; see `launch.environment`.
     """
-    if kind(batch_type) is not Kind.SRUN:
+    if kind(batch_type) is not Kind.SRUN or environ.get("SLURM_STEP_ID", "").isdigit() or "SLURM_EXACT" in environ:
         return {}
-    name = "SLURM_OVERLAP" if environ.get("SLURM_STEP_ID", "").isdigit() else "SLURM_EXACT"
-    return {} if name in environ else {name.encode(): b"1"}
+    return {b"SLURM_EXACT": b"1"}
