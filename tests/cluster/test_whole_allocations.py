@@ -78,41 +78,6 @@ def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(
     assert site.slurm.wait(job, timeout=240) == "COMPLETED", "idle agents leave, and the job ends with them"
 
 
-INSIDE = """
-apiVersion: merlin.dev/v1alpha1
-kind: Study
-metadata: {name: inside}
-spec:
-  description: {name: inside, description: what a serial step of an agent that srun started has of Slurm}
-  study:
-  - name: look
-    description: the job is described, the agent's own part in srun is not, and srun works
-    run:
-      cmd: |
-        env > environment
-        srun --ntasks=1 --nodes=1 bash -c 'echo "$SLURM_JOB_ID $SLURM_PROCID"' > inner
-"""
-
-
-def test_a_serial_step_sees_the_job_and_not_the_agent_s_own_part_in_srun(site: Site) -> None:
-    """A program linked with MPI would wait for the peers that the variables of the agent's step promise; srun must still work."""
-    eventually(lambda: site.slurm.nodes_idle() == ["n1", "n2"], timeout=60, message="no agent of another job is left")
-    job = site.allocate(
-        "--idle-exit", "2",
-        slots=None, nodes=2, exclusive=True, launcher="srun --ntasks-per-node=1 --cpu-bind=none --mpi=pmi2",
-    )  # fmt: skip
-    site.apply(INSIDE)
-    site.wait_finished("inside", seconds=120)
-    study = site.study("inside")
-    assert condition(study, "Succeeded")["status"] == "True", study["status"]
-    step = workspace_of(study, site.root / "work") / "look"
-    names = {line.partition("=")[0] for line in (step / "environment").read_text().splitlines()}
-    assert {"SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_CPUS_ON_NODE", "SLURMD_NODENAME"} <= names
-    tasks = ("PMI", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP", "SLURM_SRUN_COMM", "SLURM_GTIDS", "SLURM_NTASKS")
-    assert not [name for name in names if name.startswith(tasks)]
-    assert (step / "inner").read_text().split() == [job, "0"]
-
-
 LONG = """
 apiVersion: merlin.dev/v1alpha1
 kind: Study
@@ -205,53 +170,3 @@ def test_a_study_of_several_allocations_outlives_what_a_cluster_does_to_them(sit
     for each in [*site.jobs, array]:
         slurm.scancel(each)
     eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=90, message="the killed node is back")
-
-
-DIES = """
-apiVersion: merlin.dev/v1alpha1
-kind: Study
-metadata: {name: dies}
-spec:
-  description: {name: dies, description: a step over two hosts one of which dies}
-  batch: {type: slurm}
-  study:
-  - name: wide
-    description: no retry may be spent for it
-    run:
-      cmd: |
-        echo began >> $(MERLIN_WORKSPACE)/began
-        $(LAUNCHER) sleep 8
-      nodes: 2
-      procs: 2
-      max_retries: 0
-"""
-
-
-def test_a_host_that_dies_under_a_step_of_several_costs_no_retry(site: Site) -> None:
-    """The launcher fails and the host's agent is gone: the step is given back, and runs again in the next allocation."""
-    slurm = site.slurm
-    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=60, message="both nodes are free")
-    first = site.allocate(slots=None, nodes=2, exclusive=True, no_kill=True)
-    site.apply(DIES)
-    work = site.root / "work"
-    eventually(lambda: list(work.glob("dies_*/began")), timeout=60, message="the step begins")
-    eventually(
-        lambda: slurm.network.run(["pgrep", "-xfc", "sleep 8"], check=False).stdout.strip() == "2",
-        timeout=60,
-        message="both processes run",
-    )
-
-    def reports() -> int:
-        return sum(log.read_text().count('"final":true') for log in work.glob("dies_*/merlin_info/outcomes/*"))
-
-    before = reports()
-    slurm.kill_node("n2")
-    slurm.nodes["n2"].start()
-    eventually(lambda: reports() > before, timeout=120, message="the step is given back")
-    slurm.scancel(first)
-    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=90, message="both nodes are back")
-    site.allocate("--idle-exit", "2", slots=None, nodes=2, exclusive=True)
-    site.wait_finished("dies", seconds=180)
-    study = site.study("dies")
-    assert condition(study, "Succeeded")["status"] == "True", study["status"]
-    assert next(work.glob("dies_*/began")).read_text().split() == ["began", "began"]

@@ -59,7 +59,7 @@ NEVER: Final = Launched(-signal.SIGTERM, late=False, seconds=0.0, struck=Stop.HA
 class Slot:
     """Runs one task at a time; it may have taken more."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a host has, and whom to ask
         self,
         number: int,
         launcher: Launcher,
