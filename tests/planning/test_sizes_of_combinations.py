@@ -60,6 +60,7 @@ def test_maestro_reads_bare_walltimes_of_parameters_as_minutes() -> None:
     [
         ("[1, 4, 2]", "[1, x, 2]", "spec.study[0].run.procs: expected a whole number from 1 to 1000000, found 'x' of $(P)"),
         ("[1, 4, 2]", "[1, 0, 2]", "spec.study[0].run.procs: expected a whole number from 1 to 1000000, found '0' of $(P)"),
+        ("[1, 4, 2]", f"[1, '{'9' * 5000}', 2]", f"spec.study[0].run.procs: expected a whole number from 1 to 1000000, found '{'9' * 57}...' of $(P)"),
         ("90m", "soon", "spec.study[0].run.walltime: expected seconds, [d:]h:m:s or a number with s, m, h or d, found 'soon'"),
     ],
 )  # fmt: skip
@@ -174,3 +175,13 @@ def test_each_combination_is_routed_by_its_memory() -> None:
         SpecError, match=r"run\.memory: expected an amount of memory such as 4GiB or 512M, found 'much'"
     ):
         plan_of(SPEC.replace("gpus: 1", "memory: much"))
+
+
+def test_walltimes_of_one_class_share_a_lane() -> None:
+    """However many there are: agents tell classes apart, and each task keeps its own limit."""
+    step = _many("walltime: $(N)")
+    assert ([(lane.shape, lane.walltime) for lane in step.lanes], step.lane_of) == (
+        [("n1-c1-g0-m0-w1", MAX_LANES + 1)],
+        (),
+    )
+    assert step.varies == {"walltime": "$(N)"}

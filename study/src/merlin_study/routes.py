@@ -7,9 +7,10 @@ allocation nor takes the room of a large task. Every lane costs the broker consu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from merlin_study import template
 from merlin_study.basis import Basis
 from merlin_study.drafts import Draft
 from merlin_study.errors import DIFFERS_BY_SAMPLE
@@ -34,16 +35,12 @@ def plan_lanes(draft: Draft, basis: Basis) -> Lanes:
     """
     reader = _Reader(draft, basis)
     lanes = reader.lanes(whole=False)
-    if len(set(lanes)) > MAX_LANES:
-        lanes = reader.lanes(whole=True)
-    longest: dict[Lane, Lane] = {}
-    for lane in lanes:
-        key = lane.model_copy(update={"walltime": None})
-        known = longest.get(key)
-        if known is None or (lane.walltime or 0) > (known.walltime or 0):
-            longest[key] = lane
+    longest = _longest(lanes)
     if len(longest) > MAX_LANES:
-        queues = len({lane.queue for lane in longest})
+        lanes = reader.lanes(whole=True)
+        longest = _longest(lanes)
+    if len(longest) > MAX_LANES:
+        queues = len({lane.queue for lane in longest.values()})
         basis.fault(
             f"{draft.path}.run.{'task_queue' if queues > MAX_LANES else 'max_retries'}",
             f"expected at most {MAX_LANES} different combinations of queue and retries in one step, found {len(longest)}; make several "
@@ -51,8 +48,22 @@ def plan_lanes(draft: Draft, basis: Basis) -> Lanes:
         )
         return tuple(longest.values())[:1], ()
     numbers = {key: at for at, key in enumerate(longest)}
-    made = tuple(longest.values())
-    return made, tuple(numbers[lane.model_copy(update={"walltime": None})] for lane in lanes) if len(made) > 1 else ()
+    return tuple(longest.values()), tuple(numbers[_key(lane)] for lane in lanes) if len(longest) > 1 else ()
+
+
+def _key(lane: Lane) -> tuple[object, ...]:
+    """What is the same in one lane; walltimes of one class may differ."""
+    return lane.queue, lane.shape, lane.max_retries, lane.retry_delay
+
+
+def _longest(lanes: Sequence[Lane]) -> dict[tuple[object, ...], Lane]:
+    """Return each lane once, with the longest of its walltimes."""
+    found: dict[tuple[object, ...], Lane] = {}
+    for lane in lanes:
+        known = found.get(_key(lane))
+        if known is None or (lane.walltime or 0) > (known.walltime or 0):
+            found[_key(lane)] = lane
+    return found
 
 
 class _Reader:
@@ -105,12 +116,12 @@ class _Reader:
 
     def _number(self, key: str, values: Mapping[str, str]) -> int:
         filled = Template.parse(self._texts[key]).render(values.get).strip()
-        if filled.isdecimal() and filled.isascii() and int(filled) <= _MOST[key]:
+        if template.is_number(filled) and int(filled) <= _MOST[key]:
             return int(filled)
         origin = "" if filled == self._texts[key] else f" of {self._texts[key]}"
         why = f", {DIFFERS_BY_SAMPLE}" if any(map(self._basis.is_of_samples, tokens(filled))) else ""
         self._basis.fault(
             f"{self._draft.path}.run.{key}",
-            f"expected a whole number from 0 to {_MOST[key]}, found {filled!r}{origin}{why}",
+            f"expected a whole number from 0 to {_MOST[key]}, found {template.shown(filled)}{origin}{why}",
         )
         return 0

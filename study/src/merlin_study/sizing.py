@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from merlin_study import duration, launchers, memory, needs
+from merlin_study import duration, launchers, memory, needs, template
 from merlin_study.errors import DIFFERS_BY_SAMPLE, Fault
 from merlin_study.launchers import Kind, Launch
 from merlin_study.needs import WALLTIME, Sizes
@@ -154,10 +154,10 @@ class _Reader:
     def _number(self, key: str, text: str, values: Mapping[str, str]) -> int:
         filled = Template.parse(text).render(values.get)
         least = 0 if key.startswith("gpus") else 1
-        if filled.isdecimal() and filled.isascii() and least <= int(filled) <= _MOST:
+        if template.is_number(filled) and least <= int(filled) <= _MOST:
             return int(filled)
         origin = "" if filled == text else f" of {text}"
-        wanted = f"expected a whole number from {least} to {_MOST}, found {filled!r}{origin}{self._why(filled)}"
+        wanted = f"expected a whole number from {least} to {_MOST}, found {template.shown(filled)}{origin}{self._why(filled)}"
         self.faults.append(Fault(f"{self._author.path}.run.{key}", wanted))
         return least
 

@@ -24,6 +24,16 @@ class TooLongError(ValueError):
     """The text would become longer than was asked for; nothing of it was built."""
 
 
+def is_number(text: str) -> bool:
+    """Whether a text, tokens filled in, is a whole number of a size that Python reads as one."""
+    return text.isdecimal() and text.isascii() and len(text) < 20
+
+
+def shown(text: str) -> str:
+    """Return a text as messages quote it: the beginning of a long one."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """Literal pieces and token names in turn: ``pieces[0]`` is text, ``pieces[1]`` a name, and so on."""
