@@ -496,7 +496,10 @@ PYTHON = {
     "directory": "import os\nprint(os.getcwd(), os.environ.get('PWD'))",
     "children": "import subprocess, sys\nsys.stdout.flush()\nprint(subprocess.run(['sh', '-c', 'echo $0; exit 3']))",
     "processes": "import multiprocessing as m\nif __name__ == '__main__':\n    print(m.get_context('spawn').Pool(1).map(len, ['abc']))",
-    "threads": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()\nprint('soon')",
+    "threads": (
+        "import threading\nmain = threading.main_thread()\n"
+        "threading.Thread(target=lambda: (main.join(), print('late'))).start()\nprint('soon')"
+    ),
     "pickles": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))).__module__)",
     "dataclass": "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int\nprint(A(3))",
     "hook": "import sys\nsys.excepthook = lambda *a: print('hook', a[0])\n1 / 0",

@@ -35,7 +35,8 @@ spec:
     run:
       cmd: |
         began=$EPOCHREALTIME
-        while read -r key value; do [[ $key == Cpus_allowed_list: ]] && break; done < /proc/$BASHPID/status
+        mapfile -t status < /proc/$BASHPID/status  # whole: read seeks back for each line, in a file that changes
+        for line in "${{status[@]}}"; do [[ $line == Cpus_allowed_list:* ]] && value=${{line//[!0-9,-]/}}; done
         {nap}
         echo "$SLURMD_NODENAME $value $began $EPOCHREALTIME" >> $(MERLIN_WORKSPACE)/spans-$SLURMD_NODENAME
   - name: wide

@@ -123,7 +123,7 @@ def _phase(site: Site, name: str) -> str:
 
 
 def _running(site: Site, name: str) -> int:
-    return int(site.study(name)["status"].get("counts", {}).get("running", 0))
+    return int(site.study(name).get("status", {}).get("counts", {}).get("running", 0))
 
 
 def test_a_user_holds_ends_and_repeats_studies_with_kubectl(site: Site) -> None:
