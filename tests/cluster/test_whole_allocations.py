@@ -78,6 +78,41 @@ def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(
     assert site.slurm.wait(job, timeout=240) == "COMPLETED", "idle agents leave, and the job ends with them"
 
 
+INSIDE = """
+apiVersion: merlin.dev/v1alpha1
+kind: Study
+metadata: {name: inside}
+spec:
+  description: {name: inside, description: what a serial step of an agent that srun started has of Slurm}
+  study:
+  - name: look
+    description: the job is described, the agent's own part in srun is not, and srun works
+    run:
+      cmd: |
+        env > environment
+        srun --ntasks=1 --nodes=1 bash -c 'echo "$SLURM_JOB_ID $SLURM_PROCID"' > inner
+"""
+
+
+def test_a_serial_step_sees_the_job_and_not_the_agent_s_own_part_in_srun(site: Site) -> None:
+    """A program linked with MPI would wait for the peers that the variables of the agent's step promise; srun must still work."""
+    eventually(lambda: site.slurm.nodes_idle() == ["n1", "n2"], timeout=60, message="no agent of another job is left")
+    job = site.allocate(
+        "--idle-exit", "2",
+        slots=None, nodes=2, exclusive=True, launcher="srun --ntasks-per-node=1 --cpu-bind=none --mpi=pmi2",
+    )  # fmt: skip
+    site.apply(INSIDE)
+    site.wait_finished("inside", seconds=120)
+    study = site.study("inside")
+    assert condition(study, "Succeeded")["status"] == "True", study["status"]
+    step = workspace_of(study, site.root / "work") / "look"
+    names = {line.partition("=")[0] for line in (step / "environment").read_text().splitlines()}
+    assert {"SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_CPUS_ON_NODE", "SLURMD_NODENAME"} <= names
+    tasks = ("PMI", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP", "SLURM_SRUN_COMM", "SLURM_GTIDS", "SLURM_NTASKS")
+    assert not [name for name in names if name.startswith(tasks)]
+    assert (step / "inner").read_text().split() == [job, "0"]
+
+
 LONG = """
 apiVersion: merlin.dev/v1alpha1
 kind: Study
