@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench bench-tasks bench-scale bench-slurm docs control-plane images wheels agent-file wheelhouse clean help
+.PHONY: demo check test bench bench-tasks bench-scale bench-slurm soak docs control-plane images wheels agent-file wheelhouse clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -38,6 +38,9 @@ bench-scale: .venv/.locked ## measure studies of up to 10⁸ null tasks on a rea
 
 bench-slurm: .venv/.locked ## measure how full a mixed study keeps an allocation of a real Slurm, into docs/benchmarks/
 	python tools/bench_slurm.py --write docs/benchmarks
+
+soak: .venv/.locked ## kill a random process each second for ten minutes (SOAK_ARGS='--seconds 60 --seed 7' for less, or the same again)
+	python tools/soak.py $(SOAK_ARGS)
 
 docs: .venv/.locked ## build the documentation into site/
 	mkdocs build --strict --site-dir site

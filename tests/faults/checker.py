@@ -21,6 +21,7 @@ from typing import Any
 
 from merlin_study import wire
 from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
 
 AGAIN = {None, Outcome.RETRY, Outcome.RESTART, Outcome.LOST}
 """Ends after which a task may run again (None: handed back)."""
@@ -62,12 +63,13 @@ def read(directory: Path) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: int(event["at"]))
 
 
-def check(events: Iterable[Mapping[str, Any]], totals: Mapping[int, int]) -> Finding:
+def check(events: Iterable[Mapping[str, Any]], totals: Mapping[int, int], *, log_stands: bool = False) -> Finding:
     """Check a run of one study.
 
     Args:
         events: all events in their order; see `read`.
         totals: how many tasks each step has that has to be complete.
+        log_stands: nothing of the broker's log was lost, so an operator that has synced knows all that another one had folded.
     """
     finding = Finding()
     known = list(events)
@@ -77,9 +79,9 @@ def check(events: Iterable[Mapping[str, Any]], totals: Mapping[int, int]) -> Fin
     finding.executions = sum(map(len, executions.values()))
     for task, runs in executions.items():
         _check_task(task, runs, chunks, finding, excused=task[1:] in excused)
-    succeeded = _check_operators(known, finding)
+    over = _check_operators(known, finding, log_stands=log_stands)
     for step, total in totals.items():
-        missing = total - len({index for at, index in succeeded if at == step})
+        missing = total - over[step].bit_count()
         if missing:
             finding.faults.append(f"step {step}: {missing} of {total} tasks have no outcome that stands")
     return finding
@@ -148,13 +150,27 @@ def _lost(chunks: Mapping[int, wire.Chunk], fence: int) -> set[int]:
     return {each.fence for each in chunk.lost} if chunk is not None else set()
 
 
+class _Tasks(defaultdict[int, int]):
+    """Sets of tasks by step, as bits of one number each: a soak has 10⁵ of them, and hundreds of operators."""
+
+    def __init__(self) -> None:
+        super().__init__(int)
+
+    def add(self, step: int, tasks: TaskSet) -> None:
+        self[step] |= tasks.bits << tasks.first
+
+    def join(self, other: _Tasks) -> None:
+        for step, bits in other.items():
+            self[step] |= bits
+
+
 @dataclass
 class _Operator:
     """What one operator process knew at a moment."""
 
     chunks: set[int] = field(default_factory=set)
-    succeeded: set[tuple[int, int]] = field(default_factory=set)
-    over: set[tuple[int, int]] = field(default_factory=set)
+    succeeded: _Tasks = field(default_factory=_Tasks)
+    over: _Tasks = field(default_factory=_Tasks)
     lost: set[int] = field(default_factory=set)
 
     def fold(self, entry: wire.Entry) -> None:
@@ -164,26 +180,44 @@ class _Operator:
             self.lost.add(entry.fence)
         elif isinstance(entry, wire.Report) and entry.fence in self.chunks:
             for result in entry.results:
-                tasks = {(entry.step, index) for index in result.tasks.indices()}
-                self.over |= tasks if result.outcome not in AGAIN else set()
-                self.succeeded |= tasks if result.outcome is Outcome.SUCCEEDED else set()
+                if result.outcome not in AGAIN:
+                    self.over.add(entry.step, result.tasks)
+                if result.outcome is Outcome.SUCCEEDED:
+                    self.succeeded.add(entry.step, result.tasks)
+
+    def join(self, other: _Operator) -> None:
+        self.chunks |= other.chunks
+        self.lost |= other.lost
+        self.succeeded.join(other.succeeded)
+        self.over.join(other.over)
 
 
-def _check_operators(events: Iterable[Mapping[str, Any]], finding: Finding) -> set[tuple[int, int]]:
-    """Check what each operator issued against what it knew; return (step, index) of tasks with a final outcome."""
+def _check_operators(events: Iterable[Mapping[str, Any]], finding: Finding, *, log_stands: bool) -> _Tasks:
+    """Check what each operator issued against what it knew; return the tasks with a final outcome."""
     operators: dict[int, _Operator] = defaultdict(_Operator)
+    log, newest = _Operator(), 0
     for event in events:
         operator = operators[event["pid"]]
         if event["event"] == "issued":
             chunk = wire.Chunk.model_validate(event["chunk"])
-            again = {(chunk.step, index) for index in chunk.tasks.indices()} & operator.succeeded
+            again = (chunk.tasks.bits << chunk.tasks.first) & operator.succeeded[chunk.step]
             if again and not chunk.fresh:
                 finding.faults.append(
-                    f"fence {chunk.fence} was issued with tasks that had succeeded: {sorted(again)[:3]}"
+                    f"fence {chunk.fence} was issued with {again.bit_count()} tasks of step {chunk.step} that had succeeded, "
+                    f"the first is {(again & -again).bit_length() - 1}"
                 )
         elif event["event"] == "folded":
-            operator.fold(wire.decode_log(json.dumps(event["entry"]).encode()))
+            entry = wire.decode_log(json.dumps(event["entry"]).encode())
+            operator.fold(entry)
+            if event["sequence"] > newest:
+                newest = event["sequence"]
+                log.fold(entry)
+        elif event["event"] == "synced" and log_stands:
+            operator.join(log)
         elif event["event"] == "started over":
             operator.succeeded.clear()  # its log is gone; what it learns anew counts
-    finding.losses = len(set().union(*(each.lost for each in operators.values())))
-    return set().union(*(each.over for each in operators.values()))
+    known = _Operator()
+    for each in (log, *operators.values()) if log_stands else operators.values():
+        known.join(each)
+    finding.losses = len(known.lost)
+    return known.over

@@ -51,6 +51,7 @@ class Rig:
         timing: wire.Timing = TIMING,
         window: float = 10.0,
         server: str = "",
+        log_stands: bool = False,
     ) -> None:
         """Write plan, keys and credentials.
 
@@ -64,7 +65,9 @@ class Rig:
             timing: the clocks of operator and agents.
             window: seconds of work that the operator publishes ahead.
             server: where agents connect, if not to the broker itself.
+            log_stands: nothing of the broker's log is lost in this run; see `checker.check`.
         """
+        self.log_stands = log_stands
         self.broker, self.directory, self.tasks, self.timing, self.window = broker, directory, tasks, timing, window
         self.plan = plan or plan_of(_spec(tasks, cmd, generate))
         self.study, self.created = str(uuid.uuid4()), time.time()
@@ -153,7 +156,7 @@ class Rig:
         assert counts == {step["name"]: step["total"] for step in view["steps"]}, view
         assert counts["sim"] == self.tasks
         assert view["doubled"] == 0, view
-        finding = check(read(self.history), {1: self.tasks})
+        finding = check(read(self.history), {1: self.tasks}, log_stands=self.log_stands)
         assert finding.faults == [], "\n".join(finding.faults[:10])
         return finding
 

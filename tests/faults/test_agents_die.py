@@ -23,7 +23,7 @@ def test_agents_that_die_at_each_point_of_a_chunks_life_cost_no_task_and_no_succ
     broker: Broker, tmp_path: Path
 ) -> None:
     """One agent for each point, all at once; what they leave is done by the last one."""
-    with a_rig(broker, tmp_path, tasks=60, cmd="sleep 0.01") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=60, cmd="sleep 0.01") as rig:
         rig.operator()
         doomed = []
         for point in POINTS:
@@ -42,7 +42,7 @@ def test_an_idle_agent_that_dies_leaves_the_queue_to_others(broker: Broker, tmp_
     """Its open requests for chunks die with it; the one that is there drains the queue."""
     gate = tmp_path / "gate"
     wait = f"while [ ! -e {gate} ]; do sleep 0.02; done; "
-    with a_rig(broker, tmp_path, tasks=20, generate=wait) as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=20, generate=wait) as rig:
         rig.operator()
         rig.agent(slots=1)
         eventually((rig.root / "merlin_info" / "agents").exists, message="the first one makes the samples")
@@ -56,7 +56,7 @@ def test_an_idle_agent_that_dies_leaves_the_queue_to_others(broker: Broker, tmp_
 
 def test_an_agent_that_stood_still_and_comes_back_reports_nothing_twice(broker: Broker, tmp_path: Path) -> None:
     """A zombie: frozen until it counts as lost and another has its chunks, then woken with results and tasks of its own."""
-    with a_rig(broker, tmp_path, tasks=80, cmd="sleep 0.05") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=80, cmd="sleep 0.05") as rig:
         rig.operator()
         first = rig.agent()
         rig.until_done(5)
@@ -73,7 +73,7 @@ def test_an_agent_that_stood_still_and_comes_back_reports_nothing_twice(broker: 
 
 def test_an_allocation_that_ends_gives_back_what_it_held(broker: Broker, tmp_path: Path) -> None:
     """TERM to all its agents, KILL before they have drained; another allocation goes on."""
-    with a_rig(broker, tmp_path, tasks=40, cmd="sleep 0.2") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=40, cmd="sleep 0.2") as rig:
         rig.operator()
         allocation = [rig.agent(), rig.agent()]
         rig.until_done(4)

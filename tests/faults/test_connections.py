@@ -88,16 +88,14 @@ def test_credentials_that_change_cut_nobody_off(broker: Broker, tmp_path: Path) 
     timing = TIMING.model_copy(update={"lost_after": 30.0})
     gate = tmp_path / "gate"
     cmd = f"[ $(MERLIN_SAMPLE_ID) -lt 20 ] || while [ ! -e {gate} ]; do sleep 0.02; done"
-    with a_rig(broker, tmp_path, tasks=60, cmd=cmd, timing=timing) as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=60, cmd=cmd, timing=timing) as rig:
         rig.operator()
         agent = rig.agent()
         rig.until_done(15)
         broker.kill()
         broker.rotate()
         broker.restart()
-        eventually(
-            lambda: "check that the credentials file" in agent.log.read_text(), message="the old ones are refused"
-        )
+        eventually(lambda: "Authorization" in rig.operators[-1].log.read_text(), message="the old ones are refused")
         (tmp_path / "credentials.json").write_text(json.dumps(dict(broker.credentials)))
         gate.touch()
         finding = rig.finish(seconds=180)

@@ -20,7 +20,7 @@ def test_an_agent_that_is_cut_off_works_on_and_tells_when_it_is_back(broker: Bro
     """
     with (
         Proxy(broker.port) as network,
-        a_rig(broker, tmp_path, tasks=120, cmd="sleep 0.1") as rig,
+        a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.1") as rig,
     ):
         rig.operator()
         rig.agent(server=network.url)
@@ -51,7 +51,9 @@ def test_clocks_that_are_hours_apart_and_are_set_meanwhile_cost_nothing(broker: 
     for name, hours in (("ahead", 1), ("behind", -1), ("operator", 0)):
         offsets[name].write_text(str(hours * HOUR))
     timing = TIMING.model_copy(update={"lost_after": 20.0})
-    with a_rig(broker, tmp_path, tasks=120, cmd="[ -e tried ] || { touch tried; exit 104; }", timing=timing) as rig:
+    with a_rig(
+        broker, tmp_path, log_stands=True, tasks=120, cmd="[ -e tried ] || { touch tried; exit 104; }", timing=timing
+    ) as rig:
         rig.operator(environ=_skewed(offsets["operator"]))
         agents = [rig.agent(environ=_skewed(offsets[name])) for name in ("ahead", "behind")]
         for least, offset in ((10, HOUR), (40, -HOUR), (70, 0)):

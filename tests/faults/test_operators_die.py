@@ -19,7 +19,7 @@ POINTS = {
 
 def test_an_operator_that_dies_at_each_point_of_a_round_issues_nothing_twice(broker: Broker, tmp_path: Path) -> None:
     """One after the other, while agents work and one of them is lost."""
-    with a_rig(broker, tmp_path, tasks=150, cmd="sleep 0.02") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=150, cmd="sleep 0.02") as rig:
         for point in ("operator.publish", "operator.published"):
             doomed = rig.operator(failpoints=f"{point}=kill@3")
             if len(rig.operators) == 1:
@@ -42,7 +42,7 @@ def test_an_operator_that_dies_at_each_point_of_a_round_issues_nothing_twice(bro
 
 def test_two_operators_at_once_issue_and_judge_everything_once(broker: Broker, tmp_path: Path) -> None:
     """Both publish and judge as they see it; compare-and-set lets one of them through each time."""
-    with a_rig(broker, tmp_path, tasks=150, cmd="sleep 0.02") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=150, cmd="sleep 0.02") as rig:
         rig.operator()
         rig.operator()
         victim = rig.agent()

@@ -55,7 +55,9 @@ class Cluster:
 
     def leader(self, stream: str) -> Broker:
         """The server that leads a stream; AssertionError where nobody does for long."""
-        return self.servers[eventually(lambda: self._leader(stream), message=f"somebody leads {stream}")]
+        return self.servers[
+            eventually(lambda: self._leader(stream), timeout=240, interval=0.2, message=f"{stream} is led")
+        ]
 
     def until_whole(self, stream: str) -> None:
         """Wait until all servers keep a stream and are up to date with it: from then on any one of them may die."""
@@ -65,7 +67,7 @@ class Cluster:
             peers = found.cluster.replicas or () if found is not None and found.cluster is not None else ()
             return sum(bool(peer.current) for peer in peers) == len(NAMES) - 1
 
-        eventually(whole, timeout=120, interval=0.2, message=f"{stream} is on all servers")
+        eventually(whole, timeout=240, interval=0.2, message=f"{stream} is on all servers")
 
     def hand_over(self, stream: str, name: str) -> None:
         """Have a server lead a stream."""
@@ -77,7 +79,7 @@ class Cluster:
             self._ask(lambda js: js._nc.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", asked, timeout=5))
             return False
 
-        eventually(leads, timeout=120, interval=0.5, message=f"{name} leads {stream}")
+        eventually(leads, timeout=240, interval=0.5, message=f"{name} leads {stream}")
 
     def _leader(self, stream: str) -> str:
         found = self.info(stream)
@@ -90,8 +92,8 @@ class Cluster:
         async def run() -> T:
             client = Client()
             try:
-                await client.connect(up, allow_reconnect=False, connect_timeout=2, error_cb=_quiet, **self.credentials)
-                return await what(client.jetstream(timeout=2))
+                await client.connect(up, allow_reconnect=False, connect_timeout=10, error_cb=_quiet, **self.credentials)
+                return await what(client.jetstream(timeout=10))
             finally:
                 await client.close()
 
@@ -106,7 +108,7 @@ class Cluster:
             server.start()
         eventually(
             lambda: self._ask(lambda js: js.account_info()),
-            timeout=120,
+            timeout=240,
             interval=0.2,
             message="the cluster has a leader",
         )

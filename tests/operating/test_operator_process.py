@@ -94,3 +94,28 @@ def test_a_port_that_is_taken_ends_the_program_with_a_reason(process: Process, b
     process.start()
     assert process.wait(timeout=180) == 1
     assert "address already in use" in process.tail(100)
+
+
+def test_an_operator_that_dies_in_a_status_or_in_a_deletion_is_followed_by_one_that_finishes_both(
+    process: Process, control_plane: ControlPlane, namespace: str
+) -> None:
+    """Killed right before its second write of the status, then right before it cleans up after a Study."""
+    plain = dict(os.environ)
+    process.env = plain | {"MERLIN_FAILPOINTS": "operator.status=kill@2"}
+    process.start()
+    control_plane.apply(json.dumps(STUDY), namespace=namespace)
+    refused = json.loads(json.dumps(STUDY).replace("echo hello", "echo $(MERLIN_NONSENSE)"))
+    refused["metadata"]["name"] = "refused"
+    control_plane.apply(json.dumps(refused), namespace=namespace)
+    eventually(lambda: not process.alive, message="it dies in a write of the status")
+    process.env = plain | {"MERLIN_FAILPOINTS": "operator.finalizer=kill"}
+    process.start()
+    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
+    eventually(lambda: condition(control_plane, namespace, "refused", "Accepted") == "False")
+    control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--wait=false")
+    eventually(lambda: not process.alive, message="it dies in the deletion")
+    assert process.returncode == -signal.SIGKILL
+    process.env = plain
+    process.start()
+    control_plane.kubectl("wait", "--for=delete", "study/probe", "--namespace", namespace, "--timeout=100s")
+    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=100s")

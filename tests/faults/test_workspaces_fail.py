@@ -1,0 +1,57 @@
+"""The shared file system runs full or turns read-only (row 21 of the fault table): nobody's failure, never a success."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rig import a_rig
+from tests.ground import Broker, eventually, missing
+
+SIZE = 16 << 20
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own where the rig keeps its workspace."""
+    mounted = tmp_path / "ws"
+    mounted.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", mounted], capture_output=True, check=False
+    )
+    if made.returncode:
+        missing(f"a file system of its own needs root: {made.stderr.decode().strip()}")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", "--lazy", mounted], check=False)
+
+
+def test_a_workspace_without_room_and_one_that_turns_read_only_cost_no_task(
+    broker: Broker, tmp_path: Path, workspace: Path
+) -> None:
+    """One after the other in one run: what can't be written is handed back, the agent says why, and goes on when it can."""
+    with a_rig(broker, tmp_path, log_stands=True, tasks=400, cmd="echo something > result; sleep 0.01") as rig:
+        rig.operator()
+        agent = rig.agent(slots=1)
+        rig.until_done(20)
+        with pytest.raises(OSError, match="No space"):
+            (workspace / "filler").write_bytes(bytes(SIZE))
+        eventually(lambda: "free some space" in agent.log.read_text(), message="the agent says what is wrong")
+        (workspace / "filler").unlink()
+        rig.until_done(rig.done() + 20, seconds=120)
+        eventually(lambda: _remounted(workspace, "ro"), interval=0.0, message="a moment in which no file is open")
+        eventually(lambda: "Read-only file system" in agent.log.read_text(), message="the agent says what is wrong")
+        assert _remounted(workspace, "rw")
+        rig.finish(seconds=180)
+        assert rig.succeeded()
+        assert {path.read_text() for path in rig.root.glob("sim/**/result")} == {"something\n"}
+
+
+def _remounted(workspace: Path, how: str) -> bool:
+    return (
+        subprocess.run(["mount", "-o", f"remount,{how}", workspace], capture_output=True, check=False).returncode == 0
+    )
