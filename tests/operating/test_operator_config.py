@@ -1,5 +1,6 @@
 """What an operator is told, in which order, and what it says where that cannot be used."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from merlin_operator import __main__, config
+from merlin_operator.engine import Engine
 from merlin_study.seal import Keyring
 
 
@@ -121,3 +123,21 @@ def test_a_connection_is_tls_or_on_this_host(tmp_path: Path, capsys: pytest.Capt
     assert (found["user"], found["inbox_prefix"], found["tls_handshake_first"]) == ("operator", "_INBOX_operator", True)
     assert __main__.main([*tls, "--ca", str(tmp_path / "none")]) == 3
     assert "can't read the certificate authority" in capsys.readouterr().err
+
+
+def test_every_setting_of_the_engine_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a flag says and nothing reads would be a promise that is not kept."""
+    Keyring.generate().save(tmp_path / "keys")
+    nowhere = {
+        **{"apiVersion": "v1", "kind": "Config", "current-context": "c"},
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "c", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(nowhere))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    said = {"window_seconds": 7.0, "quarantine_chunks": 9, "quarantine_seconds": 11.0}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in said.items()]
+    engine = __main__.assemble(config.parse([*needed(tmp_path), *flags])).engine
+    assert isinstance(engine, Engine)
+    assert {name: getattr(engine.config, name) for name in said} == said

@@ -60,6 +60,8 @@ def assemble(settings: config.Settings) -> handlers.Operator:
             keyring=keyring,
             timing=settings.timing,
             window_seconds=settings.window_seconds,
+            quarantine_chunks=settings.quarantine_chunks,
+            quarantine_seconds=settings.quarantine_seconds,
             replicas=settings.replicas,
             renew=functools.partial(config.connection, settings),
         ),

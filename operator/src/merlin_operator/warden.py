@@ -50,8 +50,8 @@ class Warden:
             return
         if report.serial <= fence.serial or report.serial in fence.ahead:
             return
-        rehearsed = fence.chunk.rehearse is not None
-        if rehearsed or shape.parse(ledger.lane(fence.chunk).shape).nodes > 1 or core.now - at > _LATE:
+        untold = fence.chunk.rehearse is not None or fence.chunk.scan
+        if untold or shape.parse(ledger.lane(fence.chunk).shape).nodes > 1 or core.now - at > _LATE:
             return
         core.watch.tell(
             Told(
