@@ -129,7 +129,9 @@ def test_every_setting_of_the_engine_reaches_it(tmp_path: Path, monkeypatch: pyt
     """What a flag says and nothing reads would be a promise that is not kept."""
     Keyring.generate().save(tmp_path / "keys")
     nowhere = {
-        **{"apiVersion": "v1", "kind": "Config", "current-context": "c"},
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
         "users": [{"name": "c", "user": {}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
