@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench bench-tasks bench-scale bench-slurm soak docs control-plane images wheels agent-file wheelhouse clean help
+.PHONY: demo check test bench bench-tasks bench-scale bench-slurm bench-agents soak docs control-plane images wheels agent-file wheelhouse clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -27,7 +27,7 @@ check: .venv/.locked ## formatter, linter, types, layers, links of the docs
 test: .venv/.locked ## all tests, on real servers, two processes a core (PYTEST_ARGS='tests/spec -n0': some, one by one)
 	pytest -n auto $(PYTEST_ARGS)
 
-bench: bench-tasks bench-scale ## measure everything that is measured
+bench: bench-tasks bench-scale bench-agents ## measure everything that is measured
 
 bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xargs and others, into docs/benchmarks/
 	tools/bench-peers
@@ -41,6 +41,9 @@ bench-slurm: .venv/.locked ## measure how full a mixed study keeps an allocation
 
 soak: .venv/.locked ## kill a random process each second for ten minutes (SOAK_ARGS='--seconds 60 --seed 7' for less, or the same again)
 	python tools/soak.py $(SOAK_ARGS)
+
+bench-agents: .venv/.locked ## measure a thousand agents on one server and one operator, into docs/benchmarks/
+	python tools/bench_agents.py --write docs/benchmarks
 
 docs: .venv/.locked ## build the documentation into site/
 	mkdocs build --strict --site-dir site

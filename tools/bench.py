@@ -54,6 +54,7 @@ SLOW: Final = {"merlin 1.13": 300, "hyperqueue": 1000, "parallel": 300}
 """How many tasks that do nothing the slow ones run: their rate does not depend on it."""
 NULL_ONLY: Final = frozenset({"fork and wait", "merlin, run.warm: false", "merlin 1.13"})
 """Contenders that run only tasks that do nothing."""
+NOT_PEERS: Final = frozenset({"merlin", "merlin, outputs: lean", "merlin, run.warm: false"})
 BY_SLOTS: Final = ("merlin", "merlin, outputs: lean", "xargs -P")
 LOGS: Final = "merlin_info/tasks"
 
@@ -116,6 +117,10 @@ CONTENDERS: Final[Mapping[str, Callable[..., float]]] = {
 }
 
 
+class FailedError(Exception):
+    """A contender did not do what it was asked to."""
+
+
 @dataclass(slots=True)
 class Files:
     """What a contender leaves on disk, for each task."""
@@ -130,6 +135,7 @@ class Run:
 
     cells: dict[tuple[str, float], Cell] = field(default_factory=dict)
     files: dict[str, Files] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
 
 
 def measure(name: str, memory: Path | None, *, tasks: int, slots: int, seconds: float) -> tuple[float, Files]:
@@ -141,7 +147,7 @@ def measure(name: str, memory: Path | None, *, tasks: int, slots: int, seconds: 
             [*command, "--tasks", str(tasks), "--slots", str(slots)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            sys.exit(f"bench: {name} failed:\n{done.stderr}")
+            raise FailedError(f"{name} failed:\n{done.stderr}")
         kept = [f"bench_*/{part}/**/*" for part in ("task", LOGS)] if name.startswith("merlin") else ["**/*"]
         found = [path for pattern in kept for path in root.glob(pattern) if path.is_file()]
         size = sum(path.stat().st_size for path in found)
@@ -162,10 +168,17 @@ def compare(names: list[str], memory: Path | None, options: argparse.Namespace) 
         for seconds in options.seconds:
             tasks = amount(options.tasks, options.slots, seconds)
             for name in names:
-                if seconds and name in NULL_ONLY:
+                if name in run.failed or (seconds and name in NULL_ONLY):
                     continue
                 count = min(tasks, SLOW.get(name, tasks)) if not seconds else tasks
-                took, left = measure(name, memory, tasks=count, slots=options.slots, seconds=seconds)
+                try:
+                    took, left = measure(name, memory, tasks=count, slots=options.slots, seconds=seconds)
+                except FailedError as error:
+                    if name in NOT_PEERS:
+                        raise
+                    print(f"  left out: {error}", flush=True)
+                    run.failed.add(name)
+                    continue
                 cell = run.cells.setdefault((name, seconds), Cell(name, seconds, count, options.slots))
                 cell.took.append(took)
                 run.files.setdefault(name, left)
@@ -220,7 +233,7 @@ def main() -> None:
         files={name: (left.count, left.size) for name, left in run.files.items()},
         resting=resting,
         scaling=scaling,
-        absent=bench_peers.absent(),
+        absent=[*bench_peers.absent(), *sorted(run.failed)],
         where="a directory on disk" if options.disk else "memory" if memory else "the temporary directory",
         begun=begun,
         load=load,

@@ -91,7 +91,7 @@ def table(report: Report) -> str:
         ),
         (
             f"{when}, {machine()}; {slots} slots, files in {report.where}. "
-            f"Not on that machine: {', '.join(report.absent) or 'none'}.{_busy(report.load)}\n"
+            f"Not on that machine, or failing there: {', '.join(report.absent) or 'none'}.{_busy(report.load)}\n"
         ),
         "![Tasks a second](tasks.svg)\n",
         "## Tasks that do nothing\n",
