@@ -79,6 +79,7 @@ class Simulated:
             presence=Presence(self.id, lambda _: None),
             timing=lambda: self.intake.offer.timing,
             complain=self.problems.append,
+            host=Host(1, 0),
         )
         self._beat = Beat(post, self._describe, lambda: self.intake.offer.timing.heartbeat)
         self.intake = Intake(
@@ -91,7 +92,7 @@ class Simulated:
             refuse=self.problems.append,
             offered=Offered(retimed=self._beat.soon, quarantined=lambda: None),
         )
-        self.lives.serve(self.intake, lambda _: None)
+        self.lives.serve(self.intake, lambda *_: None)
         self.link.listen(post.space.rollcall, lambda _: self._beat.soon())
         self.link.on_connect(self._beat.soon)
 
