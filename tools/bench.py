@@ -6,7 +6,7 @@ as often, with as many slots, with every file on the same file system (memory, w
 directories and scripts made before the clock starts; ours makes its own while it runs. Repetitions are interleaved, so that a busy
 moment hits all alike; ratios come first, each the median of the ratios of one turn.
 
-    python tools/bench.py [--tasks 2000] [--slots 2] [--repeat 3] [--seconds 0 0.01 0.1 1] [--write docs/benchmarks]
+    python tools/bench.py [--tasks 2000] [--slots 2] [--repeat 2] [--seconds 0 0.01 0.1 1] [--write docs/benchmarks]
 
 Contenders that are not on this machine are left out and named; ``tools/bench-peers`` fetches GNU parallel, Redis and upstream's
 Merlin into ``.cache/peers``.
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--other-slots", type=int, nargs="*", default=[1, 4, 8], help="for tasks that do nothing, once each"
     )
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--seconds", type=float, nargs="+", default=[0.0, 0.01, 0.1, 1.0])
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--write", type=Path, help="a directory for the table and the picture")
