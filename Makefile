@@ -27,7 +27,7 @@ check: .venv/.locked ## formatter, linter, types, layers, links of the docs
 test: .venv/.locked ## all tests, on real servers, two processes a core (PYTEST_ARGS='tests/spec -n0': some, one by one)
 	pytest -n auto $(PYTEST_ARGS)
 
-bench: bench-tasks bench-scale bench-agents ## measure everything that is measured
+bench: bench-tasks bench-scale bench-agents ## measure tasks, sizes and a thousand agents
 
 bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xargs and others, into docs/benchmarks/
 	tools/bench-peers

@@ -1,4 +1,4 @@
-"""Where the agent's settings come from: flags, ``MERLIN_AGENT_*`` variables, ``~/.merlin/agent.yaml``, the site file, defaults.
+"""Where the agent's settings come from: flags, ``MERLIN_AGENT_*`` variables, ``~/.merlin/agent.yaml``, the machine's file, the site file, defaults.
 
 Each counts before the next. The site file is what ``--credentials`` may name, see `merlin_study.sitefile`.
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from merlin_operator.view import FailureView, StepView, StudyView
 
 MAX_BYTES: Final = 28 * 1024
-"""Of a status as it is stored; DESIGN promises less than 32 KiB, the rest is room for the server's own encoding."""
+"""Of a status as it is stored; the promise is less than 32 KiB (docs/limits.md), the rest is room for the server's own encoding."""
 MAX_STEPS: Final = 100
 MAX_FAILURES: Final = 5
 """At each end: the first ones tell what went wrong, the last ones whether it still does."""

@@ -98,7 +98,7 @@ def registry() -> kopf.OperatorRegistry:
 
 
 def settings() -> kopf.OperatorSettings:
-    """Return how kopf behaves; each value differs from its default for a reason that `platform.md` 2.2 gives."""
+    """Return how kopf behaves: annotations of a few bytes, no look at the cluster's other kinds, no peers, bounded waits."""
     chosen = kopf.OperatorSettings()
     chosen.persistence.finalizer = FINALIZER
     chosen.persistence.diffbase_storage = storages.SpecHashStorage()

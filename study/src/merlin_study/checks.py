@@ -38,7 +38,7 @@ def check_step_name(name: str, path: str) -> Fault | None:
     """Judge a step's name, which becomes a directory of the workspace.
 
     Refused is only what could leave the workspace or what no file can carry; spaces, dots and other letters that
-    upstream takes are taken (DESIGN 8).
+    upstream takes are taken.
 
     Args:
         name: The name as written, or expanded.

@@ -1,7 +1,7 @@
 """What the language has and this version does not: one table, from which lines go as things are built.
 
-A key that is not built yet is refused, never ignored: a study that asks for GPUs and runs without them wastes an
-allocation. A value that asks for nothing (``suspend: false``, ``gpus: 0``) is no reason to refuse.
+A key that is not built yet is refused, never ignored: a study that asks for something and runs without it wastes an
+allocation. A value that asks for nothing (``dry_run: false``) is no reason to refuse.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,6 +1,6 @@
 """The plan: what a study's specification comes down to, and all that an agent needs to run any of its tasks.
 
-A plan is compiled once (`merlin_study.compile`), stored once under its hash, and cached by agents; chunks name plan,
+A plan is compiled once (`merlin_study.compiler`), stored once under its hash, and cached by agents; chunks name plan,
 step and range only. It lists steps and the parameter table, never tasks: those are arithmetic (`merlin_study.geometry`).
 Compilation is deterministic, so whoever holds the specification can check the hash.
 """

@@ -19,7 +19,7 @@ class Consumer(Message):
 
 
 class Timing(Message):
-    """The clocks that operator and agents share, all in seconds (DESIGN: heartbeat 10, lost 60, presence 30 and 90)."""
+    """The clocks that operator and agents share, all in seconds."""
 
     heartbeat: float = 10.0
     lost_after: float = 60.0
