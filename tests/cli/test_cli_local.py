@@ -288,11 +288,12 @@ def test_a_study_that_runs_is_not_restarted_beside_it(place: Path) -> None:
     (present,) = (directory / "merlin_info/agents").iterdir()
     merlin.process.kill()
     merlin.ended()
-    eventually(lambda: not present.exists())  # the agent takes it along when it goes
-    present.touch()
+    eventually(lambda: not present.exists())  # the agent takes it along when it goes, and so does its reaper
+    other = present.with_name("another")
+    other.touch()
     code, lines, err = Merlin(place, "restart", str(directory), "--local").ended()
     assert (code, lines) == (4, [])
-    assert f"an agent is still at work in {directory} ({present.name}" in err
+    assert f"an agent is still at work in {directory} ({other.name}" in err
 
 
 def test_a_run_leaves_no_lock(place: Path) -> None:
