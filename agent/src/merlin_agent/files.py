@@ -8,21 +8,6 @@ import secrets
 import weakref
 from typing import Final
 
-NOBODYS: Final = frozenset(
-    {
-        errno.EDQUOT,
-        errno.ENOSPC,
-        errno.EIO,
-        errno.ESTALE,
-        errno.EROFS,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.EAGAIN,
-    }
-)
-"""Faults of a disk or a host: they are no failure of a task."""
-
 _WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _TOUCH: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _SCRIPT_MODE: Final = 0o766

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import threading
 import time
@@ -41,11 +40,6 @@ _STACK: Final = 512 * 1024
 _ENDS_WITHIN: Final = 3.0
 _VERDICT_WITHIN: Final = 60.0
 """Seconds within which it is known whether a host of a task has died; longer than the silence that tells."""
-_SWEEPING: Final = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP})
-"""Signals by which schedulers end jobs, or warn of their end."""
-_SWEPT_WITHIN: Final = 0.5
-"""Seconds within which the agent hears of it, too."""
-_ALLOWED: Final = frozenset(os.sched_getaffinity(0))
 
 
 class Work:

@@ -32,8 +32,6 @@ def _is(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-_EMPTY: Final = _is((), {}, [])
-
 TABLE: Final = (
     Missing(("batch", "dry_run"), _is(False)),
     Missing(("outputs",), _is("full", "lean"), "use lean or full"),

@@ -206,11 +206,6 @@ class Space:
         return f"{ROOT}.{self._token}.control.agent.{escape(site)}.{escape(agent)}"
 
     @property
-    def all_assignments(self) -> str:
-        """The filter for what any agent is told to do."""
-        return f"{ROOT}.{self._token}.control.agent.*.*"
-
-    @property
     def quarantines(self) -> str:
         """The subject of the hosts that get no work, for the next operator."""
         return f"{ROOT}.{self._token}.control.quarantines"
