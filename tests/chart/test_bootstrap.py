@@ -238,8 +238,8 @@ metadata: {{name: bootstrap}}
 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: bootstrap}}
 subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: tenant}}]
 """
-    control_plane.apply(role, namespace=namespace)
-    monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig("tenant", namespace=namespace)))
+    tenant = control_plane.granted("tenant", role, may="create secrets", namespace=namespace)
+    monkeypatch.setenv("KUBECONFIG", str(tenant))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     arguments = ["--namespace", namespace, "--name", "merlin", "--server", "tls://x:4222", "--host", "localhost"]
     assert bootstrap.main(arguments) == 0

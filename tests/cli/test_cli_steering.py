@@ -300,16 +300,15 @@ def test_agents_beyond_those_that_an_allocation_names_are_told_with_all_others_o
 
 def test_who_may_not_tell_agents_hears_how_they_are_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     agents(place, "12", {"a": ["fast"]})
-    viewer = place.plane.user_kubeconfig("stranger", namespace=place.namespace)
     rules = "{apiGroups: [merlin.dev], resources: [allocations], verbs: [get, list]}"
-    place.plane.apply(
+    role = (
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: viewer}\n"
         f"rules: [{rules}]\n---\n"
         "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: viewer}\n"
         "roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: viewer}\n"
-        "subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: stranger}]\n",
-        namespace=place.namespace,
+        "subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: stranger}]\n"
     )
+    viewer = place.plane.granted("stranger", role, may="list allocations", namespace=place.namespace)
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(viewer))
     code, _, error = place.merlin("stop-workers")
     assert code == Exit.CANNOT_RUN

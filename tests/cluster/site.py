@@ -123,7 +123,7 @@ def running_site(slurm: Slurm) -> Iterator[Site]:
             credentials.touch(0o600)
             credentials.write_text(json.dumps(dict(broker.credentials)))
             http_port = free_port()
-            control_plane.apply(ROLE, namespace=namespace)
+            kubeconfig = control_plane.granted("operator", ROLE, may="get studies", namespace=namespace)
             operator = Process(
                 [
                     Path(sys.executable).with_name("merlin-operator"), "--namespace", namespace, "--server", broker.url,
@@ -131,7 +131,7 @@ def running_site(slurm: Slurm) -> Iterator[Site]:
                 ],
                 log=root / "operator.log",
                 netns=netns,
-                env=control_plane.environment(control_plane.user_kubeconfig("operator", namespace=namespace)),
+                env=control_plane.environment(kubeconfig),
             )  # fmt: skip
             operator.start()
             site = Site(control_plane, broker, slurm, namespace, root, operator, http_port)

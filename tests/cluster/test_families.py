@@ -90,7 +90,7 @@ def place(control_plane: ControlPlane, namespace: str, broker: Broker, tmp_path:
     credentials = tmp_path / "credentials.json"
     credentials.touch(0o600)
     credentials.write_text(json.dumps(dict(broker.credentials)))
-    control_plane.apply(ROLE, namespace=namespace)
+    kubeconfig = control_plane.granted("operator", ROLE, may="get studies", namespace=namespace)
     common = [
         "--namespace",
         namespace,
@@ -105,7 +105,7 @@ def place(control_plane: ControlPlane, namespace: str, broker: Broker, tmp_path:
     operator = Process(
         [programs / "merlin-operator", *common, "--http", f"127.0.0.1:{free_port()}", *TIMING],
         log=tmp_path / "operator.log",
-        env=control_plane.environment(control_plane.user_kubeconfig("operator", namespace=namespace)),
+        env=control_plane.environment(kubeconfig),
     )
     for name, text in {"waits.yaml": WAITS, "rounds.yaml": ROUNDS}.items():
         (tmp_path / name).write_text(text.replace("ROOT", str(tmp_path)))

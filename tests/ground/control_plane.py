@@ -133,6 +133,21 @@ class ControlPlane:
         """The kubeconfig of one of USERS, who may do only what a role binding gives them (`admin`: everything)."""
         return self._kubeconfig(user, self._tokens[user], namespace)
 
+    def granted(self, user: str, role: str | Path, *, may: str, namespace: str) -> Path:
+        """The kubeconfig of one of USERS once a role and its binding, applied to `namespace`, are in force.
+
+        The API server's authorizer hears of both from a watch, a while after they are stored; `may` is a verb and a
+        resource that the role allows and that tell when it has.
+        """
+        self.apply(role, namespace=namespace)
+        kubeconfig = self.user_kubeconfig(user, namespace=namespace)
+        question = ("auth", "can-i", *may.split(), "--namespace", namespace)
+        eventually(
+            lambda: self.kubectl(*question, kubeconfig=kubeconfig, check=False).returncode == 0,
+            message=f"{user} may {may}",
+        )
+        return kubeconfig
+
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """The kubeconfig of an existing service account, with a token that the API server issued (for an hour)."""
         token = self.kubectl("create", "token", name, "--namespace", namespace).stdout.strip()

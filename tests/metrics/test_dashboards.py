@@ -134,14 +134,13 @@ def run(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
     (root / "work").mkdir()
     Keyring.generate().save(root / "keys")
     port, namespace = free_port(), control_plane.namespace()
-    control_plane.apply(ROLE, namespace=namespace)
+    kubeconfig = control_plane.granted("operator", ROLE, may="get studies", namespace=namespace)
     with Broker(root / "broker", user="operator", store_limit="64Mi") as broker:
         (root / "credentials.json").touch(0o600)
         (root / "credentials.json").write_text(json.dumps(dict(broker.credentials)))
         argv: list[str | Path] = [Path(sys.executable).with_name("merlin-operator"), "--namespace", namespace]
         argv += ["--server", broker.url, "--credentials", root / "credentials.json", "--keys", root / "keys"]
         argv += ["--http", f"127.0.0.1:{port}"]
-        kubeconfig = control_plane.user_kubeconfig("operator", namespace=namespace)
         operator = Process([*argv, *TIMING], log=root / "operator.log", env=control_plane.environment(kubeconfig))
         parts = Parts(control_plane, broker, namespace, root, [])
         start = time.time()

@@ -14,6 +14,6 @@ ROLE = Path(__file__).with_name("role.yaml")
 @pytest.fixture
 def restricted(control_plane: ControlPlane, namespace: str, monkeypatch: pytest.MonkeyPatch) -> client.Configuration:
     """The way into the cluster of a user with the operator's rights in `namespace`."""
-    control_plane.apply(ROLE, namespace=namespace)
-    monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig("operator", namespace=namespace)))
+    kubeconfig = control_plane.granted("operator", ROLE, may="get configmaps", namespace=namespace)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     return cluster.connect()

@@ -75,12 +75,15 @@ def test_a_study_that_is_gone_is_missed_no_more() -> None:
 
 
 def probe(url: str) -> tuple[int, str]:
+    """Status and text of an answer; 0 and the reason while nobody listens, as before the operator has come up."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+    except urllib.error.URLError as error:
+        return 0, str(error.reason)
 
 
 @pytest.mark.control_plane

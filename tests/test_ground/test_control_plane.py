@@ -61,9 +61,9 @@ def test_a_user_and_a_service_account_may_do_what_a_role_gives_them_and_no_more(
     control_plane: ControlPlane, namespace: str
 ) -> None:
     control_plane.kubectl("create", "serviceaccount", "robot", "--namespace", namespace)
-    control_plane.apply(ROLE.replace("name: robot", f"name: robot, namespace: {namespace}"), namespace=namespace)
+    role = ROLE.replace("name: robot", f"name: robot, namespace: {namespace}")
     for who in (
-        control_plane.user_kubeconfig("tenant", namespace=namespace),
+        control_plane.granted("tenant", role, may="list configmaps", namespace=namespace),
         control_plane.service_account_kubeconfig(namespace, "robot"),
     ):
         assert control_plane.get("configmaps", kubeconfig=who)["items"] == []
