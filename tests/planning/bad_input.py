@@ -7,6 +7,7 @@ import struct
 from typing import Final
 
 _HEAD: Final = "description: {name: n, description: d}\n"
+_DIGEST: Final = "a" * 64
 
 
 def _one(cmd: str, rest: str = "") -> str:
@@ -43,6 +44,12 @@ SPECS: Final = {
         "x", "global.parameters: {A: {values: [1, 2], label: A.%%}, B: {values: [1], label: B.%%}}"
     ),
     "a parameter without values": _one("x", "global.parameters: {A: {values: [], label: A.%%}}"),
+    "a table by reference from nowhere": _one("x", f"parametersFrom: {{sha256: {_DIGEST}}}"),
+    "a table by reference where no operator is": _one("x", f"parametersFrom: {{configMaps: [t], sha256: {_DIGEST}}}"),
+    "two tables of parameters": _one(
+        "x",
+        f"parametersFrom: {{configMaps: [t], sha256: {_DIGEST}}}\nglobal.parameters: {{A: {{values: [1], label: A.%%}}}}",
+    ),
     "labels that share a directory": _one("echo $(P)", "global.parameters: {P: {values: [a b, a_b], label: P.%%}}"),
     "a token of ours that is not there": _one("$(MERLIN_WORKSPCE)"),
     "a misspelt variable": _one("$(N_SAMPLE)", "env: {variables: {N_SAMPLES: 1}}"),

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 
+from merlin_operator import acceptance
 from merlin_operator.board import Submission
-from merlin_operator.contents import ContentError
-from merlin_operator.core import EngineConfig
+from merlin_operator.contents import ContentError, Contents
+from merlin_operator.core import Core, EngineConfig
 from merlin_operator.engine import Engine
 from merlin_operator.view import StudyRef
 from merlin_study import blob, table, wire
@@ -39,6 +41,22 @@ def submission(**keys: object) -> Submission:
     return Submission(REF, 1, "1", 1e9, spec, {})
 
 
+def test_a_table_from_two_places_or_beside_another_is_refused_and_not_waited_for() -> None:
+    """What the operator asks before it judges: the fault is told, though none of the ConfigMaps is there."""
+    sources = {"configMap": {"name": "t", "key": "part"}, "configMaps": ["t"], "sha256": "0" * 64}
+    held = {"N": {"values": ["1"], "label": "N.%%"}}
+    contents = Contents(Core(EngineConfig("ns", "nats://unused", {}, Keyring.generate())), Maps())
+    for keys, told in (
+        ({"parametersFrom": sources}, "one of configMap and configMaps, found 2"),
+        ({"parametersFrom": {"sha256": "0" * 64}}, "one of configMap and configMaps, found 0"),
+        ({"parametersFrom": {"configMaps": ["t"], "sha256": "0" * 64}, "global.parameters": held}, "keep one"),
+    ):
+        given = submission(vars={"SPECROOT": "/s"}, **keys)
+        [fault] = acceptance.judge(given, asyncio.run(contents.table(given))).faults
+        assert fault.path == "spec.parametersFrom"
+        assert told in fault.message
+
+
 def test_large_content_is_brought_in_parts_and_what_is_missing_is_waited_for(broker: Broker) -> None:
     """The table decides the tasks and a file is read from two ConfigMaps; both come late, one wrong at first."""
     maps, shown = Maps(), Shown()
@@ -65,6 +83,8 @@ def test_large_content_is_brought_in_parts_and_what_is_missing_is_waited_for(bro
             assert not engine.studies[REF.uid].synced
             maps.held["two", "part"] = content[100:]
             await until(lambda: engine.studies[REF.uid].synced)
+            await engine.observe(dataclasses.replace(given, generation=2, spec={**given.spec, "suspend": True}))
+            assert engine.studies[REF.uid].switches.suspend, "its table need not be read again for that"
             space, found = engine.space, b""
             subject = space.file(REF.uid, digest)
             stored = await engine.broker.last(space.control_stream, subject)

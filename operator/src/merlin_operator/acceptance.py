@@ -72,3 +72,13 @@ def judge(submission: Submission, table: bytes | None = None) -> Verdict:
         return Verdict(faults=error.faults, warnings=missing, switches=switches)
     except tables.TableError as error:
         return Verdict(faults=(Fault("spec.parametersFrom", str(error)),), warnings=missing, switches=switches)
+
+
+def redirect(submission: Submission, plan: Plan) -> Verdict:
+    """Return what the switches of a Study ask for that runs by ``plan``; its science, and the table it names, stay unread."""
+    try:
+        spec, _ = parse_spec(submission.spec)
+    except SpecError as error:
+        return Verdict(faults=error.faults)
+    switches = switches_of(submission.spec)
+    return Verdict(plan, warnings=(*not_yet(spec), *faults(switches, plan)), switches=switches)

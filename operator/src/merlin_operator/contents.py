@@ -25,7 +25,7 @@ from merlin_study.bundle import MAX_BUNDLE
 from merlin_study.finale import MAX_FAILURES, Finale, StepFailure, StepFinale
 from merlin_study.plan import Plan, PlannedFile
 from merlin_study.seal import SealError
-from merlin_study.sources import parts_of
+from merlin_study.sources import parts_of, table_fault
 from merlin_study.spec import TableSource
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,9 @@ class Contents:
             source = TableSource.model_validate(submission.spec.get("parametersFrom"))
         except ValidationError:
             return None  # there is none, or it is malformed, which the parser tells with everything else
-        if self._reader is None or not parts_of(source):
-            return None
+        beside = bool(submission.spec.get("global.parameters"))
+        if self._reader is None or table_fault(source, beside=beside) is not None:
+            return None  # the compiler tells why
         try:
             return await joined(self._reader, parts_of(source), source.sha256)
         except ContentError:

@@ -99,9 +99,9 @@ class Engine:
         known = self.studies.get(submission.ref.uid)
         if known is not None and known.generation == submission.generation:
             return
-        if known is not None and known.settled(acceptance.accepted(submission.status)):
+        if known is not None and known.plan is not None and known.settled(acceptance.accepted(submission.status)):
             known.generation = submission.generation
-            verdict = acceptance.judge(submission)
+            verdict = acceptance.redirect(submission, known.plan)
             known.warnings = verdict.warnings or verdict.faults
             if not verdict.faults:  # what can't be read changes nothing
                 known.switches = verdict.switches

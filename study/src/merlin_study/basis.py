@@ -14,7 +14,7 @@ from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, did_you_mean
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.plan import Parameter, SampleTable
-from merlin_study.sources import planned_files
+from merlin_study.sources import UNREAD, planned_files, table_fault
 from merlin_study.spec import SPECROOT, StudySpec
 from merlin_study.table import Table
 from merlin_study.template import tokens
@@ -44,9 +44,9 @@ class Basis:
         self.faults: list[Fault] = self.variables.faults
         self.files, faults = planned_files(spec.files)
         self.faults += faults
-        if spec.parameters_from is not None and table is None:
-            message = "the table has not been read; whoever compiles the study has to bring it"
-            self.fault("spec.parametersFrom", message)
+        if spec.parameters_from is not None:
+            wrong = table_fault(spec.parameters_from, beside=bool(spec.global_parameters))
+            self.add(wrong or (UNREAD if table is None else None))
         self.table = tables.of_spec(spec) if table is None else table
         samples = spec.merlin.samples
         self.columns = tuple(map(self.variables.expand, samples.column_labels)) if samples is not None else ()

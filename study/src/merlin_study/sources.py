@@ -12,6 +12,13 @@ from merlin_study.spec import FileSource, TableSource
 
 PART_KEY: Final = "part"
 """The key of a ConfigMap that holds one part of some content."""
+TABLE: Final = "spec.parametersFrom"
+UNREAD: Final = Fault(
+    TABLE,
+    "expected a table that can be read here, found one in ConfigMaps, which the operator of a cluster reads; "
+    "submit the manifest with kubectl, or write the table under global.parameters",
+)
+"""What is wrong with a good table by reference where nobody could follow the reference."""
 
 
 def parts_of(source: FileSource | TableSource) -> tuple[tuple[str, str], ...]:
@@ -50,11 +57,11 @@ def planned_files(sources: Sequence[FileSource]) -> tuple[tuple[PlannedFile, ...
 
 def table_fault(source: TableSource, *, beside: bool) -> Fault | None:
     """Judge a table by reference; ``beside`` says that the specification holds one, too."""
-    path = "spec.parametersFrom"
     if beside:
-        return Fault(path, "global.parameters is there too; keep one of the two")
-    if (source.config_map is None) == (not source.config_maps):
-        return Fault(path, "expected one of configMap and configMaps, to say where the table comes from")
+        return Fault(TABLE, "expected no other table beside it, found global.parameters; keep one of the two")
+    given = (source.config_map is not None) + bool(source.config_maps)
+    if given != 1:
+        return Fault(TABLE, f"expected one of configMap and configMaps, found {given} of them; name where the table is")
     return None
 
 
