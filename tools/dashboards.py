@@ -199,6 +199,11 @@ SITES: Final = Dashboard(
             "How many chunks of tasks get lost with their agents?",
             ("{{site}}", increase("merlin_lost_chunks_total", SITE, by="site")),
         ),
+        lines(
+            "How many hosts are quarantined?",
+            ("{{site}}", f"sum by (site) (merlin_quarantined_hosts{{{SITE}}})"),
+            hint="Hosts that get no work, because all that ran there failed and succeeded elsewhere; their Allocations say which.",
+        ),
     ),
 )
 

@@ -224,6 +224,7 @@ def test_the_panels_answer_what_happened(run: Watched) -> None:
     assert run.most('merlin_refused_messages_total{reason="signature"}') == 1, "the forger"
     assert run.most('merlin_refused_messages_total{reason="schema"}') == 0
     assert run.most('merlin_lost_chunks_total{site="hpc"}') >= 1
+    assert run.highest("How many hosts are quarantined?", "site") == {"hpc": 0}
     versions = run.highest("Which version runs?", "version")
     assert list(versions.values()) == [1]
 
