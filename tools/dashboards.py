@@ -236,6 +236,12 @@ OPERATOR: Final = Dashboard(
         ),
         lines("How many messages does each stream hold?", ("{{stream}}", "sum by (stream) (merlin_stream_messages)")),
         lines(
+            "How many servers hold all of each stream?",
+            ("{{stream}}", "min by (stream) (merlin_stream_current_replicas)"),
+            ("{{stream}}: shall", "max by (stream) (merlin_stream_replicas)"),
+            hint="Of a cluster; while it is fewer than shall, stop none of them.",
+        ),
+        lines(
             "How many chunks wait for an agent to fetch them?",
             (QUEUE, "sum by (site, queue) (merlin_consumer_pending_chunks)"),
         ),

@@ -150,6 +150,12 @@ def test_why_nothing_moves_is_said() -> None:
     assert (broker["status"], broker["reason"], broker["message"]) == ("False", "Unreachable", "connection refused")
 
 
+def test_a_broker_that_must_not_lose_another_server_says_so() -> None:
+    shown = {each["type"]: each for each in status(replace(ACCEPTED, broker_note="tasks 1 of 3"))["conditions"]}
+    broker = shown["BrokerAvailable"]
+    assert (broker["status"], broker["reason"], broker["message"]) == ("True", "CatchingUp", "tasks 1 of 3")
+
+
 def test_failures_and_doubled_executions_degrade_a_study() -> None:
     assert told(FAILED)["Degraded"] == ("True", "TasksFailed")
     assert told(replace(SUCCEEDED, doubled=1))["Degraded"] == ("True", "ExecutionsDoubled")

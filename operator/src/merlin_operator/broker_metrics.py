@@ -23,6 +23,12 @@ def _streams(found: BrokerLoad | None) -> Iterator[Metric]:
     limit = GaugeMetricFamily(
         "merlin_stream_limit_bytes", "What a stream may take, where it has a limit of its own", labels=["stream"]
     )
+    replicas = GaugeMetricFamily(
+        "merlin_stream_replicas", "Servers of the broker's cluster that shall keep a stream", labels=["stream"]
+    )
+    current = GaugeMetricFamily(
+        "merlin_stream_current_replicas", "Servers that are up to date with it and its consumers", labels=["stream"]
+    )
     if found is not None:
         stored.add_metric([], found.stored)
         if found.store_limit is not None:
@@ -30,9 +36,11 @@ def _streams(found: BrokerLoad | None) -> Iterator[Metric]:
         for stream in found.streams:
             messages.add_metric([stream.role], stream.messages)
             size.add_metric([stream.role], stream.size)
+            replicas.add_metric([stream.role], stream.replicas)
+            current.add_metric([stream.role], stream.current)
             if stream.limit is not None:
                 limit.add_metric([stream.role], stream.limit)
-    yield from (stored, most, messages, size, limit)
+    yield from (stored, most, messages, size, limit, replicas, current)
 
 
 def _consumers(found: BrokerLoad | None) -> Iterator[Metric]:

@@ -64,6 +64,8 @@ DOUBLED: Final = "ExecutionsDoubled"
 """A task ran again without a retry, a restart or a verdict of loss: please report it, this is a bug."""
 REACHABLE: Final = "Reachable"
 """The operator talks to the broker."""
+CATCHING_UP: Final = "CatchingUp"
+"""The broker answers; some of its servers do not hold all of a stream yet, so that none should be stopped."""
 UNREACHABLE: Final = "Unreachable"
 """The operator cannot reach the broker; agents go on with what they have."""
 IN_PROGRESS: Final = "InProgress"
@@ -168,9 +170,7 @@ def conditions_of(view: StudyView) -> tuple[Condition, ...]:
         _progressing(view),
         _suspended(view),
         _degraded(view),
-        Condition("BrokerAvailable", "False", UNREACHABLE, _clean(view.broker_problem, MAX_MESSAGE))
-        if view.broker_problem
-        else Condition("BrokerAvailable", "True", REACHABLE),
+        _broker_available(view),
         Condition("Finished", "True" if over else "False", _end_reason(view), _end_message(view)),
         Condition(
             "Succeeded",
@@ -179,6 +179,13 @@ def conditions_of(view: StudyView) -> tuple[Condition, ...]:
             _end_message(view),
         ),
     )
+
+
+def _broker_available(view: StudyView) -> Condition:
+    if view.broker_problem:
+        return Condition("BrokerAvailable", "False", UNREACHABLE, _clean(view.broker_problem, MAX_MESSAGE))
+    reason = CATCHING_UP if view.broker_note else REACHABLE
+    return Condition("BrokerAvailable", "True", reason, _clean(view.broker_note, MAX_MESSAGE))
 
 
 def _accepted(view: StudyView) -> Condition:

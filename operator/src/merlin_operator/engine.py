@@ -210,7 +210,7 @@ class Engine:
 
     def views(self) -> list[StudyView]:
         """Return every study as its user should see it."""
-        return showing.views(self.core, time.monotonic())
+        return showing.views(self.core, time.monotonic(), broker_note=self.load.thin if self.load is not None else "")
 
     # The loop
 

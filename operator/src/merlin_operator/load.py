@@ -14,12 +14,18 @@ from merlin_operator.measures import MAX_PAIRS, OTHER
 
 @dataclass(frozen=True, slots=True)
 class StreamLoad:
-    """A stream: what it is for (``tasks``, ``reports``, ``control``), messages, bytes, and its own limit (None: it has none)."""
+    """A stream: what it is for (``tasks``, ``reports``, ``control``), messages, bytes, and its own limit (None: it has none).
+
+    ``replicas`` servers shall keep it, ``current`` of them are up to date with it and with its consumers. While one of
+    several catches up it may not lead, so that the death of another can leave the stream without a leader.
+    """
 
     role: str
     messages: int
     size: int
     limit: int | None
+    replicas: int = 1
+    current: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,15 @@ class BrokerLoad:
     store_limit: int | None
     streams: tuple[StreamLoad, ...]
     consumers: tuple[ConsumerLoad, ...]
+
+    @property
+    def thin(self) -> str:
+        """Say which streams fewer servers hold than shall; empty where none is so."""
+        lacking = [each for each in self.streams if each.current < each.replicas]
+        if not lacking:
+            return ""
+        named = ", ".join(f"{each.role} {each.current} of {each.replicas}" for each in lacking)
+        return f"servers that are up to date with a stream: {named}; until all are, stop none of them"
 
 
 def by_queue(consumers: Sequence[ConsumerLoad]) -> dict[tuple[str, str], QueueLoad]:

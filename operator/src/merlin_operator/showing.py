@@ -15,8 +15,11 @@ from merlin_study.reopen import windows
 from merlin_study.steptasks import StepTasks
 
 
-def views(core: Core, now: float) -> list[StudyView]:
-    """Return every study as its user should see it at ``now`` (monotonic seconds)."""
+def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
+    """Return every study as its user should see it at ``now`` (monotonic seconds).
+
+    ``broker_note`` says what is wanting of the broker while it can be reached.
+    """
     problem = "" if core.broker.connected else core.broker.problem
     live = list(core.fleet.live(now))
     counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
@@ -26,6 +29,7 @@ def views(core: Core, now: float) -> list[StudyView]:
             agents=_counted(study, live, counted),
             waiting_for=waiting_for(study, live),
             broker_problem=problem,
+            broker_note=broker_note,
             clock=now,
             full_on=tuple(sorted({agent.host for agent in full if study.active and study.ref.uid in agent.full})),
             stopped=study.ledger is not None and core.control(study, study.ledger).stopped,

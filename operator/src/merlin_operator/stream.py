@@ -204,7 +204,8 @@ class Broker:
     async def ensure_streams(self) -> None:
         """Make the namespace's streams where they are missing, and have enough servers of a cluster keep them.
 
-        Streams that more servers keep than was asked for are left so.
+        Streams that more servers keep than was asked for are left so. This does not wait until servers that are new to a
+        stream have it: `load` says how far they are. Until then they may not lead it, and it depends on the old one.
 
         Raises:
             Outage: the broker did not answer.
@@ -287,11 +288,22 @@ class Broker:
         space, streams = self.space, []
         account = await self._ask(lambda js: js.account_info())
         names = {"tasks": space.task_stream, "reports": space.report_stream, "control": space.control_stream}
+        infos = await self._consumer_infos()
         for role, name in names.items():
             info = await self._ask(functools.partial(_stream_info, name=name))
-            limit = info.config.max_bytes or 0
-            streams.append(StreamLoad(role, info.state.messages, info.state.bytes, limit if limit > 0 else None))
-        consumers = [_consumer_load(info) for info in await self._consumer_infos()]
+            limit, kept = info.config.max_bytes or 0, info.config.num_replicas or 1
+            clusters = [info.cluster, *(each.cluster for each in infos if role == "tasks")]
+            streams.append(
+                StreamLoad(
+                    role,
+                    info.state.messages,
+                    info.state.bytes,
+                    limit if limit > 0 else None,
+                    replicas=kept,
+                    current=min(kept if found is None else _current(found) for found in clusters),
+                )
+            )
+        consumers = [_consumer_load(info) for info in infos]
         limit = account.limits.max_storage
         return BrokerLoad(account.storage, limit if limit > 0 else None, tuple(streams), tuple(filter(None, consumers)))
 
@@ -510,6 +522,9 @@ async def _ensure_stream(js: JetStreamContext, *, config: api.StreamConfig) -> i
         await js.add_stream(config)
         return wanted
     if (found.num_replicas or 1) < wanted:
+        log.warning(
+            "stream gets more replicas stream=%s replicas=%d; stop no server until all hold it", config.name, wanted
+        )
         await js.update_stream(found.evolve(num_replicas=wanted))
         return wanted
     return found.num_replicas or 1
@@ -521,6 +536,12 @@ async def _stream_info(js: JetStreamContext, *, name: str) -> api.StreamInfo:
 
 async def _consumer_page(js: JetStreamContext, *, stream: str, offset: int) -> list[api.ConsumerInfo]:
     return await js.consumers_info(stream, offset=offset)
+
+
+def _current(cluster: api.ClusterInfo) -> int:
+    """Return how many servers hold all of a stream or a consumer: its leader, and who is up to date with that one."""
+    peers = cluster.replicas or ()
+    return bool(cluster.leader) + sum(bool(peer.current) and not peer.offline for peer in peers)
 
 
 def _consumer_load(info: api.ConsumerInfo) -> ConsumerLoad | None:

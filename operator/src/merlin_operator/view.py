@@ -77,6 +77,7 @@ class StudyView:
     ``full_on``: hosts that find no room in its workspace. ``ttl``: seconds after its end until it is to be deleted (None: never).
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
     for and that were or will be made, ``refused_children`` those that were refused, ``unborn`` those of which nothing has become yet.
+    ``broker_problem`` says why the broker can't be reached, ``broker_note`` what is wanting while it can.
     ``suspended``: its user holds it; ``stopped``: a task asked to stop the agents, and a restart goes on. ``exhausted``
     counts tasks that were failed because too many agents in turn were lost with them.
     """
@@ -110,6 +111,7 @@ class StudyView:
     agents: int = 0
     waiting_for: str = ""
     broker_problem: str = ""
+    broker_note: str = ""
     warnings: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
     parent: str = ""
