@@ -99,6 +99,12 @@ a name that was made up here could be anybody's. */}}
 {{- default (ternary "Cluster" "Local" $told) .Values.nats.service.externalTrafficPolicy -}}
 {{- end -}}
 
+{{/* What the streams may take on all servers together, in nats-server's notation. */}}
+{{- define "merlin.nats.accountStore" -}}
+{{- $size := .Values.nats.maxFileStore -}}
+{{- printf "%d%s" (mul (int (regexFind "^[0-9]+" $size)) (int .Values.nats.replicas)) (regexReplaceAll "^[0-9]+" $size "") -}}
+{{- end -}}
+
 {{/* Sizes in bytes: as nats-server reads them (K is 1000; KB, Ki and KiB are 1024) and as Kubernetes does (Ki is 1024). */}}
 {{- define "merlin.bytes.nats" -}}
 {{- $unit := regexReplaceAll "^[0-9]+" . "" | lower -}}

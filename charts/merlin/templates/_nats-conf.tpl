@@ -21,8 +21,13 @@ Passwords come from the environment, since a variable there is the one thing tha
 {{- /* The subject of an acknowledgement has two forms: with domain and account, and without. */ -}}
 {{- $services = concat $services (list (printf "$JS.ACK.%s.>" $tasks) (printf "$JS.ACK.*.*.%s.>" $tasks)) -}}
 {{- $pull := printf "$JS.API.CONSUMER.MSG.NEXT.%s.*" $tasks -}}
+{{- $several := gt (int .Values.nats.replicas) 1 -}}
 {{- $heard := list (printf "%s.control.>" $root) (printf "%s.rollcall" $root) -}}
+{{- if $several }}
+server_name: $MERLIN_SERVER_NAME
+{{- else }}
 server_name: {{ include "merlin.fullname" . }}-nats-0
+{{- end }}
 listen: "0.0.0.0:4222"
 # Within the pod only: this port knows no passwords.
 http: "127.0.0.1:8222"
@@ -37,8 +42,33 @@ tls {
   timeout: 5
 }
 
+{{- if $several }}
+# Between the servers: each shows the certificate, which the other one verifies, and knows the password.
+cluster {
+  name: {{ include "merlin.fullname" . }}
+  listen: "0.0.0.0:6222"
+  # Clients are not told the pods' addresses, which agents outside cannot reach.
+  no_advertise: true
+  authorization { user: routes, password: $MERLIN_ROUTES_PASSWORD, timeout: 5 }
+  tls {
+    cert_file: "/etc/nats/tls/tls.crt"
+    key_file: "/etc/nats/tls/tls.key"
+    ca_file: "/etc/nats/tls/ca.crt"
+    min_version: "1.2"
+    verify: true
+    timeout: 5
+  }
+  routes: [
+    {{- range $number := until (int .Values.nats.replicas) }}
+    $MERLIN_ROUTE_{{ $number }}
+    {{- end }}
+  ]
+}
+{{- end }}
+
 jetstream {
-  store_dir: "/data"
+  # A server that becomes one of several deletes what it kept alone (tried with 2.15.1), so these lie apart.
+  store_dir: {{ ternary "/data/cluster" "/data" $several | quote }}
   # A confirmed write survives a crash of the node, not only of the process.
   sync_interval: always
   max_file_store: {{ .Values.nats.maxFileStore }}
@@ -47,8 +77,9 @@ jetstream {
 
 accounts {
   MERLIN {
-    # The account's own limit is what the operator can ask for, so that an alert comes before the store is full.
-    jetstream { max_file: {{ .Values.nats.maxFileStore }}, max_memory: 256Mi }
+    # The account's own limit is what the operator can ask for, so that an alert comes before the store is full. It counts
+    # what all servers keep.
+    jetstream { max_file: {{ include "merlin.nats.accountStore" . }}, max_memory: {{ mul 256 (int .Values.nats.replicas) }}Mi }
     users: [
       {
         user: operator

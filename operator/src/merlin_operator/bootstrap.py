@@ -45,6 +45,8 @@ SERVER_DAYS: Final = 825
 RENEW_DAYS: Final = SERVER_DAYS // 3
 """A server's certificate with less than this left is made anew: upgrades come more often than that."""
 _PAIR: Final = ("ca.crt", "ca.key")
+_PURPOSES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+"""Of a server's certificate: servers of a cluster show it to each other, too."""
 _LABELS: Final = {"app.kubernetes.io/part-of": "merlin", "app.kubernetes.io/managed-by": "merlin-bootstrap"}
 
 Data = dict[str, bytes]
@@ -130,6 +132,7 @@ def draw(now: datetime) -> Data:
         # A letter first: nats-server reads a variable as it reads its configuration, and 1e5 would be a number there.
         "operator-password": b"p" + secrets.token_hex(24).encode(),
         "agents-password": b"p" + secrets.token_hex(24).encode(),
+        "routes-password": b"p" + secrets.token_hex(24).encode(),
         "seal.key": secrets.token_hex(32).encode(),
         "operator-signing.key": secrets.token_hex(32).encode(),
         "agents-signing.key": secrets.token_hex(32).encode(),
@@ -139,7 +142,7 @@ def draw(now: datetime) -> Data:
 def for_broker(keys: Data, found: Data, *, hosts: Sequence[str], now: datetime) -> Data:
     """Return what nats-server gets; the certificate that it has stays while it serves."""
     authority = x509.load_pem_x509_certificate(keys["ca.crt"])
-    made = {name: keys[name] for name in ("ca.crt", "operator-password", "agents-password")}
+    made = {name: keys[name] for name in ("ca.crt", "operator-password", "agents-password", "routes-password")}
     if "tls.crt" in found and "tls.key" in found and _serves(found["tls.crt"], authority, hosts, now):
         return {**made, "tls.crt": found["tls.crt"], "tls.key": found["tls.key"]}
     signing = serialization.load_pem_private_key(keys["ca.key"], password=None)
@@ -151,7 +154,7 @@ def for_broker(keys: Data, found: Data, *, hosts: Sequence[str], now: datetime) 
         _builder(subject, authority.subject, key.public_key(), now, SERVER_DAYS, most=authority.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(_PURPOSES), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         .add_extension(_usage(signs=False), critical=True)
         .sign(signing, hashes.SHA256())
@@ -188,16 +191,17 @@ def for_agents(keys: Data, *, namespace: str, server: str, site: str) -> Data:
 
 
 def _serves(pem: bytes, authority: x509.Certificate, hosts: Sequence[str], now: datetime) -> bool:
-    """Whether a certificate is this authority's, has every name, and lasts until somebody upgrades again."""
+    """Whether a certificate is this authority's, has every name and purpose, and lasts until somebody upgrades again."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         certificate.verify_directly_issued_by(authority)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
     fresh = certificate.not_valid_after_utc - now > timedelta(days=RENEW_DAYS)
     lasts = fresh or certificate.not_valid_after_utc >= authority.not_valid_after_utc  # no other would last longer
-    return lasts and set(names) == {_general_name(host) for host in hosts}
+    return lasts and set(purposes) == set(_PURPOSES) and set(names) == {_general_name(host) for host in hosts}
 
 
 def _builder(
