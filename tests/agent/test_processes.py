@@ -16,11 +16,12 @@ from merlin_agent import files, launch
 from merlin_agent import slot as one_slot
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
+from merlin_agent.feed import Feed
 from merlin_agent.launch import DirectLauncher, NotStartedError, Script
 from merlin_agent.reaper import Reaper
 from merlin_agent.resources import Pool
 from merlin_agent.slot import Slot
-from merlin_agent.slots import Feed, Slots, Work
+from merlin_agent.slots import Slots, Work
 from merlin_study import wire
 from merlin_study.outcome import Outcome
 from merlin_study.shape import Shape

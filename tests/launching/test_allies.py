@@ -14,9 +14,10 @@ import pytest
 from merlin_agent import pairing
 from merlin_agent.allies import Leader, Member, OwnNode
 from merlin_agent.chunkrun import ChunkRun
+from merlin_agent.feed import Feed
 from merlin_agent.pairing import Channel, Hello, PairingError, Rendezvous
 from merlin_agent.resources import Pool, Share
-from merlin_agent.slots import Feed, Work
+from merlin_agent.slots import Work
 from merlin_agent.wide import Wide
 from merlin_study.shape import Shape
 from tests.launching.test_wide import a_chunk

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.feed import Feed
 from merlin_agent.launch import DirectLauncher
 from merlin_agent.resources import Pool, Share
 from merlin_agent.slot import Slot
-from merlin_agent.slots import Feed, Slots, Work
+from merlin_agent.slots import Slots, Work
 from merlin_study import memory, needs, wire
 from merlin_study.needs import Sizes
 from merlin_study.outcome import Outcome

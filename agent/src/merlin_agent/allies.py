@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from merlin_agent import pairing
+from merlin_agent.feed import Feed
 from merlin_agent.pairing import Channel, Hello, Idle, Keep, Kept, Leave, PairingError, Release, Rendezvous
-from merlin_agent.slots import Feed
 from merlin_agent.wide import Wide
 from merlin_study.shape import Shape
 
