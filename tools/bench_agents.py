@@ -68,7 +68,7 @@ class Simulated:
         post = Post(self.link, keys, Space("local"))
         self.slots = Slots(1, launcher=DirectLauncher({}), watch=lambda *_: None, deliver=self._on_ended, grace=1.0)
         self._recorder = Recorder(lambda _: None)
-        studies = Studies(post, Place(SITE, self.id), str(root / "work"), lambda _: None)
+        studies = Studies(post, Place(SITE, self.id), str(root / "work"), lambda _: None, lambda _: None)
         self.problems: list[str] = []
         self.lives = Lives(
             self.id,

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from merlin_study import wire
+from merlin_study.finale import Finale
 from merlin_study.seal import Keyring
-from tests.agent.standin import Standin, a_plan, a_step
+from tests.agent.standin import STUDY, Standin, a_plan, a_route, a_step
 from tests.ground import Broker, eventually
 
 QUICK = wire.Timing(heartbeat=0.2)
@@ -87,3 +88,30 @@ def test_only_the_operator_s_word_for_this_agent_counts(broker: Broker, tmp_path
         operator.put(subject, wire.Assignment(agent="another", number=9, leave=True).encode(), scope="agents")
         assert operator.counts(operator.final(operator.issue([0]))) == {("succeeded", 0): 1}
         assert not shows(operator, name).leaving
+
+
+def test_an_agent_of_one_study_leaves_when_that_is_over_and_runs_nothing_of_another(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """The end of another study says nothing to it; what it still runs may end."""
+    end = Finale(study=STUDY, plan="p", succeeded=True, finished_at="2026-01-01T00:00:00+00:00", steps=())
+    with Standin(broker, tmp_path) as operator:
+        operator.up(a_plan(a_step("sim", "touch up; while ! [ -e ../go ]; do sleep 0.05; done")), timing=QUICK)
+        agent = operator.agent("--study", STUDY)
+        name = operator.id_of(agent)
+        others = operator.chunk([0], study="another")
+        operator.put(operator.space.chunk(a_route(), "another", others.fence), others.encode(), scope="another")
+        operator.put(
+            operator.space.finale("another"), end.model_copy(update={"study": "another"}).encode(), scope="another"
+        )
+        running = operator.issue([0])
+        eventually((operator.root / "sim" / "up").exists)
+        assert not shows(operator, name).leaving
+        operator.put(operator.space.finale(STUDY), end.encode())
+        eventually(lambda: shows(operator, name).leaving)
+        (operator.root / "go").touch()
+        assert operator.counts(operator.final(running)) == {("succeeded", 0): 1}
+        assert agent.wait(timeout=180) == 0
+        assert (operator.waiting(), shows(operator, name).refused) == (1, 0), (
+            "the other one's chunk is there for others"
+        )

@@ -113,6 +113,65 @@ def test_a_serial_step_sees_the_job_and_not_the_agent_s_own_part_in_srun(site: S
     assert (step / "inner").read_text().split() == [job, "0"]
 
 
+OVER_TWO = """
+apiVersion: merlin.dev/v1alpha1
+kind: Study
+metadata: {{name: bereft}}
+spec:
+  description: {{name: bereft, description: a step over two hosts of which one dies}}
+  batch: {{type: slurm}}
+  study:
+  - name: wide
+    description: runs for ever the first time
+    run:
+      cmd: $(LAUNCHER) {script} $(MERLIN_WORKSPACE)
+      nodes: 2
+      procs: 2
+      max_retries: 0
+"""
+ONCE = """\
+#!/bin/bash
+[[ -e $1/again ]] && exit 0
+touch $1/began-$SLURMD_NODENAME
+sleep 3600
+"""
+
+
+def test_a_step_over_a_host_that_dies_is_ended_and_runs_again_without_a_retry(site: Site) -> None:
+    """Slurm's `srun` may wait for the dead host for as long as the job lasts."""
+    slurm, script = site.slurm, site.root / "once"
+    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=120, message="both nodes are free")
+    script.write_text(ONCE)
+    script.chmod(0o755)
+    job = site.allocate("--keep-alive", slots=None, nodes=2, exclusive=True, no_kill=True)
+    site.apply(OVER_TWO.format(script=script))
+    work = site.root / "work"
+    eventually(lambda: len(list(work.glob("bereft_*/began-*"))) == 2, timeout=180, message="it runs on both hosts")
+    (work / next(work.glob("bereft_*")).name / "again").touch()
+    slurm.kill_node("n2")
+    eventually(lambda: "is gone without a word" in slurm.output(job), timeout=120, message="the launcher is ended")
+    eventually(
+        lambda: not [each for each in slurm.network.pids() if _runs(each, str(script))],
+        timeout=120,
+        message="nothing of it runs on, on the host that lives",
+    )
+    slurm.nodes["n2"].start()
+    slurm.scancel(job)
+    eventually(lambda: slurm.nodes_idle() == ["n1", "n2"], timeout=120, message="the killed node is back")
+    site.allocate("--idle-exit", "5", slots=None, nodes=2, exclusive=True)
+    site.wait_finished("bereft")
+    study = site.study("bereft")
+    assert condition(study, "Succeeded")["status"] == "True", study["status"]
+    assert study["status"]["counts"]["succeeded"] == 1
+
+
+def _runs(pid: int, program: str) -> bool:
+    try:
+        return program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 LONG = """
 apiVersion: merlin.dev/v1alpha1
 kind: Study

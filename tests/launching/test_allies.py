@@ -69,9 +69,12 @@ class Allocation:
         self.path = path
         self.shares: list[Share] = []
         self.impossible: list[ChunkRun] = []
+        self.dead: list[str] = []
         self.feed = Feed(Pool(2))
         self.wide = Wide(self._start, self.impossible.append, most=4)
-        self.leader = Leader(self.wide, host="n1", path=str(path), toward="localhost", changed=lambda: None)
+        self.leader = Leader(
+            self.wide, host="n1", path=str(path), toward="localhost", changed=lambda: None, dead=self.dead.append
+        )
         loop = asyncio.get_running_loop()
 
         def kept(key: str) -> None:
@@ -175,6 +178,33 @@ def test_a_host_counts_as_dead_where_its_agent_is_gone_and_as_alive_after_a_sign
             assert await site.leader.has_lost(("n2",), began), "another agent is there, the one of that time is not"
             assert not await site.leader.has_lost(("n2",), loop.time()), "for what began since, it is"
             await again.die()
+
+    asyncio.run(story())
+
+
+def test_a_host_is_dead_whose_agent_is_gone_without_a_word_and_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merlin_agent.allies.RETURNS_WITHIN", 0.5)
+
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            leaves, returns, dies = (Host(site.path, name) for name in ("n2", "n3", "n4"))
+            for each in (leaves, returns, dies):
+                each.start()
+            await until(lambda: site.leader.size == 3)
+            site.wide.add(a_chunk(1), Work(), Shape(nodes=4, cores=2))
+            await until(lambda: len(site.shares) == 1)
+            assert site.wide.over_host("n4") == {site.shares[0].task}
+            leaves.member.forsake()
+            await until(lambda: site.leader.size == 2)
+            for each in (leaves, returns, dies):
+                await each.die()
+            returns.start()
+            await until(lambda: bool(site.dead))
+            await until(lambda: site.leader.size == 1)
+            assert site.dead == ["n4"]
+            await returns.die()
 
     asyncio.run(story())
 

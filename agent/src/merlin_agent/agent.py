@@ -104,7 +104,9 @@ class Agent:
         )
         self._presence = Presence(self.id, self._reaper.remove_at_end)
         self._recorder = Recorder(self._complain)
-        self._studies = Studies(post, Place(settings.site, self.id), str(settings.workspace), self._on_word)
+        self._studies = Studies(
+            post, Place(settings.site, self.id), str(settings.workspace), self._on_word, self._on_end
+        )
         host = Host(settings.slots, len(settings.gpus), memory=settings.memory)
         self._lives = Lives(
             self.id,
@@ -379,6 +381,11 @@ class Agent:
         if ours and self._is_retired(word):
             _log.info("a task of study %s asked to stop its agents; draining", word.study)
             self._leave.set()
+
+    def _on_end(self, study: str) -> None:
+        if study == self._settings.study and not self._settings.keep_alive:
+            _log.info("study %s is over; leaving", study)
+            self._on_led_away(finish=True)
 
     def _is_retired(self, word: wire.Control) -> bool:
         """Whether the study that this agent was started for lets it go: whole, or each queue that it serves."""

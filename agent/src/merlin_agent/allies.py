@@ -26,6 +26,8 @@ _log: Final = logging.getLogger(__name__)
 
 PATIENCE: Final = 20.0
 """Seconds of silence after which the other side counts as gone."""
+RETURNS_WITHIN: Final = 10.0
+"""Seconds within which an agent whose connection is gone is back; then its host counts as dead, and what runs over it is ended."""
 SIGN_OF_LIFE: Final = 2.0
 _LOOK_EVERY: Final = 1.0
 _ASK_EVERY: Final = 0.1
@@ -58,6 +60,8 @@ class _Member:
         self.host, self.cores, self.gpus, self.agent = hello.host, hello.cores, hello.gpus, hello.agent
         self.channel = channel
         self.idle = 0.0
+        self.left = False
+        """Whether it said so before its connection was gone."""
         self.heard = asyncio.get_running_loop().time()
 
     def keep(self, key: str, needs: Shape) -> None:
@@ -72,7 +76,16 @@ class _Member:
 class Leader:
     """The agent of the first host: listens for the others and lends their cores to `Wide`."""
 
-    def __init__(self, wide: Wide, *, host: str, path: str, toward: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        wide: Wide,
+        *,
+        host: str,
+        path: str,
+        toward: str,
+        changed: Callable[[], None],
+        dead: Callable[[str], None],
+    ) -> None:
         """Keep what is needed.
 
         Args:
@@ -81,8 +94,11 @@ class Leader:
             path: The rendezvous file.
             toward: See `pairing.addresses`.
             changed: Told that a host joined or left.
+            dead: Told of a host that has no agent any more, though none said that it left.
         """
         self._wide, self._host, self._path, self._toward, self._changed = wide, host, path, toward, changed
+        self._dead = dead
+        self._closed = False
         self._members: dict[str, _Member] = {}
         self._first_seen: dict[str, float] = {}
         """By agent; on the loop's clock."""
@@ -112,6 +128,7 @@ class Leader:
 
     def close(self) -> None:
         """Tell the others to leave, and listen no more."""
+        self._closed = True
         for member in self._members.values():
             member.channel.say(Leave())
         if self._server is not None:
@@ -164,6 +181,13 @@ class Leader:
                 del self._members[member.host]
                 self._wide.part(member)
                 self._changed()
+                if not member.left:
+                    asyncio.get_running_loop().call_later(RETURNS_WITHIN, self._miss, member.host)
+
+    def _miss(self, host: str) -> None:
+        if host not in self._members and not self._closed:
+            _log.warning("%s: its agent is gone without a word; the host counts as dead", host)
+            self._dead(host)
 
     def _welcome(self, channel: Channel, hello: pairing.Line) -> _Member:
         if not isinstance(hello, Hello):
@@ -193,6 +217,9 @@ class Leader:
                 case Idle():
                     member.idle = line.seconds
                     member.channel.say(Idle(seconds=0))
+                case Leave():
+                    member.left = True
+                    return
                 case _:
                     raise PairingError(f"an unexpected {line.kind}")
 
@@ -228,6 +255,7 @@ class Member:
         self._me = Hello(host=host, agent=agent, cores=size[0], gpus=size[1])
         self.led = False
         """Whether there is a leader, which decides when all leave."""
+        self._channel: Channel | None = None
 
     async def run(self) -> None:
         """Keep to the leader until cancelled."""
@@ -249,7 +277,9 @@ class Member:
             await asyncio.sleep(_LOOK_EVERY)
 
     def forsake(self) -> None:
-        """Keep nothing any more."""
+        """Keep nothing any more, and say that we leave."""
+        if self._channel is not None:
+            self._channel.say(Leave())
         for key in self._feed.keys:
             self._feed.release(key)
         self._freed()
@@ -262,6 +292,7 @@ class Member:
             async with asyncio.timeout(PATIENCE):
                 await channel.open()
             channel.say(self._me.model_copy(update={"keys": self._feed.keys}))
+            self._channel = channel
             signs = asyncio.create_task(self._give_signs(channel))
             while True:
                 async with asyncio.timeout(PATIENCE):
@@ -269,6 +300,7 @@ class Member:
                 self.led = True
                 self._obey(channel, line)
         finally:
+            self._channel = None
             if signs is not None:
                 signs.cancel()
             channel.close()

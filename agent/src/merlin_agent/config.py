@@ -213,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--site-creates", metavar="N", type=float, help="the same for all agents of the site together, in equal parts"
     )
-    made.add_argument("--study", metavar="UID", help="serve only this study")
+    made.add_argument("--study", metavar="UID", help="serve only this study, and leave when it is over")
     made.add_argument(
         "--study-name",
         metavar="NAME",

@@ -327,7 +327,8 @@ class Intake:
             self._refuse(f"{message.subject}: refused: {str(error).splitlines()[0]}")
             self._answer(message, Answer.NEVER)
             return
-        self.last_arrival = time.monotonic()
+        if self._taste.study in ("", chunk.study):
+            self.last_arrival = time.monotonic()
         if self._taste.study and chunk.study != self._taste.study:
             self.shun(consumer.name)
             self._answer(message, Answer.BACK)  # at once, for others; we ourselves stay away for a while

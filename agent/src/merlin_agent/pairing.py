@@ -78,7 +78,7 @@ class Idle(_Line):
 
 
 class Leave(_Line):
-    """The leader's word that the allocation is given up; with ``finish`` once what runs has ended."""
+    """The leader's word that the allocation is given up, with ``finish`` once what runs has ended; or a member's that it leaves."""
 
     kind: Literal["leave"] = "leave"
     finish: bool = False

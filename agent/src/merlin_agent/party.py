@@ -129,7 +129,14 @@ class Party:
             loop.call_soon_threadsafe(wide.kept, key)
 
         wide.join(OwnNode(self._found.host, self._slots.feed, self._size, kept=kept, freed=self._freed))
-        self._leader = Leader(wide, host=self._found.host, path=self._path, toward=self._toward, changed=self._changed)
+        self._leader = Leader(
+            wide,
+            host=self._found.host,
+            path=self._path,
+            toward=self._toward,
+            changed=self._changed,
+            dead=self._on_dead,
+        )
         try:
             await self._leader.open()
         except OSError as error:
@@ -138,6 +145,12 @@ class Party:
             )
         if self._spreads and not self._found.together:
             await self._spread()
+
+    def _on_dead(self, host: str) -> None:
+        if self._slots.end_over(host):
+            self._complain(
+                f"{host}: its agent is gone without a word; ending what runs over this host and handing it back"
+            )
 
     async def _spread(self) -> None:
         """Start the others with one call of the launcher, and see how they end."""

@@ -182,6 +182,18 @@ class Slots:
         self.wide.plan()
         self._strike(run, why, signal.SIGKILL)
 
+    def end_over(self, host: str) -> bool:
+        """End what runs over a host that is dead, and hand it back: its launcher may wait for that host for ever; return whether any did."""
+        doomed = self.wide.over_host(host)
+        struck = self._strike_tasks(doomed, signal.SIGTERM)
+        if struck:
+            self.loop.call_later(self._grace, self._strike_tasks, doomed, signal.SIGKILL)
+        return struck
+
+    def _strike_tasks(self, tasks: frozenset[str], number: signal.Signals) -> bool:
+        struck = [slot.strike(Stop.HANDED_BACK, number) for slot in self._slots if slot.share.task in tasks]
+        return any(struck)
+
     def _has_lost(self, hosts: tuple[str, ...], began: float) -> bool:
         if self._tell_lost is None:
             return False

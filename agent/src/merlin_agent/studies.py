@@ -134,8 +134,17 @@ class Study:
 class Studies:
     """Opens studies, and hears the operator's word on each."""
 
-    def __init__(self, post: Post, place: Place, workspace_root: str, on_word: Callable[[Control], None]) -> None:
-        self._post, self._place, self._workspace_root, self._on_word = post, place, workspace_root, on_word
+    def __init__(
+        self,
+        post: Post,
+        place: Place,
+        workspace_root: str,
+        on_word: Callable[[Control], None],
+        on_end: Callable[[str], None],
+    ) -> None:
+        """Keep what is needed; ``on_word`` hears the operator's word on a study, ``on_end`` the uid of one that is over."""
+        self._post, self._place, self._workspace_root = post, place, workspace_root
+        self._on_word, self._on_end = on_word, on_end
         self._studies: dict[tuple[str, str], Study] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         self._asked: set[str] = set()
@@ -224,16 +233,15 @@ class Studies:
         self._on_word(word)
 
     def _on_finale(self, message: Message) -> None:
-        """Write down what came of a study that ran here, whoever else does it too."""
+        """Hear that a study is over, and write down what came of it where it ran here, whoever else does it too."""
         uid = message.subject.rpartition(".")[2]
-        roots = {study.root for (each, _), study in self._studies.items() if each == uid and study.bound}
-        if not roots:
-            return
         try:
             payload = self._post.open(message.subject, message.data, scope=uid, signer=Signer.OPERATOR)
             finale = Finale.model_validate_json(payload)
         except (SealError, ValidationError):
             return  # nobody whom we trust said anything
+        self._on_end(finale.study)
+        roots = {study.root for (each, _), study in self._studies.items() if each == uid and study.bound}
         for root in roots:
             task = asyncio.create_task(asyncio.to_thread(_write_down, f"{root}/{workspace.INFO}", finale))
             self._listening.add(task)

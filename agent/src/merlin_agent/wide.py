@@ -110,7 +110,7 @@ class Wide:
         self.plan()
 
     def part(self, node: Node) -> None:
-        """A host's agent is gone: nothing more starts there. What runs there goes on; its launcher sees to it."""
+        """A host's agent is gone: nothing more starts there. What runs there goes on for now; see `over_host`."""
         if self.nodes.get(node.host) is not node:
             return
         del self.nodes[node.host]
@@ -124,6 +124,12 @@ class Wide:
                 if not self.can(each.needs):
                     self._impossible(each.run)
         self.plan()
+
+    def over_host(self, host: str) -> frozenset[str]:
+        """Return the tasks, by the names of their shares, that run over a host among others."""
+        return frozenset(
+            task for task, each in self._running.items() if any(grant.host == host for grant in each.grants)
+        )
 
     def kept(self, key: str) -> None:
         """A host keeps what it was asked for."""
