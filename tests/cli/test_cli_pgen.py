@@ -10,6 +10,7 @@ from rich.console import Console
 
 from merlin_cli import pgen, run, source, submit
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.place import Place
 from merlin_study.errors import SpecError
 from merlin_study.geometry import Geometry
 from merlin_study.workspace import Layout
@@ -53,7 +54,7 @@ def generator(directory: Path, text: str) -> str:
 
 
 def parsed(request: run.Request) -> Any:
-    return run.parsed(request, source.read(request.spec), {})
+    return run.parsed(request, source.read(request.spec), {}, place=Place(None))
 
 
 def test_an_unmodified_generator_replaces_the_specifications_parameters(spec: Path, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_list_of_labels_names_each_value(spec: Path, tmp_path: Path) -> None:
     file = generator(tmp_path, MAESTRO.replace("LABEL", '[f"i{n}" for n in range(len(pairs))]'))
     request = run.Request(str(spec), pgen=file)
     found = source.read(request.spec)
-    study, table = run.parsed(request, found, {})
+    study, table = run.parsed(request, found, {}, place=Place(None))
     plan = run.compiled(study, found, table=table)
     layout = Layout("/w", Geometry(plan, 0))
     assert layout.task_dir(0, 4) == "/w/one/i4.SIZE.20"
@@ -98,6 +99,81 @@ class _Scalar:
 
     def item(self) -> float:
         return 0.5
+
+
+MAESTROS = """\
+import os
+import shutil
+from maestrowf.datastructures.core import ParameterGenerator
+
+
+def get_custom_generator(env, **kwargs):
+    root = kwargs["SPECROOT"]
+    assert root.value == env.find("SPECROOT").value == os.path.dirname(os.path.abspath(__file__)), root.value
+    out = kwargs["OUTPUT_PATH"]
+    assert out == env.find("OUTPUT_PATH").value
+    assert env.find("CODE").path == "/usr"
+    assert env.apply_environment("$(NAME).txt") == "run-3.txt"
+    shutil.copy(os.path.join(root, "spec.yaml"), os.path.join(out, "design.txt"))
+    p_gen = ParameterGenerator(ltoken="@@")
+    p_gen.add_parameter("SIZE", [1, 2], "SIZE.@@", "size of it")
+    p_gen.add_parameter("ITER", [3, 4], "ITER.@@")
+    return p_gen
+"""
+
+
+def test_a_generator_of_maestros_knows_the_studys_directory_and_names_its_parameters(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is there, empty, before the study is compiled, and the study then runs in it."""
+    monkeypatch.chdir(tmp_path)
+    text = SPEC.replace("ITER.label", "SIZE.name) $(ITER.label").replace("echo", "cat $(OUTPUT_PATH)/design.txt; echo")
+    spec.write_text(text.replace("env: {", "env: {dependencies: {paths: [{name: CODE, path: /usr}]}, ", 1))
+    request = run.Request(str(spec), pgen=generator(tmp_path, MAESTROS), maestro=True, dry=True, output_path="out")
+    assert run.run_locally(request, Console(file=io.StringIO())) == Exit.OK
+    [directory] = (tmp_path / "out").iterdir()
+    assert (directory / "design.txt").read_text() == spec.read_text()
+    script = (directory / "one/ITER.3.SIZE.1/one_ITER.3.SIZE.1.sh").read_text()
+    assert script == f"#!/bin/bash\n\ncat {directory}/design.txt; echo 1 size of it ITER.3\n"
+
+
+def test_a_generator_of_maestros_that_fails_leaves_no_directory(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = generator(tmp_path, MAESTRO.replace("rounds =", "assert os.path.isdir(kwargs['OUTPUT_PATH']); rounds ="))
+    with pytest.raises(CliError, match="NameError"):
+        run.run_locally(run.Request(str(spec), pgen=file, maestro=True), Console(file=io.StringIO()))
+    assert {path.name for path in tmp_path.iterdir()} == {"spec.yaml", "gen.py"}
+
+
+@pytest.mark.parametrize(
+    "use", ["os.path.join(out, 'x')", "out + '/x'", "f'{out}/x'", "str(env.find('OUTPUT_PATH').value)"]
+)
+def test_a_directory_that_only_an_agent_knows_is_told_apart_from_one_that_is_known(
+    spec: Path, tmp_path: Path, use: str
+) -> None:
+    """Into a cluster the directory lies on the site: known where it is absolute, and with the stamp that the study gets."""
+    text = MAESTRO.replace("rounds =", f"import os; out = kwargs['OUTPUT_PATH']; there = {use}; rounds =")
+    file = generator(
+        tmp_path, text.replace("[at for at, _ in pairs]", "[at for _, at in pairs]").replace("LABEL", '"I.%%"')
+    )
+    request = run.Request(str(spec), pgen=file, maestro=True)
+    with pytest.raises(CliError, match="make OUTPUT_PATH absolute"):
+        submit.submit(request, Console(file=io.StringIO()), Recorder())
+    spec.write_text(SPEC.replace("ROUNDS: 3", "ROUNDS: 3, OUTPUT_PATH: /p/lustre"))
+    there = (
+        text.replace('"ITER"', '"OUT"')
+        .replace("[at for _, at in pairs]", "[out for _ in pairs]")
+        .replace("LABEL", '"O"')
+    )
+    cluster = Recorder()
+    submit.submit(
+        run.Request(str(spec), pgen=generator(tmp_path, there), maestro=True), Console(file=io.StringIO()), cluster
+    )
+    [(_, body)] = cluster.created
+    made = body["spec"]["global.parameters"]["OUT"]["values"][0]
+    assert made == f"/p/lustre/grid_{body['spec']['runId']}"
 
 
 def test_numbers_of_arrays_are_spelled_as_plain_ones() -> None:

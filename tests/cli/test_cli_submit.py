@@ -76,7 +76,7 @@ def spec(tmp_path: Path) -> Path:
 
 
 def test_a_study_is_created_under_its_name_and_stamp(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merlin_cli.run.stamp", lambda: "20260102-030405")
+    monkeypatch.setattr("merlin_cli.place.stamp", lambda: "20260102-030405")
     namespace, body, said = submitted(Request(spec=str(spec), vars=("N=5",)))
     assert namespace == "mine"
     assert body["metadata"] == {"name": "my-study-20260102-030405", "annotations": {"merlin.dev/creator": "ada"}}

@@ -123,6 +123,12 @@ def test_workspaces_that_name_each_other_are_refused() -> None:
         plan_of(_study("{cmd: 'ls $(s1.workspace)'}", "{cmd: 'ls $(s0.workspace)'}"))
 
 
+def test_a_parameter_has_the_name_that_its_author_gives_it() -> None:
+    table = "global.parameters: {P: {values: [1], label: P.%%, name: pressure of $(V)}, Q: {values: [2], label: Q}}"
+    plan = plan_of(_study("{cmd: '$(P.name), $(Q.name)'}", rest=f"env: {{variables: {{V: x}}}}\n{table}"))
+    assert _script(plan, 0) == "pressure of x, Q"
+
+
 def test_columns_may_be_named_by_variables() -> None:
     rest = "env: {variables: {LABEL: S}}\nmerlin: {samples: {file: s.csv, column_labels: [$(LABEL), T]}}"
     plan = plan_of(_study("{cmd: 'echo $(S) $(MERLIN_SAMPLE_VECTOR) $(MERLIN_SAMPLE_NAMES)'}", rest=rest))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from merlin_cli import bundling, clones, inputs, run, source
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.place import Place
 from merlin_study import table as tables
 from merlin_study.bundle import MAX_BUNDLE, Entry
 from merlin_study.plan import Plan
@@ -36,6 +37,8 @@ class Load:
     bundle: bundling.Content | None
     table: bundling.Content | None
     in_place: bool
+    stamp: str
+    """What its workspace ends with where that was told already; empty otherwise."""
 
     @property
     def contents(self) -> tuple[bundling.Content, ...]:
@@ -78,7 +81,8 @@ def load(request: run.Request, *, elsewhere: bool = False) -> Load:
             raise CliError(Exit.USAGE, "--clone brings files and --no-bundle brings none; leave one of them out")
         found, cloned = clones.fetched(found, source.parse(found, overrides, quiet=True))
         extra += cloned
-    spec, table = run.parsed(request, found, overrides, elsewhere=elsewhere)
+    place = Place(None)
+    spec, table = run.parsed(request, found, overrides, place=place, elsewhere=elsewhere)
     document = to_document(spec)
     in_place = not request.bundle and bool(bundling.references(document))
     entries = [] if in_place else _entries(document, found, extra)
@@ -89,6 +93,7 @@ def load(request: run.Request, *, elsewhere: bool = False) -> Load:
         bundling.archive(entries) if entries else None,
         None if table is None else bundling.Content.of(tables.encode(table)),
         in_place,
+        place.stamp,
     )
 
 

@@ -14,7 +14,6 @@ import os
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from rich.console import Console
 
 from merlin_cli import inputs, run, source
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.place import Place, make, stamp
 from merlin_cli.summary import say
 from merlin_cli.target import uid_of
 from merlin_study import nested, spec, workspace
@@ -134,12 +134,14 @@ def submit(request: run.Request, desk: Desk, console: Console) -> Exit:
     samples = inputs.samples_file(request.samples_file) if request.samples_file else None
     if samples is not None:
         found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
-    document = _document(request, found)
-    with _reserved(document, samples) as directory:
-        name = found.metadata.get("name") or document["description"]["name"]
-        answer = desk.submit(name=name, text=json.dumps(document), directory=str(directory))
-        if answer.workspace != str(directory):
-            _release(directory, samples)
+    place = Place(Path.cwd())
+    with place.kept():
+        document = _document(request, found, place)
+        with _reserved(document, samples, place) as directory:
+            name = found.metadata.get("name") or document["description"]["name"]
+            answer = desk.submit(name=name, text=json.dumps(document), directory=str(directory))
+            if answer.workspace != str(directory):
+                _release(directory, samples)
     if answer.known:
         say(console, f"This task has started study {answer.study} before; it is not started again.")
         if answer.changed:
@@ -189,10 +191,10 @@ def _named(target: str) -> str:
     return uid_of(there) if there.exists() else target
 
 
-def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
+def _document(request: run.Request, found: source.Source, place: Place) -> dict[str, Any]:
     """The study as the operator will read it: all that only this place knows stands in it."""
     overrides = source.variables(request.vars)
-    parsed, table = run.parsed(request, found, overrides, output_path=run.wished_path(request))
+    parsed, table = run.parsed(request, found, overrides, output_path=run.wished_path(request), place=place)
     if table is not None:
         raise CliError(
             Exit.REFUSED, "global.parameters: so large a table, or one with lists of labels, runs with --local only yet"
@@ -200,11 +202,13 @@ def _document(request: run.Request, found: source.Source) -> dict[str, Any]:
     document = to_document(parsed)
     given = document.get("vars", {})  # a provenance file of another run says itself where its specification lay
     document["vars"] = {spec.SPECROOT: found.directory, **given, spec.SUBMIT_PATH: str(Path.cwd())}
+    if place.stamp:
+        document["runId"] = place.stamp
     return document
 
 
 @contextlib.contextmanager
-def _reserved(document: dict[str, Any], samples: Path | None) -> Iterator[Path]:
+def _reserved(document: dict[str, Any], samples: Path | None, place: Place) -> Iterator[Path]:
     """Make the study's directory, which nobody else has, and name it in the document; remove it where that fails.
 
     A copy of the files that its steps refer to goes there at once: their folder may lie in the workspace of the study that
@@ -214,7 +218,7 @@ def _reserved(document: dict[str, Any], samples: Path | None) -> Iterator[Path]:
         SpecError: the study was refused.
         CliError: the directory can't be made, or the study names its own run and that exists.
     """
-    directory = _made(document)
+    directory = _made(document, place)
     try:
         info = directory / workspace.INFO
         info.mkdir()
@@ -225,24 +229,15 @@ def _reserved(document: dict[str, Any], samples: Path | None) -> Iterator[Path]:
         raise
 
 
-def _made(document: dict[str, Any]) -> Path:
+def _made(document: dict[str, Any], place: Place) -> Path:
     own = "runId" in document
     while True:
-        document.setdefault("runId", run.stamp())
+        document.setdefault("runId", stamp())
         parsed, _ = parse_spec(document)
-        directory = Path(workspace.study_root(compile_study(parsed, stamp=run.stamp()), str(Path.cwd())))
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            directory.mkdir()
-        except FileExistsError:
-            if own:
-                raise CliError(Exit.CANNOT_RUN, f"{directory} exists already; choose another runId") from None
-            del document["runId"]
-            time.sleep(0.1)
-        except OSError as error:
-            raise CliError(Exit.CANNOT_RUN, f"{directory}: can't be made: {error.strerror}") from error
-        else:
+        directory = Path(workspace.study_root(compile_study(parsed, stamp=stamp()), str(Path.cwd())))
+        if place.directory is not None or make(directory, own=own):
             return directory
+        del document["runId"]
 
 
 def _release(directory: Path, samples: Path | None) -> None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import runpy
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from merlin_cli.exits import CliError, Exit
 from merlin_study.table import Column, Table
+from merlin_study.template import Template
 
 FUNCTION: Final = "get_custom_generator"
 _STAND_IN: Final = "maestrowf"
@@ -64,6 +66,19 @@ class ParameterGenerator:
         self.names[key] = key if name is None else name
 
 
+class _Nowhere:
+    """A path that nobody knows yet: whoever uses it is told so."""
+
+    def _told(self, *_: object) -> Any:
+        raise CliError(
+            Exit.REFUSED,
+            "--pgen: the generator reads OUTPUT_PATH, which is not known before an agent takes the study; "
+            "make OUTPUT_PATH absolute in env.variables, or run with --local",
+        )
+
+    __str__ = __fspath__ = __format__ = __add__ = __radd__ = __truediv__ = _told
+
+
 @dataclass(frozen=True)
 class Variable:
     """One variable of the study, as ``env.find`` gives it."""
@@ -71,16 +86,52 @@ class Variable:
     name: str
     value: Any
 
+    def __str__(self) -> str:
+        return f"$({self.name})"
+
+    def __fspath__(self) -> str:
+        path: str = os.fspath(self.value)
+        return path
+
+    def get_var(self) -> str:
+        """Return its token."""
+        return str(self)
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """A path that the study depends on, or the directory of a clone, as ``env.find`` gives it."""
+
+    name: str
+    path: str
+
 
 class Environment:
-    """What a generator sees of the study: its variables, expanded."""
+    """What a generator sees of the study: its variables, expanded, and where its dependencies are."""
 
-    def __init__(self, variables: Mapping[str, Any]) -> None:
-        self._variables = {name: Variable(name, value) for name, value in variables.items()}
+    def __init__(self, variables: Mapping[str, Any], dependencies: Mapping[str, str], *, maestro: bool) -> None:
+        """Take them; a variable of None has a value that nobody knows yet. ``maestro``: the study is one of Maestro's."""
+        self.maestro = maestro
+        self._variables = {
+            name: Variable(name, _Nowhere() if value is None else value) for name, value in variables.items()
+        }
+        self._dependencies = {name: Dependency(name, path) for name, path in dependencies.items()}
 
-    def find(self, key: str) -> Variable | None:
-        """Return a variable, or None."""
-        return self._variables.get(key)
+    def find(self, key: str) -> Variable | Dependency | None:
+        """Return a variable or a dependency, or None."""
+        return self._dependencies.get(key) or self._variables.get(key)
+
+    def apply_environment(self, item: str) -> str:
+        """Return a text with the variables in it replaced."""
+        return Template.parse(item).render(
+            lambda name: str(self._variables[name].value) if name in self._variables else None
+        )
+
+    def keywords(self) -> dict[str, Any]:
+        """Return what Maestro adds to ``--pargs``, in its own types: a path, and a variable."""
+        if not self.maestro:
+            return {}
+        return {"OUTPUT_PATH": self._variables["OUTPUT_PATH"].value, "SPECROOT": self._variables["SPECROOT"]}
 
 
 def arguments(given: Sequence[str]) -> dict[str, str]:
@@ -100,18 +151,18 @@ def arguments(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def generate(file: str, given: Sequence[str], variables: Mapping[str, Any]) -> Table:
+def generate(file: str, given: Sequence[str], env: Environment) -> Table:
     """Run a generator and return its parameters.
 
     Args:
         file: The generator's file.
         given: What ``--pargs`` said, each once.
-        variables: The study's variables, expanded.
+        env: What it sees of the study.
 
     Raises:
         CliError: there is no such file, it fails, or it returns something else; the message says what to mend.
     """
-    kwargs = arguments(given)
+    kwargs = {**arguments(given), **env.keywords()}
     path = Path(file)
     if not path.is_file():
         raise CliError(Exit.USAGE, f"--pgen {file}: there is no such file; give the path of a Python file")
@@ -121,12 +172,8 @@ def generate(file: str, given: Sequence[str], variables: Mapping[str, Any]) -> T
             raise CliError(
                 Exit.REFUSED, f"--pgen {file}: expected a function {FUNCTION}(env, **kwargs), found none; define it"
             )
-        made = _call(function, Environment(variables), kwargs)
-    return _table(file, made)
-
-
-def _call(function: Callable[..., Any], env: Environment, kwargs: dict[str, str]) -> Any:
-    return function(env, **kwargs)
+        made = function(env, **kwargs)
+    return _table(file, made, named=env.maestro)
 
 
 @contextlib.contextmanager
@@ -169,7 +216,7 @@ def _maestro() -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-def _table(file: str, made: Any) -> Table:
+def _table(file: str, made: Any, *, named: bool) -> Table:
     parameters, labels = getattr(made, "parameters", None), getattr(made, "labels", None)
     if not isinstance(parameters, Mapping) or not isinstance(labels, Mapping):
         found = type(made).__name__
@@ -180,20 +227,23 @@ def _table(file: str, made: Any) -> Table:
         raise CliError(
             Exit.REFUSED, f"--pgen {file}: the generator added no parameter; call add_parameter, and check --pargs"
         )
-    for key, name in getattr(made, "names", {}).items():
-        if name not in (None, key):
+    names = {key: str(name) for key, name in getattr(made, "names", {}).items() if name not in (None, key)}
+    if names and not named:
+        for key, name in names.items():
             print(
-                f"warning: --pgen {file}: $({key}.name) stays {key}, as in Merlin; the name {name!r} is not used",
+                f"warning: --pgen {file}: $({key}.name) stays {key}, as in Merlin; with --maestro it would be {name!r}",
                 file=sys.stderr,
             )
+        names = {}
+    sign = getattr(made, "label_token", "%%")
     return {
-        str(key): Column(tuple(map(_text, values)), _label(labels.get(key, f"{key}.%%")))
+        str(key): Column(tuple(map(_text, values)), _label(labels.get(key, f"{key}.%%"), sign), names.get(key, ""))
         for key, values in parameters.items()
     }
 
 
-def _label(label: Any) -> str | tuple[str, ...]:
-    return label if isinstance(label, str) else tuple(map(str, label))
+def _label(label: Any, sign: str) -> str | tuple[str, ...]:
+    return label.replace(sign, "%%") if isinstance(label, str) else tuple(map(str, label))
 
 
 def _text(value: Any) -> str:

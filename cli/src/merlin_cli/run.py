@@ -8,12 +8,12 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from merlin_cli import dry, inputs, local, needs, pgen, source
 from merlin_cli.exits import CliError, Exit
+from merlin_cli.place import Place, stamp, taken
 from merlin_study import environment, workspace
 from merlin_study import table as tables
 from merlin_study.compiler import compile_study
@@ -82,11 +82,14 @@ def run_locally(request: Request, console: Console) -> Exit:
     samples = inputs.samples_file(request.samples_file) if request.samples_file else None
     if samples is not None:
         found = inputs.with_samples(found, f"$(MERLIN_INFO)/{samples.name}")
-    spec, table = parsed(request, found, overrides, output_path=wished_path(request))
     root = Path.cwd()
-    missing: list[Fault] | None = [] if request.dry or spec.batch.dry_run is True else None
+    place = Place(root)
+    with place.kept():
+        spec, table = parsed(request, found, overrides, output_path=wished_path(request), place=place)
+        missing: list[Fault] | None = [] if request.dry or spec.batch.dry_run is True else None
+        plan = needs.met(_fresh(spec, found, place, table, missing), root)
     job = local.Job(
-        plan=needs.met(_fresh(spec, found, root, table, missing), root),
+        plan=plan,
         study=str(uuid.uuid4()),
         root=root,
         slots=request.slots or local.default_slots(),
@@ -111,10 +114,13 @@ def parsed(
     found: source.Source,
     overrides: Mapping[str, str | int],
     *,
+    place: Place,
     output_path: str | None = None,
     elsewhere: bool = False,
 ) -> tuple[StudySpec, Table | None]:
     """Parse a file; the table of its parameters comes beside it where a generator made it, or where it is too large for a manifest.
+
+    ``place`` is asked where a generator of Maestro's has to know it.
 
     Raises:
         SpecError: the study was refused.
@@ -133,7 +139,7 @@ def parsed(
     plain = source.replaced(found, "global.parameters", {})
     spec = source.parse(plain, overrides, output_path=output_path, elsewhere=elsewhere)
     if request.pgen is not None:
-        table = pgen.generate(request.pgen, request.pargs, _environment(spec, found))
+        table = pgen.generate(request.pgen, request.pargs, _environment(spec, found, place))
     assert table is not None
     if faults := tables.faults(table, "global.parameters"):
         raise SpecError(faults)
@@ -143,39 +149,44 @@ def parsed(
     return source.parse(whole, overrides, output_path=output_path, quiet=True, elsewhere=elsewhere), None
 
 
-def _environment(spec: StudySpec, found: source.Source) -> dict[str, Any]:
-    """The study's variables as a generator sees them: expanded, numbers as numbers, and the two paths that Maestro adds."""
+def _environment(spec: StudySpec, found: source.Source, place: Place) -> pgen.Environment:
+    """The study as a generator sees it: its variables expanded, numbers as numbers, and the two paths that Maestro adds."""
+    maestro = spec.dialect == "Maestro"
     variables = Variables(spec, stamp=stamp(), base=workspace.safe_name(found.path.stem), spec_root=found.directory)
     given = {**spec.env.variables, **spec.env.labels, **spec.vars}
     named = {name: variables.expand(f"$({name})") if isinstance(value, str) else value for name, value in given.items()}
-    return {"SPECROOT": found.directory, "OUTPUT_PATH": variables.output_path or str(Path.cwd()), **named}
+    if maestro:
+        paths = {"OUTPUT_PATH": place.tell(spec, found), "SPECROOT": found.directory}
+    else:
+        paths = {"OUTPUT_PATH": variables.output_path or str(Path.cwd()), "SPECROOT": found.directory}
+    needed = spec.env.dependencies
+    names = [*(each.name for each in needed.paths), *(each.name for each in needed.git)]
+    there = {name: variables.expand(f"$({name})") for name in names}
+    return pgen.Environment({**named, **paths}, there, maestro=maestro)
 
 
-def stamp() -> str:
-    """The time of a submission as it ends a workspace's name."""
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
-def _fresh(spec: StudySpec, found: source.Source, root: Path, table: Table | None, missing: list[Fault] | None) -> Plan:
+def _fresh(
+    spec: StudySpec, found: source.Source, place: Place, table: Table | None, missing: list[Fault] | None
+) -> Plan:
     """Compile to a workspace that nobody has; two runs within a second would share one.
 
     Raises:
         SpecError: nobody knows where its workspace should lie.
         CliError: the study names its own run, and that exists.
     """
+    root = str(Path.cwd())
     while True:
         if missing is not None:
             missing.clear()
-        plan = compiled(spec, found, samples_directory=str(root), table=table, missing=missing)
+        plan = compiled(spec, found, samples_directory=root, table=table, missing=missing, at=place.stamp)
         if environment.refers(plan.output_path):
             unset = f"{plan.output_path!r} holds a variable that is not set here; set it, or write the path out"
             raise SpecError([Fault("env.variables.OUTPUT_PATH", unset)])
-        directory = workspace.study_root(plan, str(root))
-        if not os.path.lexists(directory):
+        directory = workspace.study_root(plan, root)
+        if place.directory is not None or not os.path.lexists(directory):
             return plan
         if spec.run_id is not None:
-            go_on = f"go on with it: merlin restart {directory} --local, or choose another runId"
-            raise CliError(Exit.CANNOT_RUN, f"{directory} exists already; {go_on}")
+            raise taken(directory)
         time.sleep(0.1)
 
 
@@ -186,15 +197,16 @@ def compiled(
     samples_directory: str = "",
     table: Table | None = None,
     missing: list[Fault] | None = None,
+    at: str = "",
 ) -> Plan:
-    """Compile with all that this machine knows of the file; `compile_study` says what ``missing`` is.
+    """Compile with all that this machine knows of the file; `compile_study` says what ``missing`` is, ``at`` is its stamp.
 
     Raises:
         SpecError: the study was refused.
     """
     return compile_study(
         spec,
-        stamp=stamp(),
+        stamp=at or stamp(),
         base=workspace.safe_name(found.path.stem),
         spec_root=found.directory,
         samples_directory=samples_directory,

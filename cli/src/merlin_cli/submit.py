@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from merlin_cli import contexts, freight, names, run
+from merlin_cli import contexts, freight, names, place, run
 from merlin_cli.convert import manifest
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
@@ -68,7 +68,7 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
         )
     load = freight.load(request)
     found, plan = load.found, load.plan
-    stamp = run.stamp()
+    stamp = load.stamp or place.stamp()
     name = request.name or found.metadata.get("name") or names.object_name(plan.name, stamp)
     kept = {key: value for key, value in found.metadata.items() if key in ("labels", "annotations")}
     body = manifest(load.spec, {**kept, "name": name})
@@ -79,11 +79,11 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
     if creator := cluster.whoami():  # an admission policy refuses every other one
         body["metadata"]["annotations"] = {**body["metadata"].get("annotations", {}), nested.CREATOR: creator}
     freight.deliver(cluster, namespace, body, load.contents)
-    place = f"study/{name} -n {namespace}"
+    there = f"study/{name} -n {namespace}"
     say(console, f"Created study {name} in namespace {namespace}.")
     if contexts.chosen() is not None:
         say(console, f"  watch it:    merlin status {name}")
         return Exit.OK
-    say(console, f"  watch it:    kubectl get {place} -w")
-    say(console, f"  wait for it: kubectl wait --for=condition=Finished --timeout=-1s {place}")
+    say(console, f"  watch it:    kubectl get {there} -w")
+    say(console, f"  wait for it: kubectl wait --for=condition=Finished --timeout=-1s {there}")
     return Exit.OK

@@ -10,18 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
 from merlin_study import workspace
-
-# What reads specifications takes as long to import as everything else here; a directory needs none of it.
-if TYPE_CHECKING:
-    from merlin_cli import source
-    from merlin_study.spec import StudySpec
 
 
 class Cluster(Protocol):
@@ -161,11 +156,12 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
         CliError: the file can't be read.
         SpecError: the specification was refused.
     """
-    from merlin_cli import source
+    from merlin_cli import place, source  # takes as long to import as all else here, and a directory needs none of it
 
     found = source.read(file)
     spec = source.parse(found, source.variables(variables), output_path=output_path, quiet=True)
-    name, where = _named(spec, found)
+    name, below = place.named(spec, found)
+    where = Path.cwd() / os.path.expandvars(os.path.expanduser(below))  # noqa: PTH111 a text, not a path yet
     beginning = f"{name.replace(' ', '_')}_"
     try:
         entries = [entry for entry in os.scandir(where) if entry.name.startswith(beginning)]
@@ -173,16 +169,6 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
         return []
     runs = [Path(entry.path) for entry in entries if (Path(entry.path) / workspace.INFO / workspace.PLAN_FILE).exists()]
     return sorted(runs, key=lambda run: run.name, reverse=True)
-
-
-def _named(spec: "StudySpec", found: "source.Source") -> tuple[str, Path]:
-    """What the study is called and where its runs lie, expanded."""
-    from merlin_study.variables import Variables
-
-    base = workspace.safe_name(found.path.stem)
-    variables = Variables(spec, stamp="", base=base, spec_root=found.directory)
-    where = os.path.expandvars(os.path.expanduser(variables.output_path))  # noqa: PTH111 a text, not a path yet
-    return variables.expand(spec.description.name), Path.cwd() / where
 
 
 def is_over(study: Mapping[str, Any]) -> bool:

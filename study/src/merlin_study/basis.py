@@ -108,7 +108,7 @@ class Basis:
         columns: dict[str, Sequence[str]] = {}
         for each in self.parameters:
             columns |= {each.key: each.values, f"{each.key}.label": each.labels}
-            columns[f"{each.key}.name"] = (each.key,) * len(each.values)
+            columns[f"{each.key}.name"] = (each.name or each.key,) * len(each.values)
         return columns
 
     @cached_property
@@ -128,7 +128,7 @@ class Basis:
                     f"a value can't hold $({SPECROOT}), which is another folder on each site; write it in the script"
                 )
                 self.fault(f"spec.global.parameters.{key}", message)
-            result.append(Parameter(key=key, values=values, labels=labels))
+            result.append(Parameter(key=key, values=values, labels=labels, name=self.names.expand(column.name)))
         return tuple(result)
 
     def samples(self, directory: str) -> SampleTable | None:

@@ -59,6 +59,8 @@ class Parameter(_Model):
     key: str
     values: tuple[str, ...]
     labels: tuple[str, ...]
+    name: str = ""
+    """Text of ``$(KEY.name)``; empty for the key."""
 
 
 class SampleTable(_Model):

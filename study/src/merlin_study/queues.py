@@ -41,7 +41,7 @@ def _queues(text: str, spec: StudySpec, expand: Callable[[str], str]) -> tuple[s
 
 def _value(token: str, column: table.Column, key: str, row: int) -> str:
     if token.endswith(".name"):
-        return key
+        return column.name or key
     value = column.values[row] if row < len(column.values) else ""
     if not token.endswith(".label"):
         return value

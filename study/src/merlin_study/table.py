@@ -31,10 +31,14 @@ _GZIP: Final = b"\x1f\x8b"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One parameter: its values as text, and one label for all (``%%`` becomes the value) or one for each."""
+    """One parameter: its values as text, and one label for all (``%%`` becomes the value) or one for each.
+
+    ``name`` is the text of ``$(KEY.name)``; empty for the key.
+    """
 
     values: tuple[str, ...]
     label: str | tuple[str, ...]
+    name: str = ""
 
 
 Table = Mapping[str, Column]
@@ -49,6 +53,7 @@ class _Written(BaseModel):
 
     values: tuple[str | int | float | bool, ...] = Field(max_length=MAX_ROWS)
     label: str | tuple[str, ...]
+    name: str = ""
 
 
 _WRITTEN: Final[TypeAdapter[dict[str, _Written]]] = TypeAdapter(dict[str, _Written])
@@ -57,7 +62,7 @@ _WRITTEN: Final[TypeAdapter[dict[str, _Written]]] = TypeAdapter(dict[str, _Writt
 def of_spec(spec: StudySpec) -> Table:
     """Return the table that stands in a specification."""
     return {
-        key: Column(tuple(map(spell, parameter.values)), parameter.label)
+        key: Column(tuple(map(spell, parameter.values)), parameter.label, parameter.name or "")
         for key, parameter in spec.global_parameters.items()
     }
 
@@ -107,6 +112,7 @@ def block(table: Table) -> dict[str, Any]:
         key: {
             "values": list(column.values),
             "label": column.label if isinstance(column.label, str) else [*column.label],
+            **({"name": column.name} if column.name else {}),
         }
         for key, column in table.items()
     }
@@ -137,7 +143,7 @@ def decode(data: bytes) -> Table:
 
 
 def _spelled(written: Mapping[str, _Written]) -> Table:
-    return {key: Column(tuple(map(spell, each.values)), each.label) for key, each in written.items()}
+    return {key: Column(tuple(map(spell, each.values)), each.label, each.name) for key, each in written.items()}
 
 
 def _unfolded(data: bytes) -> bytes:

@@ -270,7 +270,7 @@ class TaskTokens:
         for parameter in layout.plan.parameters:
             values[parameter.key] = self._complete(parameter.values[row])
             values[f"{parameter.key}.label"] = parameter.labels[row]
-            values[f"{parameter.key}.name"] = parameter.key
+            values[f"{parameter.key}.name"] = parameter.name or parameter.key
         return values
 
     def _workspace_of(self, name: str, combination: int) -> str | None:

@@ -34,6 +34,7 @@ class Parameter(Block):
     label: Word = Field(
         description="Text of $(NAME.label) and of the directory, in which %% becomes the value: NAME.%% gives NAME.0.5."
     )
+    name: Word | None = Field(default=None, description="Text of $(NAME.name). Default: the parameter's own name.")
 
 
 class StudySpec(Block):
