@@ -10,7 +10,9 @@ from pathlib import Path
 
 from merlin_agent.desk import LONGEST_PATH
 from merlin_study import nested
+from merlin_study.compiler import compile_study
 from merlin_study.outcome import Outcome
+from merlin_study.parse import parse_spec
 from merlin_study.plan import Plan
 from merlin_study.seal import Signer
 from tests.agent.standin import STUDY, Standin, a_plan, a_step
@@ -247,7 +249,7 @@ def test_a_step_gives_orders_and_hears_what_became_of_them(broker: Broker, tmp_p
         operator.final(chunk, timeout=180)
         said = out(operator)
         last = operator.order_after(given)
-        assert "found no mark of a study there" in out(operator, "err")
+        assert "child.yaml: no study that was made from it is known to this step" in out(operator, "err")
     assert [(order.deed, order.target) for order in given] == [
         ("cancel", "one"),
         ("purge", "its-uid"),
@@ -258,3 +260,73 @@ def test_a_step_gives_orders_and_hears_what_became_of_them(broker: Broker, tmp_p
     assert said.splitlines()[:2] == ["cancel study one: done.", "0"]
     assert "belongs to somebody else" in said
     assert "restart study its-uid: passed on; the operator will do it." in said
+
+
+BEFORE = """\
+description: {name: Child, description: an earlier run of the file lies beside the study whose step asks}
+study: [{name: say, description: says it, run: {cmd: "cat $(SPECROOT)/child.yaml $(P.label)"}}]
+"""
+
+
+def test_a_specification_means_its_runs_wherever_the_step_stands(broker: Broker, tmp_path: Path) -> None:
+    """What the step's studies started, begun or not, and what lies beside its own study; a longer name is another study."""
+    script = "merlin status child.yaml; merlin run child.yaml && merlin purge child.yaml --vars N=2; merlin status child.yaml"
+    plan = plan_of(tmp_path, script)
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        for name, uid in (("Child_of_mine_20200101-000000", "old"), ("Child_of_mine_too_20300101-000000", "other")):
+            info = operator.root.parent / name / "merlin_info"
+            info.mkdir(parents=True)
+            (info / "plan.json").write_bytes(plan.to_json())
+            (info / "workspace.json").write_text(json.dumps({"study": uid}))
+        operator.agent()
+        chunk = operator.issue([0])
+        given: list[nested.Order] = []
+        for _ in range(2):
+            order = eventually(lambda: operator.order_after(given), message="the next order")
+            assert isinstance(order, nested.Order)
+            given.append(order)
+            operator.put(operator.space.born(STUDY, order.word), nested.Born(name=order.target).encode())
+        reports = operator.final(chunk, timeout=180)
+        (entry,) = submissions(operator)
+        assert operator.counts(reports) == {("succeeded", 0): 1}, out(operator, "err")
+        assert out(operator).count("Child_of_mine_20200101-000000: not finished") == 2
+    assert [(order.deed, order.target) for order in given] == [
+        ("purge", nested.child_name(entry.name, entry.key(STUDY))),
+        ("purge", "old"),
+    ]
+
+
+def test_a_step_brings_clones_and_tables_of_any_label_and_no_copies_where_it_wants_none(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """What the command line says elsewhere counts in a step, too."""
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+    code = tmp_path / "code"
+    for words in (["init", "-q", str(code)], ["-C", str(code), "commit", "-q", "--allow-empty", "-m", "m"]):
+        subprocess.run([*git, *words], check=True)
+    (code / "tool").write_text("a tool")
+    for words in (["add", "tool"], ["commit", "-q", "-m", "t"]):
+        subprocess.run([*git, "-C", str(code), *words], check=True)
+    needs = f"{{dependencies: {{git: [{{name: CODE, path: /nowhere, url: {code}}}]}}}}"
+    (tmp_path / "clones.yaml").write_text(f"{BEFORE.replace('$(P.label)', '$(CODE)/tool')}env: {needs}\n")
+    (tmp_path / "table.yaml").write_text(BEFORE)
+    (tmp_path / "gen.py").write_text(
+        "from maestrowf.datastructures.core import ParameterGenerator\n"
+        "def get_custom_generator(env, **kwargs):\n    made = ParameterGenerator()\n"
+        "    made.add_parameter('P', [1, 2], ['one', 'two'])\n    return made\n"
+    )
+    script = "merlin run clones.yaml --clone; merlin run table.yaml --pgen gen.py --no-bundle"
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan_of(tmp_path, script))
+        operator.agent()
+        operator.final(operator.issue([0]))
+        clones, table = submissions(operator)
+    spec = json.loads(clones.spec)
+    assert spec["env"]["variables"]["CODE"] == "$(MERLIN_INFO)/merlin-clones/CODE"
+    assert "git" not in spec["env"]["dependencies"]
+    assert (Path(clones.workspace) / "merlin_info/merlin-clones/CODE/tool").read_text() == "a tool"
+    assert (Path(clones.workspace) / "merlin_info/specroot/child.yaml").exists()
+    assert not (Path(table.workspace) / "merlin_info/specroot").exists()
+    plan = compile_study(parse_spec(json.loads(table.spec))[0], stamp="20260102-030405")
+    assert plan.parameters[0].labels == ("one", "two")

@@ -47,8 +47,8 @@ def test_a_table_from_two_places_or_beside_another_is_refused_and_not_waited_for
     held = {"N": {"values": ["1"], "label": "N.%%"}}
     contents = Contents(Core(EngineConfig("ns", "nats://unused", {}, Keyring.generate())), Maps())
     for keys, told in (
-        ({"parametersFrom": sources}, "one of configMap and configMaps, found 2"),
-        ({"parametersFrom": {"sha256": "0" * 64}}, "one of configMap and configMaps, found 0"),
+        ({"parametersFrom": sources}, "one of configMap, configMaps and data, found 2"),
+        ({"parametersFrom": {"sha256": "0" * 64}}, "one of configMap, configMaps and data, found 0"),
         ({"parametersFrom": {"configMaps": ["t"], "sha256": "0" * 64}, "global.parameters": held}, "keep one"),
     ):
         given = submission(vars={"SPECROOT": "/s"}, **keys)

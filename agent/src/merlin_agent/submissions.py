@@ -54,15 +54,12 @@ class Submissions:
         speaker = self._badges.speaker(request.token)
         if speaker is None:
             return nested.Answer(refused="the task that asks has ended, so nothing can be started for it any more")
-        if not self._allowed:
-            return nested.Answer(
-                refused=f"site {self._site} does not let steps start studies (its agents say submissions: false); "
-                "run it in place with --local"
-            )
+        if isinstance(request, nested.Where):
+            return nested.Answer(workspace=os.path.dirname(speaker.info))
+        if refused := self._refusal(request, speaker):
+            return nested.Answer(refused=refused)
         if not isinstance(request, nested.Request):
             return await self._order(speaker, request)
-        if self._cancelled(speaker.study):
-            return nested.Answer(refused="the study that this step belongs to is cancelled")
         speaker.asked += 1
         number = speaker.asked
         if number > nested.MAX_PER_TASK:
@@ -79,6 +76,17 @@ class Submissions:
             workspace=request.workspace,
         )
         return await self._submit(speaker, entry)
+
+    def _refusal(self, request: nested.AnyRequest, speaker: Speaker) -> str:
+        """Why a step gets nothing of what it asks for; empty where it may."""
+        if not self._allowed:
+            return (
+                f"site {self._site} does not let steps start studies (its agents say submissions: false); "
+                "run it in place with --local"
+            )
+        if isinstance(request, nested.Request) and self._cancelled(speaker.study):
+            return "the study that this step belongs to is cancelled"
+        return ""
 
     async def _submit(self, speaker: Speaker, entry: nested.Submission) -> nested.Answer:
         size = len(entry.encode())

@@ -230,11 +230,12 @@ def _run_study(arguments: argparse.Namespace) -> int:
     """On this machine, by the agent whose step calls us, or in a cluster; a namespace that is named means a cluster."""
     from merlin_cli import inside, run, submit
     from merlin_cli.console import Output
+    from merlin_cli.desk import Desk
 
     request = run.Request.of(arguments)
     if arguments.local or arguments.dry:
         return run.run_locally(request, Output())
-    desk = None if request.namespace else inside.Desk.of(os.environ)
+    desk = None if request.namespace else Desk.of(os.environ)
     return submit.submit(request, Output()) if desk is None else inside.submit(request, desk, Output())
 
 

@@ -25,12 +25,13 @@ FOLDER: Final = "merlin-clones"
 """Below ``$(SPECROOT)``: one directory for each clone."""
 
 
-def fetched(found: source.Source, spec: StudySpec) -> tuple[source.Source, list[Entry]]:
+def fetched(found: source.Source, spec: StudySpec, root: str = f"$({SPECROOT})") -> tuple[source.Source, list[Entry]]:
     """Return the file with variables in the place of its repositories, and what is in them.
 
     Args:
         found: The file.
         spec: The same, parsed.
+        root: The directory that they will lie in, below `FOLDER`.
 
     Raises:
         SpecError: a name or address is none.
@@ -46,7 +47,7 @@ def fetched(found: source.Source, spec: StudySpec) -> tuple[source.Source, list[
             _clone(f"env.dependencies.git[{at}]", names.expand(clone.url), revision, scratch)
             entries += bundling.below(Path(scratch), f"{FOLDER}/{clone.name}")
     env: Mapping[str, Any] = found.raw["env"]
-    places = {clone.name: f"$({SPECROOT})/{FOLDER}/{clone.name}" for clone in spec.env.dependencies.git}
+    places = {clone.name: f"{root}/{FOLDER}/{clone.name}" for clone in spec.env.dependencies.git}
     needed = {kind: block for kind, block in env["dependencies"].items() if kind != "git"}
     own = {**env, "variables": {**(env.get("variables") or {}), **places}, "dependencies": needed}
     return source.replaced(found, "env", own), entries

@@ -244,7 +244,8 @@ def _order(arguments: argparse.Namespace) -> int:
     from merlin_cli.console import Output
 
     if _in_step(arguments):
-        return inside.command(arguments.command, arguments.targets, Output())
+        variables = getattr(arguments, "vars", ())
+        return inside.command(arguments.command, arguments.targets, Output(), variables=variables)
     purge = arguments.command == "purge"
     wish = steer.Wish(
         arguments.command,

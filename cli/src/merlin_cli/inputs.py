@@ -46,20 +46,22 @@ def with_samples(found: source.Source, file: str) -> source.Source:
     return source.replaced(found, "merlin", {**merlin, "samples": {**kept, "file": file}})
 
 
-def furnish(info: Path, *, samples: Path | None, document: Any, folder: Path) -> None:
+def furnish(info: Path, *, samples: Path | None, document: Any, folder: Path | None) -> None:
     """Put into ``merlin_info`` what a run on this machine brings: its samples, and the files of its folder for later restarts.
 
     Args:
         info: The directory.
         samples: The table of ``--samplesfile``.
         document: The specification, whose texts name the files.
-        folder: Where they are.
+        folder: Where they are; None keeps no copy of them.
 
     Raises:
         CliError: it can't be written.
     """
     if samples is not None:
         place(samples, info)
+    if folder is None:
+        return
     try:
         entries, _ = bundling.collect(document, folder)
     except CliError as error:

@@ -95,7 +95,10 @@ def run_locally(request: Request, console: Console) -> Exit:
         slots=request.slots or local.default_slots(),
         rehearse=spec.rehearse,
         furnish=functools.partial(
-            inputs.furnish, samples=samples, document=to_document(spec), folder=found.path.parent
+            inputs.furnish,
+            samples=samples,
+            document=to_document(spec),
+            folder=found.path.parent if request.bundle else None,
         ),
     )
     if missing is not None:

@@ -14,7 +14,8 @@ from typing import Final
 
 from rich.console import Console
 
-from merlin_cli import bars, finale, remote, summary, tally, target, text
+from merlin_cli import bars, finale, related, remote, summary, tally, target, text
+from merlin_cli.desk import Desk
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Progress
 
@@ -65,10 +66,19 @@ def look(question: Question, cluster: target.Cluster | None = None) -> Standing:
     if path.is_dir() and question.namespace is None:
         return of_directory(path)
     if path.is_file() and question.namespace is None:
-        runs = target.workspaces(question.what, variables=question.variables, output_path=question.output_path)
+        runs = _runs(question)
         if runs:
             return of_directory(runs[0], others=len(runs) - 1)
     return _of_cluster(question, cluster)
+
+
+def _runs(question: Question) -> list[Path]:
+    """Return the directories that a specification means, the newest first: in a step, also where only its agent knows."""
+    what, variables, output_path = question.what, question.variables, question.output_path
+    if (desk := Desk.of(os.environ)) is None:
+        return target.workspaces(what, variables=variables, output_path=output_path)
+    runs = related.of_file(what, desk, variables=variables, output_path=output_path)
+    return [run.directory for run in runs if run.begun]
 
 
 def of_directory(directory: Path, *, others: int = 0) -> Standing:

@@ -7,16 +7,19 @@ those that are not over.
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
 from merlin_study import workspace
+
+_STAMP: Final = re.compile(r"[0-9]{8}-[0-9]{6}")
 
 
 class Cluster(Protocol):
@@ -162,13 +165,30 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
     spec = source.parse(found, source.variables(variables), output_path=output_path, quiet=True)
     name, below = place.named(spec, found)
     where = Path.cwd() / os.path.expandvars(os.path.expanduser(below))  # noqa: PTH111 a text, not a path yet
-    beginning = f"{name.replace(' ', '_')}_"
+    return runs_in(where, name)
+
+
+def runs_in(where: Path, name: str) -> list[Path]:
+    """Return the directories of a study's runs in a directory, the newest first."""
     try:
-        entries = [entry for entry in os.scandir(where) if entry.name.startswith(beginning)]
+        entries = [Path(entry.path) for entry in os.scandir(where) if is_run(Path(entry.path), name)]
     except OSError:
         return []
-    runs = [Path(entry.path) for entry in entries if (Path(entry.path) / workspace.INFO / workspace.PLAN_FILE).exists()]
+    runs = [entry for entry in entries if (entry / workspace.INFO / workspace.PLAN_FILE).exists()]
     return sorted(runs, key=lambda run: run.name, reverse=True)
+
+
+def is_run(directory: Path, name: str) -> bool:
+    """Whether a directory is called as a study's run is: its name, and a stamp or, where the plan says so, a name of its own."""
+    beginning = f"{name.replace(' ', '_')}_"
+    if not directory.name.startswith(beginning):
+        return False
+    if _STAMP.fullmatch(directory.name.removeprefix(beginning)):
+        return True
+    try:
+        return bool(json.loads((directory / workspace.INFO / workspace.PLAN_FILE).read_bytes())["name"] == name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def is_over(study: Mapping[str, Any]) -> bool:

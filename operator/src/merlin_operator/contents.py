@@ -91,8 +91,8 @@ class Contents:
         except ValidationError:
             return None  # there is none, or it is malformed, which the parser tells with everything else
         beside = bool(submission.spec.get("global.parameters"))
-        if self._reader is None or table_fault(source, beside=beside) is not None:
-            return None  # the compiler tells why
+        if self._reader is None or not parts_of(source) or table_fault(source, beside=beside) is not None:
+            return None  # it is in the Study itself, or the compiler tells why there is none
         try:
             return await joined(self._reader, parts_of(source), source.sha256)
         except ContentError:

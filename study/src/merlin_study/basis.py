@@ -14,8 +14,8 @@ from merlin_study import table as tables
 from merlin_study.errors import INVALID_SPEC, NOT_YET_SUPPORTED, UNDEFINED_TOKEN, Fault, did_you_mean
 from merlin_study.outcome import EXIT_CODES
 from merlin_study.plan import Parameter, SampleTable
-from merlin_study.sources import UNREAD, planned_files, table_fault
-from merlin_study.spec import SPECROOT, StudySpec
+from merlin_study.sources import TABLE, UNREAD, planned_files, table_fault
+from merlin_study.spec import SPECROOT, StudySpec, TableSource
 from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.variables import Variables
@@ -45,8 +45,7 @@ class Basis:
         self.files, faults = planned_files(spec.files)
         self.faults += faults
         if spec.parameters_from is not None:
-            wrong = table_fault(spec.parameters_from, beside=bool(spec.global_parameters))
-            self.add(wrong or (UNREAD if table is None else None))
+            table = self._by_reference(spec.parameters_from, table)
         self.table = tables.of_spec(spec) if table is None else table
         samples = spec.merlin.samples
         self.columns = tuple(map(self.variables.expand, samples.column_labels)) if samples is not None else ()
@@ -54,6 +53,17 @@ class Basis:
         if table is not None:
             self.faults += tables.faults(table, "global.parameters")
         self.faults += checks.column_faults(self.columns, self.table)
+
+    def _by_reference(self, source: TableSource, table: Table | None) -> Table | None:
+        """Return the table that a specification refers to: read for us where it lies elsewhere, or with the reference."""
+        wrong = table_fault(source, beside=bool(self.spec.global_parameters))
+        if wrong is None and table is None and source.data is not None:
+            try:
+                return tables.of_inline(source)
+            except tables.TableError as error:
+                wrong = Fault(f"{TABLE}.data", str(error))
+        self.add(wrong or (UNREAD if table is None else None))
+        return table
 
     @property
     def broken(self) -> bool:

@@ -4,7 +4,7 @@ A step's own ``merlin`` command finds a Unix socket and a token in its environme
 `Request`, and reads one, an `Answer`. There are no keys in a step's environment: the agent seals what it passes on, and
 the token says only which task speaks.
 
-    step → agent      Request, Command or Stop, Answer: one line of JSON each
+    step → agent      Request, Command, Stop or Where, Answer: one line of JSON each
     agent → log       Submission, the first message of its own subject in the parent's log; Order, Dismissal
     operator → control stream   Born: what became of a submission; Family: what agents refuse by themselves
 
@@ -77,6 +77,13 @@ class Stop(Message):
     token: str = Field(max_length=200)
     kind: Literal["stop"] = "stop"
     queues: Queues = ()
+
+
+class Where(Message):
+    """In which directory is the study whose step asks?"""
+
+    token: str = Field(max_length=200)
+    kind: Literal["where"] = "where"
 
 
 class Answer(Message):
@@ -168,7 +175,7 @@ class Family(Message):
     full: str = ""
 
 
-AnyRequest = Request | Command | Stop
+AnyRequest = Request | Command | Stop | Where
 _REQUEST: Final[TypeAdapter[AnyRequest]] = TypeAdapter(Annotated[AnyRequest, Field(discriminator="kind")])
 AnyOrder = Order | Dismissal
 _ORDER: Final[TypeAdapter[AnyOrder]] = TypeAdapter(Annotated[AnyOrder, Field(discriminator="kind")])

@@ -59,9 +59,10 @@ def table_fault(source: TableSource, *, beside: bool) -> Fault | None:
     """Judge a table by reference; ``beside`` says that the specification holds one, too."""
     if beside:
         return Fault(TABLE, "expected no other table beside it, found global.parameters; keep one of the two")
-    given = (source.config_map is not None) + bool(source.config_maps)
+    given = (source.config_map is not None) + bool(source.config_maps) + (source.data is not None)
     if given != 1:
-        return Fault(TABLE, f"expected one of configMap and configMaps, found {given} of them; name where the table is")
+        message = f"expected one of configMap, configMaps and data, found {given} of them; name where the table is"
+        return Fault(TABLE, message)
     return None
 
 

@@ -7,7 +7,9 @@ a list with a text for each row.
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from merlin_study import checks
 from merlin_study.errors import Fault
 from merlin_study.scalars import MAX_ITEMS, MAX_VALUE, spell
-from merlin_study.spec import StudySpec
+from merlin_study.spec import StudySpec, TableSource
 
 MAX_TABLE_BYTES: Final = 256 << 20
 """A table that unfolds to more is refused before it fills the memory."""
@@ -140,6 +142,27 @@ def decode(data: bytes) -> Table:
         message = f'expected JSON {{"KEY": {{"values": [...], "label": "KEY.%%"}}}}, found at {where or "its start"}: {first["msg"]}'
         raise TableError(message) from error
     return _spelled(written)
+
+
+def inline(table: Table) -> dict[str, str]:
+    """Return ``parametersFrom`` with the table's file in it."""
+    data = encode(table)
+    return {"data": base64.b64encode(data).decode(), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def of_inline(source: TableSource) -> Table:
+    """Read what `inline` wrote.
+
+    Raises:
+        TableError: it is no table, or damaged.
+    """
+    try:
+        data = base64.b64decode(source.data or "", validate=True)
+    except ValueError as error:
+        raise TableError(f"expected base64, found other text ({error})") from error
+    if hashlib.sha256(data).hexdigest() != source.sha256:
+        raise TableError("expected content with the SHA-256 that sha256 says, found other content")
+    return decode(data)
 
 
 def _spelled(written: Mapping[str, _Written]) -> Table:

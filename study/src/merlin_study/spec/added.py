@@ -1,9 +1,11 @@
 """What a Study says that Merlin's files do not: files that travel, a table by reference, which tasks run again."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from merlin_study.scalars import Flag, Line, Word
-from merlin_study.spec.names import MAX_PARTS, MAX_STEPS, Block, Digest, Port, SiteName
+from merlin_study.spec.names import MAX_DATA, MAX_PARTS, MAX_STEPS, Block, Digest, Port, SiteName
 
 
 class ConfigMapFile(Block):
@@ -45,6 +47,9 @@ class TableSource(Block):
         alias="configMaps",
         max_length=MAX_PARTS,
         description="Take it from several ConfigMaps: their keys part, one after the other, are the content.",
+    )
+    data: Annotated[str, Field(strict=True, min_length=1, max_length=MAX_DATA)] | None = Field(
+        default=None, description="The content itself, in base64: for a study that a step submits."
     )
     sha256: Digest = Field(description="Digest of the content, in hexadecimal; checked before use.")
 

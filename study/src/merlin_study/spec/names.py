@@ -8,6 +8,8 @@ MAX_STEPS: Final = 200
 """Steps of one study: what the CRD's rule on unique names can afford."""
 MAX_PARTS: Final = 32
 """ConfigMaps of one file: more than a bundle of 16 MiB needs."""
+MAX_DATA: Final = 524_288
+"""Characters of a table in base64 within a Study: what fits the request of a step (`merlin_study.nested`)."""
 MAX_SCRIPT_CHARACTERS: Final = 400_000
 """All scripts of one study together: an object of the API server stays well under etcd's 1.5 MiB."""
 
