@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from tests.faults.rig import a_rig
+from tests.faults.rig import PATIENT, a_rig, linger
 from tests.ground import Broker, eventually
 
 POINTS = {
@@ -56,7 +56,7 @@ def test_an_idle_agent_that_dies_leaves_the_queue_to_others(broker: Broker, tmp_
 
 def test_an_agent_that_stood_still_and_comes_back_reports_nothing_twice(broker: Broker, tmp_path: Path) -> None:
     """A zombie: frozen until it counts as lost and another has its chunks, then woken with results and tasks of its own."""
-    with a_rig(broker, tmp_path, log_stands=True, tasks=80, cmd="sleep 0.05") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=80, cmd=linger(tmp_path)) as rig:
         rig.operator()
         first = rig.agent()
         rig.until_done(5)
@@ -65,23 +65,43 @@ def test_an_agent_that_stood_still_and_comes_back_reports_nothing_twice(broker: 
         eventually(lambda: rig.losses() > 0, message="the frozen one is lost")
         rig.until_done(rig.done())
         first.resume()
+        rig.hurry.touch()
         finding = rig.finish()
         assert rig.succeeded()
         assert finding.losses > 0
         assert finding.repeated >= finding.overlaps
 
 
+def test_a_task_that_an_agent_has_taken_but_not_begun_when_it_leaves_is_begun_elsewhere(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """TERM comes between the last word before a script's start and the start: there is none, and nobody counts as lost."""
+    gate = tmp_path / "gate"
+    with a_rig(broker, tmp_path, log_stands=True, tasks=20, timing=PATIENT) as rig:
+        rig.operator()
+        leaves = rig.agent(slots=1, failpoints=f"agent.start=pause:{gate}@5")
+        eventually(lambda: len(list(rig.root.glob("sim/**/sim.sh"))) == 5, message="it stands before its fifth script")
+        leaves.signal(signal.SIGTERM)
+        eventually(lambda: rig.view().get("agents") == 0, message="it has stopped what it held, and says so")
+        gate.touch()
+        rig.agent()
+        finding = rig.finish()
+        assert rig.succeeded()
+        assert finding.losses == 0
+
+
 def test_an_allocation_that_ends_gives_back_what_it_held(broker: Broker, tmp_path: Path) -> None:
     """TERM to all its agents, KILL before they have drained; another allocation goes on."""
-    with a_rig(broker, tmp_path, log_stands=True, tasks=40, cmd="sleep 0.2") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=60, cmd=linger(tmp_path)) as rig:
         rig.operator()
         allocation = [rig.agent(), rig.agent()]
         rig.until_done(4)
         for agent in allocation:
             agent.signal(signal.SIGTERM)
-        eventually(lambda: b"leaving" in allocation[0].log.read_bytes() or not allocation[0].alive, timeout=5)
+            eventually(lambda agent=agent: b"draining" in agent.log.read_bytes(), message="it has heard")  # type: ignore[misc]
         for agent in allocation:
             agent.kill()
+        rig.hurry.touch()
         rig.agent()
         rig.finish()
         assert rig.succeeded()

@@ -13,11 +13,8 @@ import pytest
 
 from tests.faults import admin
 from tests.faults.checker import read
-from tests.faults.rig import TIMING, Rig, a_rig
+from tests.faults.rig import PATIENT, Rig, a_rig, linger
 from tests.ground import Broker, eventually, missing
-
-PATIENT = TIMING.model_copy(update={"lost_after": 30.0})
-"""Longer than any pause here: whatever counts as lost was taken for dead because of the broker's own absence."""
 
 
 def test_a_broker_that_dies_and_one_that_stands_still_cost_a_pause(broker: Broker, tmp_path: Path) -> None:
@@ -33,7 +30,7 @@ def test_a_broker_that_dies_and_one_that_stands_still_cost_a_pause(broker: Broke
         broker.pause()
         time.sleep(6)  # more than the five seconds that a request waits for its answer
         broker.resume()
-        finding = rig.finish(seconds=180)
+        finding = rig.finish()
         assert rig.succeeded()
         assert (finding.losses, finding.repeated) == (0, 0)
 
@@ -42,18 +39,19 @@ def test_a_broker_without_room_holds_the_study_up_and_loses_nothing(tmp_path: Pa
     """Nothing more can be stored, neither chunks nor reports; what runs is kept in the workspace until there is room."""
     with (
         Broker(tmp_path / "broker", user="merlin", store_limit="4Mi") as broker,
-        a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.02") as rig,
+        a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd=linger(tmp_path), timing=PATIENT) as rig,
     ):
         rig.operator()
         rig.agent()
-        rig.until_done(20)
+        rig.until_done(3)
         admin.act(broker, admin.fill)
         ended = _ended(rig)
+        rig.hurry.touch()
         eventually(lambda: _ended(rig) > ended, message="what agents hold runs on")
         assert rig.done() < _ended(rig), "its results wait"
         assert not rig.view()["finished"]
         admin.act(broker, admin.make_room)
-        finding = rig.finish(seconds=180)
+        finding = rig.finish()
         assert rig.succeeded()
         assert finding.repeated == 0
 
@@ -64,24 +62,25 @@ def _ended(rig: Rig) -> int:
 
 
 def test_consumers_that_somebody_deletes_are_made_again(broker: Broker, tmp_path: Path) -> None:
-    with a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.05") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd=linger(tmp_path)) as rig:
         rig.operator()
         rig.agent()
-        rig.until_done(10)
+        rig.until_done(3)
         assert admin.act(broker, admin.delete_consumers) > 0
-        rig.finish(seconds=180)
+        rig.hurry.touch()
+        rig.finish()
         assert rig.succeeded()
 
 
 def test_all_messages_twice_and_in_another_order_have_one_effect(broker: Broker, tmp_path: Path) -> None:
     """Every chunk, claim and report is published a second time, shuffled, while the study runs and once more before its end."""
-    with a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.03") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.03", timing=PATIENT) as rig:
         rig.operator()
         rig.agent()
         for least in (20, 80):
             rig.until_done(least)
             assert admin.act(broker, lambda js, seed=least: admin.play_back(js, seed=seed)) > 0  # type: ignore[misc]
-        finding = rig.finish(seconds=180)
+        finding = rig.finish()
         assert rig.succeeded()
         assert (finding.repeated, finding.overlaps) == (0, 0)
         rig.operators[-1].kill()
@@ -126,7 +125,7 @@ def test_a_loss_of_power_loses_nothing_that_was_acknowledged(disk: Path, tmp_pat
             disk.with_suffix(".then").replace(disk)
             subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
             broker.restart()
-            finding = rig.finish(seconds=180)
+            finding = rig.finish()
             assert rig.succeeded()
             assert (finding.losses, finding.repeated) == (0, 0)
     finally:

@@ -13,13 +13,12 @@ from merlin_operator.stream import Broker as Connection
 from merlin_operator.stream import ConsumerSpec, Outage
 from merlin_study import subjects
 from tests.faults.admin import SPACE
-from tests.faults.rig import TIMING, a_rig
+from tests.faults.rig import PATIENT, a_rig
 from tests.ground import Broker, eventually
 from tests.ground.cluster import Cluster
 
 STREAMS = (SPACE.report_stream, SPACE.task_stream, SPACE.control_stream)
 ROUTE = subjects.Route("local", "q", "n1-c1-g0-m0-w0", "bulk")
-PATIENT = TIMING.model_copy(update={"lost_after": 60.0})
 
 
 def test_a_leader_that_dies_and_a_minority_that_is_cut_off_change_nothing(tmp_path: Path) -> None:

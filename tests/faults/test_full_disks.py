@@ -60,6 +60,6 @@ def test_a_full_workspace_fails_no_task_and_nothing_downstream_starts(broker: Br
         assert [step["soft_failed"] + step["failed"] for step in steps.values()] == [0] * len(steps)
         assert not (rig.root / "after").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", rig.workspace], check=True)
-        rig.finish(seconds=180)
+        rig.finish()
         assert rig.succeeded(), rig.view()
         eventually(lambda: not rig.view()["full_on"], timeout=60, interval=0.05, message="it is full no more")

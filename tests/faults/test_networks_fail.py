@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tests.faults.rig import TIMING, a_rig
+from tests.faults.rig import PATIENT, a_rig, linger
 from tests.ground import Broker, eventually
 from tests.ground.proxy import Proxy
 
@@ -20,7 +20,7 @@ def test_an_agent_that_is_cut_off_works_on_and_tells_when_it_is_back(broker: Bro
     """
     with (
         Proxy(broker.port) as network,
-        a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.1") as rig,
+        a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd=linger(tmp_path)) as rig,
     ):
         rig.operator()
         rig.agent(server=network.url)
@@ -33,9 +33,10 @@ def test_an_agent_that_is_cut_off_works_on_and_tells_when_it_is_back(broker: Bro
         network.cut()
         eventually(lambda: rig.losses() > 0, message="it counts as lost")
         rig.agent()
-        rig.until_done(rig.done(), seconds=120)
+        rig.until_done(rig.done())
         network.heal()
-        finding = rig.finish(seconds=180)
+        rig.hurry.touch()
+        finding = rig.finish()
         assert rig.succeeded()
         assert finding.losses > 0
 
@@ -50,9 +51,8 @@ def test_clocks_that_are_hours_apart_and_are_set_meanwhile_cost_nothing(broker: 
     offsets = {name: tmp_path / name for name in ("ahead", "behind", "operator")}
     for name, hours in (("ahead", 1), ("behind", -1), ("operator", 0)):
         offsets[name].write_text(str(hours * HOUR))
-    timing = TIMING.model_copy(update={"lost_after": 20.0})
     with a_rig(
-        broker, tmp_path, log_stands=True, tasks=120, cmd="[ -e tried ] || { touch tried; exit 104; }", timing=timing
+        broker, tmp_path, log_stands=True, tasks=120, cmd="[ -e tried ] || { touch tried; exit 104; }", timing=PATIENT
     ) as rig:
         rig.operator(environ=_skewed(offsets["operator"]))
         agents = [rig.agent(environ=_skewed(offsets[name])) for name in ("ahead", "behind")]
@@ -60,7 +60,7 @@ def test_clocks_that_are_hours_apart_and_are_set_meanwhile_cost_nothing(broker: 
             rig.until_done(least)
             offsets["operator"].write_text(str(offset))
             offsets["ahead"].write_text(str(-offset))
-        finding = rig.finish(seconds=180)
+        finding = rig.finish()
         assert rig.succeeded()
         assert finding.losses == 0
         first, second = (datetime.fromisoformat(agent.log.read_text()[:19]) for agent in agents)

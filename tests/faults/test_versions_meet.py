@@ -9,22 +9,23 @@ from merlin_study import wire
 from merlin_study.seal import Keyring
 from merlin_study.taskset import TaskSet
 from tests.faults.admin import SPACE, act
-from tests.faults.rig import Rig, a_rig
+from tests.faults.rig import Rig, a_rig, linger
 from tests.ground import Broker, eventually
 
 
 def test_words_of_a_later_version_are_refused_by_name_and_the_study_ends(broker: Broker, tmp_path: Path) -> None:
     """A chunk that agents cannot read, a claim and a report that the operator cannot read: each is properly sealed."""
-    with a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd="sleep 0.03") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=120, cmd=linger(tmp_path)) as rig:
         rig.operator()
         rig.agent()
-        rig.until_done(20)
+        rig.until_done(3)
         act(broker, lambda js: _speak(js.publish, rig))
         said = rig.operators[-1].log
         eventually(
             lambda: said.read_text().count("log entry refused") >= 2, message="the operator refuses what it can't read"
         )
-        rig.finish(seconds=180)
+        rig.hurry.touch()
+        rig.finish()
         assert rig.succeeded()
 
 

@@ -42,11 +42,11 @@ def test_a_workspace_without_room_and_one_that_turns_read_only_cost_no_task(
             (workspace / "filler").write_bytes(bytes(SIZE))
         eventually(lambda: "free some space" in agent.log.read_text(), message="the agent says what is wrong")
         (workspace / "filler").unlink()
-        rig.until_done(rig.done() + 20, seconds=120)
+        rig.until_done(rig.done() + 20)
         eventually(lambda: _remounted(workspace, "ro"), interval=0.0, message="a moment in which no file is open")
         eventually(lambda: "Read-only file system" in agent.log.read_text(), message="the agent says what is wrong")
         assert _remounted(workspace, "rw")
-        rig.finish(seconds=180)
+        rig.finish()
         assert rig.succeeded()
         assert {path.read_text() for path in rig.root.glob("sim/**/result")} == {"something\n"}
 

@@ -231,11 +231,18 @@ class StepWork:
                     _note(run, task, "ended", outcome=found.outcome, code=found.code)
                 taking.ended(at, found)
 
+            def back(which: range) -> None:
+                tasks = [ready[at][0] for at in which]
+                if history.ON:
+                    for task in tasks:
+                        _note(run, task, "ended", outcome=None, code=0)  # before another slot or agent has it
+                taking.back(tasks)
+
             failpoints.reach("agent.start")
             if history.ON:
                 for task, _ in ready:
                     _note(run, task, "began")
-            slot.launch_all(jobs, ended, lambda which: taking.back([ready[at][0] for at in which]))
+            slot.launch_all(jobs, ended, back)
         finally:
             for token in tokens:
                 slot.badges.revoke(token)
