@@ -207,13 +207,14 @@ class ControlPlane:
 
     def asked(self, namespace: str) -> list[dict[str, Any]]:
         """Every request so far of the user `operator` in a namespace, as events of the audit log."""
-        events = [json.loads(line) for line in (self.directory / "audit.log").read_text().splitlines()]
+        lines = (self.directory / "audit.log").read_text().split("\n")
+        events = [json.loads(line) for line in lines[:-1]]  # the last one may be only half written
         return [each for each in events if each.get("objectRef", {}).get("namespace") == namespace]
 
     def install_crds(self, what: str | Path = CRDS) -> None:
         """Install custom resource definitions (by default this repository's) and wait until they are served."""
         named = self.apply(what, "--server-side", "--output", "name").stdout.split()
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *named)
+        self.kubectl("wait", "--for=condition=Established", "--timeout=180s", *named)
 
     def namespace(self, prefix: str = "test") -> str:
         """Make a namespace that no other test has; it is never deleted, since nothing here could finish that."""

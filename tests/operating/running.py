@@ -133,7 +133,7 @@ class Running:
 
     def show(self, *views: Any, agents: Any = ()) -> None:
         """Show views as an engine would."""
-        asyncio.run_coroutine_threadsafe(self.board.show(views, agents), self.loop).result(60)
+        asyncio.run_coroutine_threadsafe(self.board.show(views, agents), self.loop).result(240)
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def running(
     finally:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the operator has ended by itself
             loops[0].call_soon_threadsafe(operator.stop.set)
-        thread.join(60)
+        thread.join(240)
         assert not thread.is_alive(), "the operator ends"
     assert not errors, errors
     assert not operator.failures, operator.failures

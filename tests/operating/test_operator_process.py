@@ -71,11 +71,11 @@ def test_a_killed_operator_goes_on_where_it_was(process: Process, control_plane:
     refused["metadata"]["name"] = "refused"
     control_plane.apply(json.dumps(refused), namespace=namespace)
     process.start()
-    wait = ("wait", "--for=condition=Finished", "study/refused", "--namespace", namespace, "--timeout=50s")
+    wait = ("wait", "--for=condition=Finished", "study/refused", "--namespace", namespace, "--timeout=180s")
     control_plane.kubectl(*wait)
     assert condition(control_plane, namespace, "refused", "Accepted") == "False"
     assert condition(control_plane, namespace, "probe", "Accepted") == "True"
-    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=50s")
+    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=180s")
 
 
 def test_a_study_goes_away_while_the_broker_is_down(
@@ -85,7 +85,7 @@ def test_a_study_goes_away_while_the_broker_is_down(
     control_plane.apply(json.dumps(STUDY), namespace=namespace)
     eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
     broker.kill()
-    control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=45s")
+    control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=180s")
     assert "study deleted without cleaning the broker: study=probe" in process.tail(200)
 
 
@@ -117,5 +117,5 @@ def test_an_operator_that_dies_in_a_status_or_in_a_deletion_is_followed_by_one_t
     assert process.returncode == -signal.SIGKILL
     process.env = plain
     process.start()
-    control_plane.kubectl("wait", "--for=delete", "study/probe", "--namespace", namespace, "--timeout=100s")
-    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=100s")
+    control_plane.kubectl("wait", "--for=delete", "study/probe", "--namespace", namespace, "--timeout=180s")
+    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=180s")

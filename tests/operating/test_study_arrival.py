@@ -58,6 +58,12 @@ def handled(plane: ControlPlane, namespace: str) -> bool:
     return storages.SPEC_HASH in annotations(plane, namespace)
 
 
+def events(plane: ControlPlane, namespace: str) -> list[str]:
+    found = plane.get("events", "--namespace", namespace)["items"]
+    assert isinstance(found, list)
+    return [event["reason"] for event in found]
+
+
 def test_a_study_is_observed_once_and_again_for_each_change_of_its_spec(
     control_plane: ControlPlane, namespace: str, restricted: client.Configuration
 ) -> None:
@@ -110,7 +116,7 @@ def test_a_deleted_study_is_forgotten_and_then_gone(
     with running(restricted, namespace, engine):
         control_plane.apply(json.dumps(STUDY), namespace=namespace)
         eventually(lambda: handled(control_plane, namespace))
-        control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=10s")
+        control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=180s")
     assert engine.forgotten == [engine.observed[0].ref]
 
 
@@ -140,11 +146,10 @@ def test_a_study_goes_away_although_the_broker_was_not_cleaned(
         control_plane.apply(json.dumps(STUDY), namespace=namespace)
         eventually(lambda: handled(control_plane, namespace))
         with caplog.at_level(logging.WARNING):
-            control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=50s")
+            control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=180s")
+        eventually(lambda: events(control_plane, namespace), message="kopf posts events on the side")
     assert "study deleted without cleaning the broker: study=probe" in caplog.text
-    events = control_plane.get("events", "--namespace", namespace)["items"]
-    assert isinstance(events, list)
-    assert [event["reason"] for event in events] == ["CleanupTimedOut"]
+    assert events(control_plane, namespace) == ["CleanupTimedOut"]
 
 
 def test_what_is_remembered_on_a_large_study_is_small_even_while_its_handler_fails(
