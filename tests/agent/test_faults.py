@@ -78,7 +78,7 @@ def test_a_new_holder_waits_for_a_lost_one_that_still_lives(broker: Broker, tmp_
     """While the old holder's presence is young, its rest is not run; other chunks have the slots meanwhile."""
     plan = a_sampled_plan(tmp_path, 8, gated(tmp_path, free="true"))
     with Standin(broker, tmp_path) as operator:
-        operator.up(plan, timing=wire.Timing(heartbeat=0.2, presence_stale=60))
+        operator.up(plan, timing=wire.Timing(heartbeat=0.2, presence_stale=3600))
         info = operator.root / "merlin_info"
         ghost = info / "agents" / "ghost"
         ghost.parent.mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_a_new_holder_waits_for_a_lost_one_that_still_lives(broker: Broker, tmp_
             file.write(line + line[:50])  # it died while it wrote
         eventually(lambda: operator.counts(operator.reports(waiting.fence)) == {("soft-failed", 3): 3})
         assert not set(runs(operator)) & {"00", "01", "02", "03"}
-        old = ghost.stat().st_mtime - 100
+        old = ghost.stat().st_mtime - 7200
         os.utime(ghost, (old, old))
         assert operator.counts(operator.final(waiting)) == {("soft-failed", 3): 3, ("succeeded", 0): 1}
         assert set(runs(operator)) == {"03", "04", "05", "06", "07"}

@@ -31,11 +31,11 @@ def plan() -> Plan:
 
 @contextlib.asynccontextmanager
 async def running(
-    broker: Broker, keyring: Keyring, plan: Plan, switches: Switches | None = None
+    broker: Broker, keyring: Keyring, plan: Plan, switches: Switches | None = None, *, lost_after: float = 60.0
 ) -> AsyncIterator[tuple[Engine, Shown]]:
     """An engine that holds the study, with these switches from the beginning."""
     shown = Shown()
-    timing = wire.Timing(heartbeat=0.2, lost_after=2.0)
+    timing = wire.Timing(heartbeat=0.2, lost_after=lost_after)
     engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown)
     engine.add(REF, plan)
     engine.studies[REF.uid].switches = switches or Switches()
@@ -122,7 +122,8 @@ def test_what_waits_is_dropped_though_the_engine_dies_meanwhile(broker: Broker, 
                 switch(engine, asked)
                 await until(lambda: bool(engine.studies[REF.uid].withdrawn))
             for _ in range(2):
-                async with running(broker, keyring, plan, asked) as (engine, shown):
+                # The reporter may have been stopped between a claim and its report, and has to count as lost.
+                async with running(broker, keyring, plan, asked, lost_after=2.0) as (engine, shown):
                     await until(lambda: shown.finished)
                     await eventually_async(functools.partial(empty, engine))
                     assert shown.view is not None

@@ -222,7 +222,7 @@ def test_an_engine_that_was_frozen_calls_nobody_lost(broker: Broker, plan: Plan)
     async def scenario() -> None:
         keyring = Keyring.generate()
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
-        async with running(broker, keyring, plan, lost_after=2.0) as (engine, shown), reporter.working():
+        async with running(broker, keyring, plan, lost_after=5.0) as (engine, shown), reporter.working():
             await until(lambda: shown.done > 100)
             chunk = wire.Chunk(
                 study=REF.uid, plan=plan.hash, epoch=1, fence=10**6, step=1, attempt=1, samples=SAMPLES,
@@ -231,7 +231,7 @@ def test_an_engine_that_was_frozen_calls_nobody_lost(broker: Broker, plan: Plan)
             start = wire.Start(agent="reporter", chunk=chunk)
             await reporter.append(REF.uid, reporter.space.reports(REF.uid, 10**6), start, expected=0)
             await until(lambda: 10**6 in engine.studies[REF.uid].ledger.fences)  # type: ignore[union-attr]
-            time.sleep(4.0)  # noqa: ASYNC251 the whole process stands still, as under SIGSTOP; lost_after is 2 s
+            time.sleep(7.0)  # noqa: ASYNC251 the whole process stands still, as under SIGSTOP; lost_after is 5 s
             await until(lambda: shown.done > 4 * SAMPLES - 10)
             assert not engine.tally.lost.total()
 
