@@ -29,6 +29,7 @@ LONG: Final = {
     "tests/operating/test_status_conditions.py": False,
     "tests/operating/test_status_board.py": True,
     "tests/cli/test_cli_lean.py": False,
+    "tests/cli/test_cli_packed.py": False,
     "tests/faults/test_brokers_fail.py": False,
     "tests/faults/test_agents_die.py": False,
     "tests/faults/test_clusters_fail.py": True,

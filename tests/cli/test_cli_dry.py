@@ -68,14 +68,11 @@ def test_a_study_may_ask_for_it_itself(tmp_path: Path) -> None:
     assert (code, "nothing was run" in said, "refused" in said) == (0, True, False)
 
 
-def test_what_is_not_built_stays_in_the_script_and_is_told(tmp_path: Path) -> None:
-    text = SPEC + "outputs: packed\n"
-    code, said = dry(tmp_path, text)
+def test_what_would_be_refused_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    code, said = dry(tmp_path, SPEC.replace("echo $(WORD)", "cat $(one.workspace)/x") + "outputs: packed\n")
     assert code == 1
-    assert "Would be refused: spec.outputs: 'packed' is not supported yet" in said
-    assert (outputs(said) / "one/P.1/00/one_P.1.sh").exists()
-    assert not (outputs(said) / "merlin_info/plan.json").exists()
-    assert (outputs(said) / "merlin_info/spec.orig.yaml").read_text() == text
+    assert "spec.study[1].run.cmd: reads $(one.workspace), but under outputs: packed" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_samples_that_can_not_be_made_are_told_with_what_their_command_said(tmp_path: Path) -> None:

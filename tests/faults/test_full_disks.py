@@ -9,6 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from merlin_study import archive
 from tests.faults.rig import a_rig
 from tests.folding.studies import plan_of
 from tests.ground import Broker, eventually
@@ -38,11 +41,11 @@ merlin:
 
 
 @contextlib.contextmanager
-def small(place: Path) -> Iterator[None]:
-    """Have a file system of two MiB there."""
+def small(place: Path, size: str = "2m") -> Iterator[None]:
+    """Have a file system of that size there."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         missing("a file system of its own: root and mount")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
     try:
         yield
     finally:
@@ -63,3 +66,34 @@ def test_a_full_workspace_fails_no_task_and_nothing_downstream_starts(broker: Br
         rig.finish()
         assert rig.succeeded(), rig.view()
         eventually(lambda: not rig.view()["full_on"], timeout=60, interval=0.05, message="it is full no more")
+
+
+PACKED = (
+    TEXT[: TEXT.index("- name: after")].replace("study:\n", "outputs: packed\nstudy:\n", 1)
+    + TEXT[TEXT.index("merlin:") :]
+)
+
+
+@pytest.mark.parametrize("full", ["workspace", "scratch"])
+def test_packed_tasks_run_again_where_their_archive_or_their_node_has_no_room(
+    broker: Broker, tmp_path: Path, full: str
+) -> None:
+    """The study says so and goes on once there is room; no task has a retry to burn, and each success is in one archive."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with a_rig(broker, tmp_path, tasks=TASKS, plan=plan_of(PACKED)) as rig:
+        tight, size = (scratch, "64k") if full == "scratch" else (rig.workspace, "2m")
+        with small(tight, size):
+            rig.operator()
+            rig.agent(flags=f"--scratch {scratch}")
+            eventually(lambda: rig.view().get("full_on"), timeout=120, interval=0.05, message="it says that it is full")
+            steps = {step["name"]: step for step in rig.view()["steps"]}
+            assert [step["soft_failed"] + step["failed"] for step in steps.values()] == [0] * len(steps)
+            subprocess.run(["mount", "-o", "remount,size=64m", tight], check=True)
+            eventually(lambda: rig.view().get("finished"), timeout=180, interval=0.05, message="it ends")
+            assert rig.succeeded(), rig.view()
+            assert rig.view()["doubled"] == 0
+            logs = archive.executions(str(rig.root / "merlin_info/tasks/sim"), range(TASKS))
+            assert sorted(each.ran.task for each in logs) == list(range(TASKS))
+            left = list((rig.root / "merlin_info/tasks/sim").rglob(".*"))
+            assert left == [], "nothing half is left"

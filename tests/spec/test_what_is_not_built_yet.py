@@ -25,7 +25,6 @@ def faults(run: dict[str, Any] | None = None, **top: Any) -> list[str]:
     ("top", "message"),
     [
         ({"batch": {"dry_run": True}}, "batch.dry_run: true is not supported yet; remove it"),
-        ({"outputs": "packed"}, "outputs: 'packed' is not supported yet; use lean or full"),
     ],
 )  # fmt: skip
 def test_a_study_that_asks_for_what_is_missing_is_refused(top: dict[str, Any], message: str) -> None:
@@ -72,7 +71,7 @@ def test_what_asks_for_nothing_and_what_is_built_passes() -> None:
         "failurePolicy": "FailFast",
         "files": [],
         "dialect": "Merlin",
-        "outputs": "full",
+        "outputs": "packed",
         "deletionPolicy": "Retain",
         "ttlSecondsAfterFinished": 0,
         "site": "here",

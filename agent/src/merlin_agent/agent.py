@@ -31,6 +31,7 @@ from merlin_agent.intake import Intake, Offered, Reach, Taste
 from merlin_agent.life import Lives
 from merlin_agent.link import Link
 from merlin_agent.measure import Measures
+from merlin_agent.owndisk import OwnDisk
 from merlin_agent.party import Party
 from merlin_agent.post import Post
 from merlin_agent.presence import Presence
@@ -40,7 +41,6 @@ from merlin_agent.slots import Slots
 from merlin_agent.studies import Studies
 from merlin_agent.submissions import Submissions
 from merlin_study import wire
-from merlin_study.outcome import Outcome
 from merlin_study.seal import Keyring
 from merlin_study.subjects import Space
 
@@ -70,8 +70,6 @@ class Agent:
         self._means = Means()
         self._measures = Measures()
         self._done = self._refused = 0
-        self._full: set[str] = set()
-        """Studies whose workspace has no room, as far as we know."""
         self._leaving = self._left = self._awaited = False
         self._busy_at = time.monotonic()
         self._grace = settings.drain_grace
@@ -104,8 +102,14 @@ class Agent:
         )
         self._presence = Presence(self.id, self._reaper.remove_at_end)
         self._recorder = Recorder(self._complain)
+        self._own_disk = OwnDisk(str(settings.scratch), self._reaper.remove_at_end)
         self._studies = Studies(
-            post, Place(settings.site, self.id), str(settings.workspace), self._on_word, self._on_end
+            post,
+            Place(settings.site, self.id),
+            str(settings.workspace),
+            self._on_word,
+            self._on_end,
+            own_disk=self._own_disk,
         )
         host = Host(settings.slots, len(settings.gpus), memory=settings.memory)
         self._lives = Lives(
@@ -229,6 +233,7 @@ class Agent:
             helper.cancel()
         await asyncio.wait(helpers, timeout=3)  # not for ever: nats-py swallows a cancellation now and then
         await asyncio.to_thread(self._slots.close)
+        await asyncio.to_thread(self._own_disk.close)
         self._desk.close()
         self._recorder.close()
         self._presence.leave()
@@ -329,7 +334,7 @@ class Agent:
             refused=self._refused,
             figures=self._measures.told(),
             problems=self._problems.current(),
-            full=tuple(sorted(self._full)[: wire.MAX_FULL]),
+            full=tuple(sorted(self._lives.full)[: wire.MAX_FULL]),
             leaving=self._leaving,
             left=self._left,
             user=self._user,
@@ -346,21 +351,11 @@ class Agent:
             life = self._lives.by_run.get(run)
             if life is None:  # its life broke, and was logged as the bug that it is
                 continue
-            life.pending.add(ended)
-            if ended.full:
-                self._full.add(life.study.uid)
-            elif ended.outcome is Outcome.SUCCEEDED:
-                self._full.discard(life.study.uid)
-            if ended.outcome is None:
-                if ended.problem:
-                    self._intake.pause()
-                    self._lives.hand_back(life)
-            else:
+            self._lives.note(life, ended)
+            if ended.outcome is not None:
                 took.setdefault(run.step, []).append(ended.seconds)
                 waited = None if life.published is None else now - ended.seconds - life.published
                 self._measures.note(life.queue, ended.outcome, ran=ended.seconds, waited=waited)
-                if ended.outcome is Outcome.SUCCEEDED:
-                    self._intake.go_on()
             life.settle()
         for step, seconds in took.items():
             self._done += len(seconds)

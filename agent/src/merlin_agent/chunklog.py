@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from merlin_agent.chunkrun import Ended
 from merlin_study import tasklog
+from merlin_study.archive import executions
 from merlin_study.outcome import Outcome
 from merlin_study.tasklog import Opening, Text
 from merlin_study.wire import Chunk
@@ -36,13 +37,20 @@ class Outputs(NamedTuple):
                 yield piece
 
 
+def log_name(chunk: Chunk, agent: str) -> str:
+    """Return the name of a chunk's log below the logs of its step."""
+    tasks = chunk.tasks
+    return tasklog.file_name(first=tasks.first, last=tasks.end - 1, fence=chunk.fence, agent=agent)
+
+
 class ChunkLog:
     """The log of one claimed chunk; any slot's thread appends to it. The file is made with its first record."""
 
-    def __init__(self, logs: str, chunk: Chunk, *, agent: str, step: str, host: str, restart: bool) -> None:
+    def __init__(
+        self, logs: str, chunk: Chunk, *, agent: str, step: str, host: str, restart: bool, path: str = ""
+    ) -> None:
         self._logs, self._chunk = logs, chunk
-        first, last = chunk.tasks.first, chunk.tasks.end - 1
-        self.path = f"{logs}/{tasklog.file_name(first=first, last=last, fence=chunk.fence, agent=agent)}"
+        self.path = path or f"{logs}/{log_name(chunk, agent)}"
         """Where it lies or will."""
         self._opening = Opening(
             version=tasklog.VERSION,
@@ -63,6 +71,11 @@ class ChunkLog:
         self._synced = 0
         self._scripts: dict[Text, int] = {}
         self._earlier: frozenset[int] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was appended."""
+        return not self._end
 
     def succeeded(self, task: int) -> bool:
         """Whether an earlier log of the step says that a task succeeded.
@@ -144,7 +157,7 @@ class ChunkLog:
             return
         os.fsync(handle)
         if not self._synced:
-            _sync_directory(os.path.dirname(self.path))
+            sync_directory(os.path.dirname(self.path))
         self._synced = end
 
     def close(self) -> None:
@@ -160,7 +173,13 @@ class ChunkLog:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             self._handle = os.open(self.path, _NEW, 0o666)
-        self._write(tasklog.opening(self._opening))
+        try:
+            self._write(tasklog.opening(self._opening))
+        except OSError:  # what followed half a first line nobody could read
+            os.close(self._handle)
+            self._handle, self._end = -1, 0
+            os.unlink(self.path)
+            raise
 
     def _write(self, data: bytes) -> None:
         while data:
@@ -169,29 +188,17 @@ class ChunkLog:
             data = data[done:]
 
 
-def successes(logs: str, tasks: range, mine: str = "") -> Iterator[int]:
-    """Yield the tasks of a range whose success stands in a log of their step; the file ``mine`` is left out.
+def successes(logs: str, tasks: range, but: str = "") -> Iterator[int]:
+    """Yield the tasks of a range whose success stands in a log of their step; the file ``but`` is left out.
 
     Raises:
         OSError: a log can't be read.
     """
-    for block in tasklog.blocks(tasks.start, tasks.stop - 1):
-        try:
-            names = os.listdir(f"{logs}/{block}")
-        except FileNotFoundError:
-            continue
-        for name in names:
-            path, speaks = f"{logs}/{block}/{name}", tasklog.covers(name)
-            if path == mine or speaks.stop <= tasks.start or tasks.stop <= speaks.start:
-                continue
-            with open(path, "rb") as file:
-                found = tasklog.read(file)
-                for ran in found[1] if found else ():
-                    if ran.outcome is Outcome.SUCCEEDED:
-                        yield ran.task
+    return (each.ran.task for each in executions(logs, tasks, but=but) if each.ran.outcome is Outcome.SUCCEEDED)
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Have the names in a directory be on disk."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

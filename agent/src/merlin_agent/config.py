@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     gpus: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=lambda: allocation.here().gpus)
     memory: int = Field(default_factory=lambda: allocation.memory(allocation.here()), ge=1)
     workspace: Path = Field(default_factory=Path.cwd)
+    scratch: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()))
     drain_grace: float = Field(default=15.0, ge=0)
     end_margin: float = Field(default=60.0, ge=0)
     creates: float | None = Field(default=None, gt=0)
@@ -116,7 +118,7 @@ class Settings(BaseSettings):
     def _amount(cls, value: object) -> object:
         return mebibytes(value) if isinstance(value, str) else value
 
-    @field_validator("keys", "workspace", "credentials", "ca")
+    @field_validator("keys", "workspace", "scratch", "credentials", "ca")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
@@ -201,6 +203,11 @@ def parser() -> argparse.ArgumentParser:
         help="the memory of this host that tasks may use (default: the job's, else all of it)",
     )
     made.add_argument("--workspace", metavar="DIR", help="where studies' directories lie (default: here)")
+    made.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="a directory on this host's own disk, where tasks of studies with outputs: packed run (default: TMPDIR, or /tmp)",
+    )
     made.add_argument(
         "--drain-grace", metavar="S", type=float, help="on SIGTERM, how long running tasks may go on (15)"
     )

@@ -48,13 +48,14 @@ class Taking(NamedTuple):
 class StepWork:
     """The tasks of one step of one study, with everything that they share worked out once.
 
-    ``tells`` says whether a failure of this chunk would still be told in full.
+    ``home`` is a directory on this host's own disk for tasks that run there; without one they run in the workspace.
     """
 
-    def __init__(self, layout: Layout, step: int, *, rows: Rows | None, restart: bool) -> None:
-        self._layout, self._step, self._rows = layout, step, rows
+    def __init__(self, layout: Layout, step: int, *, rows: Rows | None, restart: bool, home: str = "") -> None:
+        self._layout, self._step, self._rows, self.home = layout, step, rows, home
+        self._places = replace(layout, root=home) if home else layout
         self._planned = layout.plan.steps[step]
-        self._tokens = TaskTokens(layout, step, surroundings.complete)
+        self._tokens = TaskTokens(layout, step, surroundings.complete, places=self._places)
         self._restart = restart and bool(self._planned.restart)
         self._template = self._tokens.restart if self._restart else self._tokens.cmd
         self._texts: dict[int, str] = {}
@@ -119,7 +120,7 @@ class StepWork:
             if len(self._scripts) >= KEPT:
                 self._scripts.clear()
             shared = self._scripts[combination] = (
-                self._layout.step_dir(self._step, combination),
+                self._places.step_dir(self._step, combination),
                 self._layout.scripts(self._step, combination),
             )
         directory, names = shared
@@ -252,12 +253,30 @@ class StepWork:
         """How many tasks a slot should take at once."""
         return 1 if history.ON or failpoints.ARMED or self.is_launched else self.pace.appetite
 
-    # What a task leaves under `outputs: lean`
+    # What a task leaves under `outputs: lean` and `packed`
+
+    @property
+    def root(self) -> str:
+        """The study's directory."""
+        return self._layout.root
+
+    def below(self, task: int) -> str:
+        """Return what a task's directory is called below the study's."""
+        return self._layout.task_dir(self._step, task)[len(self._layout.root) + 1 :]
+
+    def names(self, task: int) -> Scripts:
+        """Return what a task's scripts are called."""
+        return self._layout.scripts(self._step, self._layout.geometry.split(self._step, task)[0])
 
     @cached_property
     def is_lean(self) -> bool:
         """Whether the tasks leave a log instead of files."""
         return lean.applies(self._layout.plan, self._step)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether they run on this host's own disk."""
+        return bool(self.home)
 
     @cached_property
     def in_place(self) -> bool:
@@ -272,7 +291,7 @@ class StepWork:
     @cached_property
     def slots(self) -> str:
         """Where the directories lie that slots lend."""
-        return f"{self._layout.info}/{SLOTS}"
+        return f"{self._places.info}/{SLOTS}"
 
     @cached_property
     def stem(self) -> str:
@@ -292,7 +311,7 @@ class StepWork:
         if self._needs_shared:
             combination, _ = self._layout.geometry.split(self._step, task)
             if combination not in self._made:
-                files.make_directory(self._layout.step_dir(self._step, combination))
+                files.make_directory(self._places.step_dir(self._step, combination))
                 self._made.add(combination)
 
     def logged(self, task: int, ran: str) -> tuple[Text, dict[str, str]]:

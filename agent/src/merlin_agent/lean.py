@@ -36,7 +36,7 @@ _LINGERS: Final = re.compile(
 """What may leave a process behind, which would write into the next task's files."""
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a task runs; ``lent`` is the slot's directory, None in its own. ``since``: how long its outputs were before."""
 
     script: Script
@@ -49,9 +49,16 @@ class LeanWork(Work):
 
     def __init__(self, step: StepWork, chunk: Chunk, *, agent: str, tells: Callable[[], bool]) -> None:
         self._step, self._agent, self._tells = step, agent, tells
-        self._log = ChunkLog(step.task_logs, chunk, agent=agent, step=step.name, host=HOST, restart=step.restarts)
+        self._log = self._new_log(chunk)
+        self._entries = _ENTRIES if step.in_place else 0
         self._key = (step.slots, step.stem)
         self._absent: set[str] = set()
+
+    def _new_log(self, chunk: Chunk, path: str = "") -> ChunkLog:
+        step = self._step
+        return ChunkLog(
+            step.task_logs, chunk, agent=self._agent, step=step.name, host=HOST, restart=step.restarts, path=path
+        )
 
     def sync(self) -> None:
         """See `slots.Work`."""
@@ -69,11 +76,10 @@ class LeanWork(Work):
     def execute_all(self, run: ChunkRun, tasks: Sequence[int], slot: Slot, telling: Telling) -> None:
         """See `slots.Work`."""
         ready: list[tuple[int, Script]] = []
-        places: list[tuple[Script, _Place]] = []
+        places: list[tuple[Script, Place]] = []
         lent = 0
         for at, task in enumerate(tasks):
-            entries = _ENTRIES if self._step.in_place else 0
-            if not slot.creates.take(entries, patient=not ready, given_up=lambda: run.stopped is not None):
+            if not slot.creates.take(self._entries, patient=not ready, given_up=lambda: run.stopped is not None):
                 telling.back(tasks[at:])
                 break
             found = self._ready(run, task, slot, lent)
@@ -91,10 +97,10 @@ class LeanWork(Work):
 
         self._step.execute_all(run, slot, ready, Taking(ended, telling.back, self._tells, marker=""))
 
-    def _ready(self, run: ChunkRun, task: int, slot: Slot, lent: int) -> Ended | tuple[Script, str, _Place]:
+    def _ready(self, run: ChunkRun, task: int, slot: Slot, lent: int) -> Ended | tuple[Script, str, Place]:
         """Make what a task needs; return what it came to where it is not to run. ``lent``: how many directories are lent already."""
         try:
-            if not run.chunk.fresh and self._log.succeeded(task):
+            if not run.chunk.fresh and self._succeeded(task):
                 return Ended(task, Outcome.SUCCEEDED)
         except OSError as error:
             return unwritable(task, error.filename or self._log.path, error)
@@ -108,20 +114,28 @@ class LeanWork(Work):
         except OSError as error:
             return unwritable(task, error.filename or script.directory, error)
 
-    def _noted(self, slot: Slot, script: Script, text: str, place: _Place, ended: Ended) -> Ended:
+    def _noted(self, slot: Slot, script: Script, text: str, place: Place, ended: Ended) -> Ended:
         """Write the task's record, and leave its directory to it where it left files there."""
         try:
             if place.lent is None:
                 self._note_in_place(place, text, ended)
-                return _pointing_to(ended, script.directory)
+                return _pointing_to(ended, self._where(script, kept=True))
             kept = self._note_lent(slot, script, text, place.lent, ended)
         except OSError as error:
             if place.lent is not None:
                 self._lend_no_more(slot, place.lent)
             return unwritable(ended.task, error.filename or self._log.path, error)
-        return _pointing_to(ended, script.directory if kept else self._log.path)
+        return _pointing_to(ended, self._where(script, kept=kept))
 
-    def _place(self, slot: Slot, task: int, script: Script, text: str, lent: int) -> _Place:
+    def _succeeded(self, task: int) -> bool:
+        """Whether an earlier log says so."""
+        return self._log.succeeded(task)
+
+    def _where(self, script: Script, *, kept: bool) -> str:
+        """Return where a task's output is found."""
+        return script.directory if kept else self._log.path
+
+    def _place(self, slot: Slot, task: int, script: Script, text: str, lent: int) -> Place:
         """Make the directory that a task runs in, and its script."""
         own = self._step.in_place
         if own:
@@ -131,16 +145,14 @@ class LeanWork(Work):
             own, fresh = self._came_before(script.directory), False
         if own:
             files.write_script(script.path, script.shell, text, replace=not fresh)
-            return _Place(script, None, (0, 0) if fresh else (_size(script.out), _size(script.err)))
+            return Place(script, None, (0, 0) if fresh else (_size(script.out), _size(script.err)))
         found = self._lent(slot, lent)
         try:
             found.write(script.shell, text)
         except OSError:
             self._lend_no_more(slot, found)
             raise
-        return _Place(
-            replace(script, directory=found.directory, path=found.script, out=found.out, err=found.err), found
-        )
+        return Place(replace(script, directory=found.directory, path=found.script, out=found.out, err=found.err), found)
 
     def _came_before(self, directory: str) -> bool:
         """Whether an earlier attempt of a task left files in its directory.
@@ -189,7 +201,7 @@ class LeanWork(Work):
             self._lend_no_more(slot, lent)
         return kept
 
-    def _note_in_place(self, place: _Place, text: str, ended: Ended) -> None:
+    def _note_in_place(self, place: Place, text: str, ended: Ended) -> None:
         out = files.open_or_nothing(place.script.out)
         try:
             err = files.open_or_nothing(place.script.err)

@@ -16,17 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_agent import files, scan
 from merlin_agent import presence as present
-from merlin_agent import scan
 from merlin_agent.binding import RefusedError
 from merlin_agent.broker import Answer
-from merlin_agent.chunkrun import ChunkRun, Stop
+from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.claim import Claimed, claim
 from merlin_agent.demand import Host
 from merlin_agent.execute import ChunkWork
 from merlin_agent.intake import Held, Intake
 from merlin_agent.lean import LeanWork
 from merlin_agent.measure import published_at
+from merlin_agent.packed import PackedWork
 from merlin_agent.post import Post, until_answered
 from merlin_agent.presence import Presence
 from merlin_agent.record import HolderLogs, Recorder, log_path
@@ -36,6 +37,7 @@ from merlin_agent.sampling import SamplingWork
 from merlin_agent.slots import Slots, Work
 from merlin_agent.studies import NotYetError, Studies, Study, is_sampling
 from merlin_study import failpoints, history, outcomelog, wire
+from merlin_study.outcome import Outcome
 from merlin_study.seal import SealError
 
 _log: Final = logging.getLogger(__name__)
@@ -68,6 +70,11 @@ class Life:
     """Whether its tasks run over several hosts."""
     published: float | None = None
     """When its chunk was handed to the broker, by the broker's clock; None where that is not known."""
+
+    @property
+    def patience(self) -> float:
+        """See `Work.patience`."""
+        return 0.0 if self.work is None else self.work.patience
 
     def settle(self) -> None:
         """Notice that nothing of the chunk runs any more."""
@@ -119,6 +126,8 @@ class Lives:
         self._draining = False
         self._holder_logs = HolderLogs()
         self.by_run: dict[ChunkRun, Life] = {}
+        self.full: set[str] = set()
+        """Studies for whose files there is no room, as far as we know."""
 
     def serve(self, intake: Intake, rehearsed: Callable[[ChunkRun, int], None]) -> None:
         """Take chunks from this intake; ``rehearsed`` hears of tasks that were rehearsed in no time."""
@@ -367,7 +376,8 @@ class Lives:
         if sampling:
             return SamplingWork(life.study.layout(chunk.samples), step)
         if step.is_lean:
-            return LeanWork(step, chunk, agent=self._agent, tells=lambda: life.pending.tells_more)
+            kind = PackedWork if step.is_packed else LeanWork
+            return kind(step, chunk, agent=self._agent, tells=lambda: life.pending.tells_more)
         return ChunkWork(step, lambda: life.pending.tells_more)
 
     async def _inherit(self, life: Life) -> None:
@@ -410,7 +420,7 @@ class Lives:
         sending = asyncio.create_task(self._send(life, outbox))
         try:
             while True:
-                wait = min(TELL_LATEST, TELL_EVERY * (1 + len(life.untold)))
+                wait = max(life.patience, min(TELL_LATEST, TELL_EVERY * (1 + len(life.untold))))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await life.over.wait()
@@ -418,7 +428,7 @@ class Lives:
                 if not final and not life.pending:
                     continue
                 ended, life.pending = life.pending, Pending()
-                if not await self._is_durable(life):
+                if not await self._is_durable(life, ended):
                     ended = Pending()  # nothing of it was told: its tasks are handed back
                 life.telling = ended
                 reports = ended.reports(
@@ -444,7 +454,7 @@ class Lives:
         finally:
             sending.cancel()
 
-    async def _is_durable(self, life: Life) -> bool:
+    async def _is_durable(self, life: Life, ended: Pending) -> bool:
         """Have what the tasks left be on disk before their success is told; return whether it is."""
         if life.work is None:
             return True
@@ -452,9 +462,33 @@ class Lives:
             await asyncio.get_running_loop().run_in_executor(None, life.work.sync)
         except OSError as error:
             self._complain(f"{life.study.root}: what tasks left can't be synced: {error.strerror}; they run again")
+            if self._intake is not None:
+                self._intake.pause()
+            if error.errno in files.FULL:
+                self.full.add(life.study.uid)
             self.hand_back(life)
             return False
+        if life.patience and ended:
+            self._goes_well(life)
         return True
+
+    def note(self, life: Life, ended: Ended) -> None:
+        """Take what became of a task, and see by it whether tasks can be run here."""
+        life.pending.add(ended)
+        if ended.full:
+            self.full.add(life.study.uid)
+        if ended.outcome is None and ended.problem:
+            if self._intake is not None:
+                self._intake.pause()
+            self.hand_back(life)
+        elif ended.outcome is Outcome.SUCCEEDED and not life.patience:
+            self._goes_well(life)
+
+    def _goes_well(self, life: Life) -> None:
+        """Tasks can be run here, and what they leave is kept."""
+        self.full.discard(life.study.uid)
+        if self._intake is not None:
+            self._intake.go_on()
 
     async def _send(self, life: Life, outbox: asyncio.Queue[wire.Report | None]) -> None:
         while (report := await outbox.get()) is not None:

@@ -47,13 +47,17 @@ for at in range(0, len(data), 8):
         if each > 1:
             try: os.killpg(each, 9)
             except OSError: pass
-for path in text.split(b"\\0"):
-    if path:
-        try: os.unlink(path)
-        except IsADirectoryError:
-            try: os.rmdir(path)
-            except OSError: pass
+paths = [path for path in text.split(b"\\0") if path]
+for path in paths:
+    try: os.unlink(path)
+    except IsADirectoryError:
+        try: os.rmdir(path)
         except OSError: pass
+    except OSError: pass
+trees = [path for path in paths if path.endswith(b"/")]
+if trees:
+    import shutil
+    for path in trees: shutil.rmtree(path, ignore_errors=True)
 """
 
 
@@ -95,7 +99,7 @@ class Reaper:
         _CELL.pack_into(self._cells, slot * _CELL.size, group)
 
     def remove_at_end(self, path: str) -> None:
-        """Have a file removed once the agent is gone."""
+        """Have a file removed once the agent is gone, or an empty directory; with a slash at its end, one with all that is in it."""
         with contextlib.suppress(OSError):  # a reaper that somebody ended is a protection less, not a failure
             os.write(self._pipe, os.fsencode(path) + b"\0")
 

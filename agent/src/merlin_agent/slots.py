@@ -44,6 +44,9 @@ _VERDICT_WITHIN: Final = 60.0
 class Work:
     """How the tasks of a chunk are run; called in slots' threads."""
 
+    patience: float = 0.0
+    """For how many seconds results are gathered before `sync`, where that is dear; without any they are told as usual."""
+
     def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
         """Run a task to its end."""
         raise NotImplementedError

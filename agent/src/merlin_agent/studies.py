@@ -18,11 +18,12 @@ from merlin_agent.binding import Place, RefusedError
 from merlin_agent.broker import Message
 from merlin_agent.chunkrun import Stop
 from merlin_agent.execute import StepWork
+from merlin_agent.owndisk import OwnDisk
 from merlin_agent.post import Post, until_answered
 from merlin_agent.rows import RowError, Rows, open_rows
 from merlin_agent.sampling import index_file, sample_file
 from merlin_agent.surroundings import complete
-from merlin_study import environment, workspace
+from merlin_study import environment, packed, workspace
 from merlin_study.blob import BlobError
 from merlin_study.finale import FILE, Finale
 from merlin_study.geometry import Geometry
@@ -46,6 +47,7 @@ class Study:
     uid: str
     plan: Plan
     root: str
+    own_disk: OwnDisk | None = None
     bound: bool = False
     _layouts: dict[int, Layout] = field(default_factory=dict)
     _steps: dict[tuple[int, int, bool], StepWork] = field(default_factory=dict)
@@ -72,13 +74,18 @@ class Study:
 
         Raises:
             RefusedError: chunk and plan don't fit, or the samples can't be read here.
+            OSError: it is to run on this host's own disk, and nothing can be written there.
         """
         key = (chunk.step, chunk.samples, chunk.restart)
         self.check(chunk)
         if key not in self._steps:
             layout = self.layout(chunk.samples)
             self._check_directories(layout, chunk)
-            self._steps[key] = StepWork(layout, chunk.step, rows=self._table(chunk), restart=chunk.restart)
+            home = ""
+            if self.own_disk is not None and packed.applies(self.plan, chunk.step):
+                home = self.own_disk.of(self.uid)
+            rows = self._table(chunk)
+            self._steps[key] = StepWork(layout, chunk.step, rows=rows, restart=chunk.restart, home=home)
         return self._steps[key]
 
     def check(self, chunk: Chunk) -> None:
@@ -141,9 +148,11 @@ class Studies:
         workspace_root: str,
         on_word: Callable[[Control], None],
         on_end: Callable[[str], None],
+        *,
+        own_disk: OwnDisk | None = None,
     ) -> None:
         """Keep what is needed; ``on_word`` hears the operator's word on a study, ``on_end`` the uid of one that is over."""
-        self._post, self._place, self._workspace_root = post, place, workspace_root
+        self._post, self._place, self._workspace_root, self._own_disk = post, place, workspace_root, own_disk
         self._on_word, self._on_end = on_word, on_end
         self._studies: dict[tuple[str, str], Study] = {}
         self._opening: dict[str, asyncio.Lock] = {}
@@ -175,7 +184,7 @@ class Studies:
                         f"OUTPUT_PATH {plan.output_path}: holds a variable that is not set in this agent's environment; "
                         "set it where the agent is started, or write the path out"
                     )
-                self._studies[key] = Study(chunk.study, plan, root)
+                self._studies[key] = Study(chunk.study, plan, root, self._own_disk)
             study = self._studies[key]
             if not study.bound and chunk.study not in self.cancelled:
                 await binding.bind(self._post, self._place, study=chunk.study, plan=study.plan, root=study.root)

@@ -136,7 +136,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_logs(commands: Any) -> None:
-    what = "show what tasks printed, in either layout of the outputs"
+    what = "show what tasks printed, in any layout of the outputs"
     logs = commands.add_parser("logs", help=what, description=what, allow_abbrev=False)
     logs.set_defaults(call=_logs)
     logs.add_argument("directory", metavar="DIR", help="the study's directory")
@@ -144,7 +144,7 @@ def _add_logs(commands: Any) -> None:
     logs.add_argument("--task", type=_index, metavar="INDEX", help="of the task with this index only")
     logs.add_argument("--sample", type=_index, metavar="INDEX", help="of tasks with this sample only, counted from 0")
     logs.add_argument("--failed", action="store_true", help="of tasks that did not succeed")
-    what = "write the files of tasks that ran under outputs: lean, as Merlin lays them out"
+    what = "write the files of tasks that ran under outputs: lean or packed, as Merlin lays them out"
     files = commands.add_parser("extract", help=what, description=what, allow_abbrev=False)
     files.set_defaults(call=_extract)
     files.add_argument("directory", metavar="DIR", help="the study's directory")

@@ -1,27 +1,27 @@
-"""``merlin logs DIR`` and ``merlin extract DIR``: what tasks printed, and their files as Merlin lays them out, from either layout.
+"""``merlin logs DIR`` and ``merlin extract DIR``: what tasks printed, and their files as Merlin lays them out, from any layout.
 
-In the full layout each task's files lie in its directory. Under ``outputs: lean`` they stand in the logs of chunks, and ``extract``
-writes them where the full layout would have them: script, outputs, and ``MERLIN_FINISHED`` after a success.
+In the full layout each task's files lie in its directory. Under ``outputs: lean`` they stand in the logs of chunks, under ``packed``
+in archives, and ``extract`` writes them where the full layout would have them, and ``MERLIN_FINISHED`` after a success.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from merlin_cli import tally, text
 from merlin_cli.exits import CliError, Exit
-from merlin_study import lean, tasklog
+from merlin_study import archive, lean
+from merlin_study.archive import Execution
 from merlin_study.geometry import Geometry
 from merlin_study.outcome import Outcome
 from merlin_study.plan import IMPLICIT, Plan
 from merlin_study.workspace import FINISHED, Layout
 
 _PIECE: Final = 1 << 20
-_STREAMS: Final = ("out", "err")
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,6 @@ class Wanted:
     task: int | None = None
     sample: int | None = None
     failed: bool = False
-
-
-@dataclass(frozen=True)
-class _Execution:
-    """One execution that a log tells of, and the open log."""
-
-    opening: tasklog.Opening
-    ran: tasklog.Ran
-    file: BinaryIO
-
-    def copy(self, stream: str, into: BinaryIO) -> None:
-        self.file.seek(self.ran.at + (self.ran.out if stream == "err" else 0))
-        left = getattr(self.ran, stream)
-        while left and (piece := self.file.read(min(left, _PIECE))):
-            into.write(piece)
-            left -= len(piece)
 
 
 class _Study:
@@ -102,10 +86,14 @@ def extract(directory: str, steps: tuple[str, ...]) -> Exit:
     leaned = [step for step in study.steps(steps) if lean.applies(study.plan, step)]
     try:
         for step in leaned:
-            seen: set[str] = set()
+            seen: set[tuple[int, bool]] = set()
+            archived: dict[int, str] = {}
             for each in _executions(study, step, range(study.layout.geometry.total(step))):
                 _write(study, step, each, seen)
+                if each.path.endswith(archive.ENDING):
+                    archived[each.ran.task] = each.path
                 count += 1
+            _unpack(study, step, archived)
     except OSError as error:
         raise CliError(Exit.CANNOT_RUN, f"{error.filename or directory}: can't be written: {error.strerror}") from error
     if not leaned:
@@ -115,49 +103,32 @@ def extract(directory: str, steps: tuple[str, ...]) -> Exit:
     return Exit.OK
 
 
-def _write(study: _Study, step: int, each: _Execution, seen: set[str]) -> None:
+def _write(study: _Study, step: int, each: Execution, seen: set[tuple[int, bool]]) -> None:
     """Write an execution's files; a later one of the same task appends its output, as in the full layout."""
     task = each.ran.task
-    directory = Path(study.layout.task_dir(step, task))
-    directory.mkdir(parents=True, exist_ok=True)
-    names = study.layout.scripts(step, study.layout.geometry.split(step, task)[0])
-    name = names.restart if each.opening.restart else names.cmd
+    directory = study.layout.task_dir(step, task)
+    Path(directory).mkdir(parents=True, exist_ok=True)
     if not each.ran.kept:
-        script = directory / name
-        script.write_text(each.ran.content, encoding="utf-8", errors="surrogateescape", newline="")
-        script.chmod(0o766 & ~_umask())
-        for stream, output in zip(_STREAMS, names.outputs(name), strict=True):
-            path = directory / output
-            with path.open("ab" if str(path) in seen else "wb") as file:
-                each.copy(stream, file)
-            seen.add(str(path))
+        names = study.layout.scripts(step, study.layout.geometry.split(step, task)[0])
+        which = task, each.opening.restart
+        each.lay_out(directory, names, anew=which not in seen)
+        seen.add(which)
     if each.ran.outcome is Outcome.SUCCEEDED:
-        (directory / FINISHED).touch()
+        Path(directory, FINISHED).touch()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _unpack(study: _Study, step: int, archived: Mapping[int, str]) -> None:
+    """Write what tasks left, from the archives that hold the last execution of each."""
+    by_archive: dict[str, dict[str, str]] = {}
+    for task, path in archived.items():
+        directory = study.layout.task_dir(step, task)
+        by_archive.setdefault(path, {})[os.path.relpath(directory, study.layout.root)] = directory
+    for path, places in by_archive.items():
+        archive.unpack(path, places)
 
 
-def _executions(study: _Study, step: int, tasks: range) -> Iterator[_Execution]:
-    """What the logs of a step tell of tasks: by task range, then in the order in which it happened."""
-    logs = Path(study.layout.task_logs(step))
-    found = []
-    for path in logs.glob("*/*.log"):
-        speaks = tasklog.covers(path.name)
-        if speaks.start < tasks.stop and tasks.start < speaks.stop:
-            with path.open("rb") as file:
-                if (read := tasklog.read(file)) is not None:
-                    found.append((read[0].attempt, read[0].began, speaks.start, path))
-    for _, _, _, path in sorted(found):
-        with path.open("rb") as file:
-            read = tasklog.read(file)
-            for ran in read[1] if read else ():
-                if ran.task in tasks:
-                    assert read is not None
-                    yield _Execution(read[0], ran, file)
+def _executions(study: _Study, step: int, tasks: range) -> Iterator[Execution]:
+    return archive.executions(study.layout.task_logs(step), tasks)
 
 
 def _range(study: _Study, step: int, wanted: Wanted) -> range:

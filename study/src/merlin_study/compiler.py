@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 
-from merlin_study import dependencies, drafts, lean, provenance
+from merlin_study import dependencies, drafts, lean, packed, provenance
 from merlin_study.basis import Basis
 from merlin_study.checks import check_study_name
 from merlin_study.errors import UNDEFINED_TOKEN, Fault, SpecError
@@ -97,16 +97,23 @@ def _plan(basis: Basis, *, samples_directory: str, original: str | None) -> Plan
 
 def _outputs(steps: tuple[PlannedStep, ...], basis: Basis) -> str:
     """Return what tasks leave behind, and see that no script reads what they then do not."""
-    if basis.spec.outputs == lean.LEAN:
-        for step in steps:
-            at = next((at for at, each in enumerate(basis.spec.study) if each.name == step.name), None)
-            for key, other, name in lean.missing_files(step, steps) if at is not None else ():
-                basis.fault(
-                    f"spec.study[{at}].run.{key}",
-                    f"reads {name} of step {other!r}, which outputs: lean keeps in a log; have that step write a file of its "
-                    "own, or use outputs: full",
-                )
-    return basis.spec.outputs
+    outputs = basis.spec.outputs
+    if outputs == "full":
+        return outputs
+    for step in steps:
+        at = next((at for at, each in enumerate(basis.spec.study) if each.name == step.name), None)
+        if at is None:
+            continue
+        where = f"spec.study[{at}].run"
+        for key, other, name in lean.missing_files(step, steps):
+            basis.fault(
+                f"{where}.{key}",
+                f"reads {name} of step {other!r}, which outputs: {outputs} keeps in a log; have that step write a file of its "
+                "own, or use outputs: full",
+            )
+        for key, why in packed.faults(step, steps) if outputs == lean.PACKED else ():
+            basis.fault(f"{where}.{key}", why)
+    return outputs
 
 
 def fail_fast(spec: StudySpec) -> bool:

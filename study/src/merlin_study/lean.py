@@ -17,6 +17,8 @@ from merlin_study.template import tokens
 from merlin_study.workspace import safe_name
 
 LEAN: Final = "lean"
+PACKED: Final = "packed"
+"""What `merlin_study.packed` is about; its archives hold logs, too."""
 _OTHERS_SAMPLE: Final = re.compile(r"\$\([^()]*\.workspace\)[\"']?/[\"']?\$\(MERLIN_SAMPLE_PATH\)")
 _WHERE: Final = re.compile(r"\b(?:PWD|pwd|realpath|readlink|abspath|getcwd|BASH_SOURCE)\b|\$\{?0\b")
 """How a script learns the name of the directory that it runs in, and could write it down."""
@@ -24,7 +26,7 @@ _WHERE: Final = re.compile(r"\b(?:PWD|pwd|realpath|readlink|abspath|getcwd|BASH_
 
 def applies(plan: Plan, step: int) -> bool:
     """Whether a step's tasks leave a log instead of files."""
-    return plan.outputs == LEAN and plan.steps[step].name not in IMPLICIT
+    return plan.outputs in {LEAN, PACKED} and plan.steps[step].name not in IMPLICIT
 
 
 def in_place(plan: Plan, step: int) -> bool:

@@ -32,10 +32,7 @@ def _is(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-TABLE: Final = (
-    Missing(("batch", "dry_run"), _is(False)),
-    Missing(("outputs",), _is("full", "lean"), "use lean or full"),
-)
+TABLE: Final = (Missing(("batch", "dry_run"), _is(False)),)
 """Every key that is not built yet."""
 
 

@@ -29,7 +29,7 @@ BLOCK: Final = 1 << 18
 MAX_HEADER: Final = 4 << 20
 _PIECE: Final = 1 << 20
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
-_NAME: Final = re.compile(r"(\d+)-(\d+)\.(\d+)\.(.+)\.log")
+_NAME: Final = re.compile(r"(\d+)-(\d+)\.(\d+)\.(.+)\.(?:log|zip)")
 
 
 class Opening(BaseModel):
@@ -99,7 +99,7 @@ def blocks(first: int, last: int) -> Iterator[str]:
 
 
 def covers(name: str) -> range:
-    """Return the tasks that a log may speak of, by its file's name; none where it is no log."""
+    """Return the tasks that a log or an archive may speak of, by its file's name; none where it is neither."""
     match = _NAME.fullmatch(name)
     return range(int(match[1]), int(match[2]) + 1) if match else range(0)
 

@@ -34,7 +34,7 @@ SPECROOT: Final = "specroot"
 OUTCOMES: Final = "outcomes"
 """In ``merlin_info``: one append-only log an agent, ``<agent>.jsonl``."""
 TASK_LOGS: Final = "tasks"
-"""In ``merlin_info``: the logs of chunks under ``outputs: lean``, a directory a step (`merlin_study.tasklog`)."""
+"""In ``merlin_info``: chunks' logs under ``outputs: lean``, archives under ``packed``; a directory a step (`tasklog`, `archive`)."""
 SLOTS: Final = "slots"
 """In ``merlin_info``: the directories that slots lend to tasks under ``outputs: lean``."""
 SUBMISSIONS: Final = "submissions"
@@ -166,11 +166,15 @@ class TaskTokens:
     Defines parameters (``X``, ``X.label``, ``X.name``), ``<step>.workspace``, ``WORKSPACE``, the ``MERLIN_*`` tokens
     that differ between studies, agents or tasks, and the sample's columns. Upstream matches sample columns without
     regard to case; so do we. Before that, `Plan.variables` are put in. ``complete`` replaces what an environment knows in their
-    texts and in parameters' values; not in labels, which name directories that all agents have to find.
+    texts and in parameters' values; not in labels, which name directories that all agents have to find. ``places`` has the directories
+    of the step's own tasks where these are elsewhere.
     """
 
-    def __init__(self, layout: Layout, step: int, complete: Callable[[str], str] = str) -> None:
+    def __init__(
+        self, layout: Layout, step: int, complete: Callable[[str], str] = str, *, places: Layout | None = None
+    ) -> None:
         self._layout, self._step, self._complete = layout, step, complete
+        self._places = places or layout
         planned = layout.plan.steps[step]
         self._variables = {name: complete(text) for name, text in layout.plan.variables.items()}
         self.cmd = self.parse(planned.cmd)
@@ -258,7 +262,7 @@ class TaskTokens:
         layout = self._layout
         row = layout.geometry.row(self._step, combination)
         values = {
-            "WORKSPACE": layout.step_dir(self._step, combination),
+            "WORKSPACE": self._places.step_dir(self._step, combination),
             "MERLIN_WORKSPACE": layout.root,
             "MERLIN_INFO": layout.info,
             "OUTPUT_PATH": posixpath.dirname(layout.root),

@@ -1,0 +1,145 @@
+"""``outputs: packed`` comes to what ``full`` does: outcomes, logs, files; and no task is lost or doubled when its agent dies."""
+
+import re
+import zipfile
+from pathlib import Path
+
+from tests.cli.test_cli_lean import counted, files, merlin
+from tests.cli.test_cli_local import Merlin, outputs, place, spec
+from tests.ground.waiting import eventually
+
+__all__ = ["place"]
+
+MIXED = """\
+description: {{name: mixed, description: every way to end}}
+outputs: {layout}
+study:
+  - name: sim
+    description: prints, writes files now and then, and ends in its own way
+    run:
+      cmd: |
+        echo "hello $(N)"
+        echo "care $(N)" >&2
+        [ $(N) -gt 3 ] || {{ mkdir -p deep/empty; echo "$(N)" > deep/file; ln -s deep/file link; chmod 700 deep/file; }}
+        [ $(N) -ne 3 ] || chmod 0 deep/file
+        [ $(N) -ne 4 ] || echo "here" > "$(WORKSPACE)/$(MERLIN_SAMPLE_PATH)/there"
+        [ $(N) -ne 5 ] || sleep 30
+        [ $(N) -ne 6 ] || exit $(MERLIN_SOFT_FAIL)
+        [ $(N) -ne 7 ] || kill -9 $$
+      walltime: 2
+  - name: again
+    description: succeeds when it is restarted, from what it left
+    run:
+      cmd: 'echo "first $(N)" > state; touch gone; echo one; exit $(MERLIN_RESTART)'
+      restart: 'cat state again.out; rm gone; echo two'
+      max_retries: 2
+      retry_delay: 0
+  - name: retried
+    description: succeeds the second time
+    run:
+      cmd: "[ -e there ] || {{ touch there; echo $(N); exit $(MERLIN_RETRY); }}; echo done"
+      max_retries: 2
+      retry_delay: 0
+  - name: last
+    description: looks at nothing of theirs, and has no samples
+    run: {{depends: [retried_*], cmd: 'echo last > last.txt'}}
+merlin:
+  samples:
+    generate: {{cmd: 'seq 1 8 > "$(MERLIN_INFO)/n.csv"'}}
+    file: $(MERLIN_INFO)/n.csv
+    column_labels: [N]
+"""
+WALK = """\
+description: {name: walk, description: a study that takes a few seconds}
+outputs: packed
+study:
+  - name: step
+    description: leaves a line for each time it runs, and a file
+    run: {cmd: 'echo $(N) >> "$(MERLIN_WORKSPACE)/runs"; echo "$(N)" > own; sleep 0.05'}
+merlin:
+  samples:
+    generate: {cmd: 'seq 1 80 > "$(MERLIN_INFO)/n.csv"'}
+    file: $(MERLIN_INFO)/n.csv
+    column_labels: [N]
+"""
+
+OWN_DISK = re.compile(r"/[^\n]*/merlin-own-\w+/[-0-9a-f]+")
+"""Where a task ran, as its script has it."""
+
+
+def archives(directory: Path) -> list[Path]:
+    return sorted((directory / "merlin_info" / "tasks").rglob("*.zip"))
+
+
+def test_packed_comes_to_the_same_outcomes_and_extracts_to_the_same_files_as_full(place: Path) -> None:
+    found = {}
+    scratch = place / "scratch"
+    scratch.mkdir()
+    for layout in ("full", "packed"):
+        here = place / layout
+        here.mkdir()
+        text = MIXED.format(layout=layout)
+        run = Merlin(here, "run", spec(here, text), "--local", "--slots", "2", environ={"TMPDIR": str(scratch)})
+        code, lines, said = run.ended()
+        directory = outputs(lines)
+        assert code == 3, (lines, said)
+        shown = merlin("logs", str(directory), "--failed", "--steps", "sim")
+        heads = sorted(re.findall(r"==> sim, task (\d+)", shown.stdout))
+        status = counted(merlin("status", str(directory)).stdout.splitlines())
+        if layout == "packed":
+            assert sorted(path.name for path in directory.iterdir()) == ["last", "merlin_info"], "nothing but archives"
+            assert archives(directory)
+            assert all(zipfile.ZipFile(path).testzip() is None for path in archives(directory))
+            assert not [path for path in scratch.rglob("*") if path.is_file()], "the agent's own disk is empty again"
+            assert merlin("extract", str(directory)).returncode == 0
+            assert merlin("extract", str(directory)).returncode == 0, "it may be called again"
+        links = sorted(str(path.relative_to(directory)) for path in directory.rglob("link") if path.is_symlink())
+        modes = [(directory / "sim" / task / "deep/file").stat().st_mode for task in ("00", "02")]
+        empty = (directory / "sim/00/deep/empty").is_dir()
+        (directory / "sim/02/deep/file").chmod(0o600)
+        texts = {name: OWN_DISK.sub("DIR", text) for name, text in files(directory).items()}
+        found[layout] = (counted(lines), status, heads, links, modes, empty, texts)
+    for packed, full in zip(found["packed"], found["full"], strict=True):
+        assert packed == full
+
+
+def test_an_agent_that_is_killed_in_mid_chunk_loses_what_it_had_not_told_and_nothing_else(place: Path) -> None:
+    run = Merlin(place, "run", spec(place, WALK), "--local", "--slots", "2")
+    eventually(lambda: [path for path in place.glob("walk_*/runs") if len(path.read_text().split()) > 30])
+    run.kill("agent")
+    code, lines, said = run.ended()
+    assert code == 0, (lines, said)
+    directory = outputs(lines)
+    shown = merlin("logs", str(directory)).stdout
+    ended = re.findall(r"task (\d+), sample \d+: succeeded", shown)
+    assert sorted(map(int, ended)) == list(range(80)), "each is in one archive"
+    assert merlin("extract", str(directory)).returncode == 0
+    assert sorted(int(path.read_text()) for path in directory.glob("step/**/own")) == list(range(1, 81))
+    runs = (directory / "runs").read_text().split()
+    assert {runs.count(str(n)) for n in range(1, 81)} <= {1, 2}
+
+
+def test_a_restart_runs_what_did_not_succeed_and_unzip_alone_finds_the_files(place: Path) -> None:
+    text = WALK.replace("sleep 0.05", '[ $(N) -ne 5 ] || [ -e "$(MERLIN_WORKSPACE)/good" ]')
+    code, lines, _ = Merlin(place, "run", spec(place, text), "--local").ended()
+    directory = outputs(lines)
+    assert code == 3
+    (directory / "good").touch()
+    code, lines, said = Merlin(place, "restart", str(directory), "--local", "--scan").ended()
+    assert code == 0, (lines, said)
+    ran = (directory / "runs").read_text().split()
+    assert (len(ran), ran.count("5")) == (81, 2)
+    for path in archives(directory):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(directory)
+    assert sorted(int(path.read_text()) for path in directory.glob("step/**/own")) == list(range(1, 81))
+    assert list((directory / "merlin_info").glob("tasks/step/*/*.log")), "what lean would have left"
+
+
+def test_a_later_step_that_reads_what_is_packed_is_refused_before_anything_runs(place: Path) -> None:
+    text = WALK.replace(
+        "merlin:\n", "  - {name: sum, description: reads, run: {cmd: cat $(step.workspace)/x}}\nmerlin:\n"
+    )
+    code, _, said = Merlin(place, "run", spec(place, text), "--local").ended()
+    assert code != 0
+    assert "spec.study[1].run.cmd: reads $(step.workspace), but under outputs: packed" in said
