@@ -123,6 +123,19 @@ def test_workspaces_that_name_each_other_are_refused() -> None:
         plan_of(_study("{cmd: 'ls $(s1.workspace)'}", "{cmd: 'ls $(s0.workspace)'}"))
 
 
+def test_a_parameter_s_value_may_name_the_study_s_places_and_nothing_that_is_filled_in_for_each_task() -> None:
+    """As upstream, which replaces these in the whole text; the label's directory stays the same on every machine."""
+    head = "env: {variables: {OUTPUT_PATH: ./out}}\nglobal.parameters: {P: {values: ["
+    cmd = "{cmd: '$(P) $(P.label)'}"
+    plan = plan_of(_study(cmd, rest=f"{head}$(MERLIN_INFO)/$(OUTPUT_PATH)/$(date)], label: P.%%}}}}"))
+    assert _script(plan, 0) == "/w/n_1/merlin_info/./out/$(date) P./w/n_1/merlin_info/./out/$(date)"
+    assert Layout("/w/n_1", Geometry(plan, 0)).task_dir(0, 0) == "/w/n_1/s0/P.(MERLIN_INFO).out(date)"
+    for token in ("P", "COLUMN", "MERLIN_SAMPLE_ID", "MERLIN_PATHS_ALL", "MERLIN_INFOS", "s0.workspace"):
+        rest = f"{head}$({token})], label: P.%%}}}}\nmerlin: {{samples: {{file: s.csv, column_labels: [COLUMN]}}}}"
+        with pytest.raises(SpecError, match=r"global\.parameters\.P: "):
+            plan_of(_study(cmd, rest=rest))
+
+
 def test_a_parameter_has_the_name_that_its_author_gives_it() -> None:
     table = "global.parameters: {P: {values: [1], label: P.%%, name: pressure of $(V)}, Q: {values: [2], label: Q}}"
     plan = plan_of(_study("{cmd: '$(P.name), $(Q.name)'}", rest=f"env: {{variables: {{V: x}}}}\n{table}"))

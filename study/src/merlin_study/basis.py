@@ -19,6 +19,7 @@ from merlin_study.spec import SPECROOT, StudySpec, TableSource
 from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.variables import Variables
+from merlin_study.workspace import IN_PARAMETERS
 
 COUNT_TOKENS: Final = frozenset({"MERLIN_GLOB_PATH", "MERLIN_PATHS_ALL"})
 """What can be filled in, in any step, once the number of samples is known."""
@@ -133,13 +134,21 @@ class Basis:
                 labels = tuple(label.replace("%%", value) for value in values)
             else:
                 labels = tuple(map(self.names.expand, column.label))
-            if any(f"$({SPECROOT})" in value for value in values):
-                message = (
-                    f"a value can't hold $({SPECROOT}), which is another folder on each site; write it in the script"
-                )
-                self.fault(f"spec.global.parameters.{key}", message)
+            for token in dict.fromkeys(token for value in values if "$(" in value for token in tokens(value)):
+                self._judge_value(token, f"spec.global.parameters.{key}")
             result.append(Parameter(key=key, values=values, labels=labels, name=self.names.expand(column.name)))
         return tuple(result)
+
+    def _judge_value(self, token: str, path: str) -> None:
+        """Refuse a token in a parameter's value that nobody would fill in there."""
+        if token == SPECROOT:
+            message = f"a value can't hold $({SPECROOT}), which is another folder on each site; write it in the script"
+            self.fault(path, message)
+        elif token in self.table or self.is_of_samples(token) or token in COUNT_TOKENS - IN_PARAMETERS:
+            message = f"a value can't hold $({token}), which is itself filled in for each task; write it in the script"
+            self.fault(path, message)
+        elif token not in IN_PARAMETERS:
+            self.judge(token, path, {})
 
     def samples(self, directory: str) -> SampleTable | None:
         """Return where the samples come from; ``directory`` is where a generator runs."""

@@ -43,6 +43,8 @@ PRESENCE: Final = "agents"
 """In ``merlin_info``: one file an agent, touched while it lives."""
 PATHS_FILE: Final = "sample_paths.txt"
 """In ``merlin_info``: the directory of each sample below a step's, one a line, where a step mentions the file's name."""
+IN_PARAMETERS: Final = frozenset({"WORKSPACE", "MERLIN_WORKSPACE", "MERLIN_INFO", "OUTPUT_PATH", "MERLIN_GLOB_PATH"})
+"""Tokens of ours that a parameter's value may hold; the agent fills them in."""
 PATH_LISTS: Final = (PATHS_FILE, "$(MERLIN_PATHS_ALL)")
 """What a script holds that may need `PATHS_FILE`."""
 
@@ -271,9 +273,11 @@ class TaskTokens:
         table = layout.plan.samples
         if table is not None:
             values["MERLIN_GLOB_PATH"] = samples.glob(layout.geometry.samples, table.level_max_dirs)
+        places = dict(values)
         for parameter in layout.plan.parameters:
-            values[parameter.key] = self._complete(parameter.values[row])
-            values[f"{parameter.key}.label"] = parameter.labels[row]
+            value, label = parameter.values[row], parameter.labels[row]
+            values[parameter.key] = Template.parse(self._complete(value)).render(places.get)
+            values[f"{parameter.key}.label"] = Template.parse(label).render(places.get)
             values[f"{parameter.key}.name"] = parameter.name or parameter.key
         return values
 
