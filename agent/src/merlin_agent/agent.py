@@ -110,6 +110,7 @@ class Agent:
             self._on_word,
             self._on_end,
             own_disk=self._own_disk,
+            warn=self._complain_from_slot,
         )
         host = Host(settings.slots, len(settings.gpus), memory=settings.memory)
         self._lives = Lives(

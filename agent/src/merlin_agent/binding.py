@@ -86,16 +86,17 @@ def _marked(info: str, mine: Mark) -> Mark:
     return found
 
 
-async def bind(post: Post, place: Place, *, study: str, plan: Plan, root: str) -> None:
-    """Make sure that the study runs on this site and that ``root`` is its workspace.
+async def bind(post: Post, place: Place, *, study: str, plan: Plan, root: str) -> bool:
+    """Make sure that the study runs on this site and that ``root`` is its workspace; return whether this agent made it.
 
     Raises:
         RefusedError: it does not, or is not.
         OSError: the workspace can't be written or read.
     """
     loop = asyncio.get_running_loop()
-    bound = await _bound(post, study)
+    bound, new = await _bound(post, study), False
     if bound is None:
+        new = await loop.run_in_executor(None, read_mark, f"{root}/{workspace.INFO}") is None
         made = await loop.run_in_executor(None, prepare, root, plan, study)
         bound = await _try_to_bind(
             post, study, wire.Bound(site=place.site, agent=place.agent, mark=made.mark, workspace=root)
@@ -109,6 +110,7 @@ async def bind(post: Post, place: Place, *, study: str, plan: Plan, root: str) -
             f"{root}/{workspace.INFO}/{workspace.MARK}: expected the mark that {bound.agent} left in {bound.workspace}, found {seen}; "
             f"host {place.agent} does not see that file system: give it the same --workspace, or another --site"
         )
+    return new and bound.agent == place.agent
 
 
 async def _bound(post: Post, study: str) -> wire.Bound | None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from merlin_agent import binding, files, specroot
+from merlin_agent import binding, files, quota, specroot
 from merlin_agent.binding import Place, RefusedError
 from merlin_agent.broker import Message
 from merlin_agent.chunkrun import Stop
@@ -23,7 +23,7 @@ from merlin_agent.post import Post, until_answered
 from merlin_agent.rows import RowError, Rows, open_rows
 from merlin_agent.sampling import index_file, sample_file
 from merlin_agent.surroundings import complete
-from merlin_study import environment, packed, workspace
+from merlin_study import environment, footprint, packed, workspace
 from merlin_study.blob import BlobError
 from merlin_study.finale import FILE, Finale
 from merlin_study.geometry import Geometry
@@ -48,7 +48,10 @@ class Study:
     plan: Plan
     root: str
     own_disk: OwnDisk | None = None
+    warn: Callable[[str], None] = lambda _: None
     bound: bool = False
+    looks: bool = False
+    """Whether it is for us to see, once the number of samples is known, that there is room for the study's files."""
     _layouts: dict[int, Layout] = field(default_factory=dict)
     _steps: dict[tuple[int, int, bool], StepWork] = field(default_factory=dict)
     _rows: Rows | None = None
@@ -85,8 +88,18 @@ class Study:
             if self.own_disk is not None and packed.applies(self.plan, chunk.step):
                 home = self.own_disk.of(self.uid)
             rows = self._table(chunk)
+            self._look(layout)
             self._steps[key] = StepWork(layout, chunk.step, rows=rows, restart=chunk.restart, home=home)
         return self._steps[key]
+
+    def _look(self, layout: Layout) -> None:
+        """Say once where the workspace has no room for all that the layout makes."""
+        geometry = layout.geometry
+        if self.looks and all(map(geometry.known, range(len(self.plan.steps)))):
+            self.looks = False
+            totals = {step.name: geometry.total(at) for at, step in enumerate(self.plan.steps)}
+            if text := footprint.warning(self.plan, totals, self.root, quota.rooms(self.root, os.environ)):
+                self.warn(text)
 
     def check(self, chunk: Chunk) -> None:
         """Check that the plan has the tasks of a chunk.
@@ -150,8 +163,14 @@ class Studies:
         on_end: Callable[[str], None],
         *,
         own_disk: OwnDisk | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Keep what is needed; ``on_word`` hears the operator's word on a study, ``on_end`` the uid of one that is over."""
+        """Keep what is needed.
+
+        ``on_word`` hears the operator's word on a study, ``on_end`` the uid of one that is over, ``warn`` in any thread what users
+        should know.
+        """
+        self._warn = warn
         self._post, self._place, self._workspace_root, self._own_disk = post, place, workspace_root, own_disk
         self._on_word, self._on_end = on_word, on_end
         self._studies: dict[tuple[str, str], Study] = {}
@@ -184,10 +203,12 @@ class Studies:
                         f"OUTPUT_PATH {plan.output_path}: holds a variable that is not set in this agent's environment; "
                         "set it where the agent is started, or write the path out"
                     )
-                self._studies[key] = Study(chunk.study, plan, root, self._own_disk)
+                self._studies[key] = Study(chunk.study, plan, root, self._own_disk, self._warn)
             study = self._studies[key]
             if not study.bound and chunk.study not in self.cancelled:
-                await binding.bind(self._post, self._place, study=chunk.study, plan=study.plan, root=study.root)
+                study.looks = await binding.bind(
+                    self._post, self._place, study=chunk.study, plan=study.plan, root=study.root
+                )
                 await specroot.lay_down(self._post, study=chunk.study, plan=study.plan, root=study.root)
                 study.bound = True
             return study

@@ -34,7 +34,7 @@ from merlin_cli.broker import Broker
 from merlin_cli.children import Child, GaveUpError
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Progress
-from merlin_study import nested, workspace
+from merlin_study import footprint, nested, workspace
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 
@@ -156,6 +156,7 @@ class _Session:
         self._waiting: tuple[str, float] | None = None
         self._agent_heard = False
         self._hopeless = ""
+        self._looking: asyncio.Task[None] | None = None
         note = self._display.note
         self._broker = Broker(private, note)
         # The command lines follow once the broker has its port.
@@ -245,6 +246,8 @@ class _Session:
         progress = self._family.progress()
         if progress is None:
             return
+        if self._looking is None and view.ref.uid in ("", self._job.study) and view.steps and view.complete:
+            self._looking = asyncio.create_task(self._look_for_room(view))
         self._progress = self._patient(progress)
         self._display.update(self._progress)
         if self._progress.finished:
@@ -252,6 +255,18 @@ class _Session:
             self._over.set()
         elif self._progress.stopped and not any(step.running for step in self._progress.steps):
             self._over.set()  # a task asked to stop the agents; a restart goes on
+
+    async def _look_for_room(self, view: Progress) -> None:
+        """Warn where the workspace has no room for all that the layout will make; what an earlier run made counts as made."""
+        from merlin_agent import quota
+
+        job = self._job
+        if job.resume or job.rehearse is not None:
+            return
+        totals = {step.name: step.total or 0 for step in view.steps}
+        rooms = await asyncio.to_thread(lambda: list(quota.rooms(str(job.directory), os.environ)))
+        if said := footprint.warning(job.plan, totals, str(job.directory), rooms):
+            self._display.note(f"warning: {said}")
 
     def _say_refusals(self, view: Progress) -> None:
         """Say why a study that a step started was refused, once."""

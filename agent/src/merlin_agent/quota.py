@@ -1,0 +1,87 @@
+"""How many files may still be made in a directory: what its file system says, and the user's quota where a command tells it.
+
+``lfs quota`` and ``quota`` are asked once a study, in a thread, and given up after a few seconds: a slow metadata server must not hold
+up what it is asked about.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from merlin_study.footprint import Room
+
+_WITHIN: Final = 5.0
+_COLUMNS: Final = 9
+"""File system, blocks, quota, limit, grace, files, quota, limit, grace."""
+
+
+def rooms(directory: str, environ: Mapping[str, str]) -> Iterator[Room]:
+    """Yield how many files may be made there, by each who limits them and can be asked; it may be a directory that is yet to be made."""
+    while directory != "/" and not os.path.isdir(directory):
+        directory = os.path.dirname(directory) or "."
+    try:
+        state = os.statvfs(directory)
+    except OSError:
+        return
+    if state.f_files:  # some file systems make inodes as they need them
+        yield Room(state.f_favail, "free inodes of the file system")
+    lustre = _said(["lfs", "quota", "-q", "-u", str(os.getuid()), directory], environ)
+    if (left := left_of(lustre.split())) is not None:
+        yield Room(left, "lfs quota")
+    source = _source(directory)
+    for line in _said(["quota", "-w", "-p"], environ).splitlines():
+        if line.split()[:1] == [source] and (left := left_of(line.split())) is not None:
+            yield Room(left, "quota")
+
+
+def left_of(columns: Sequence[str]) -> int | None:
+    """Return how many files are left of a quota, by the columns that both commands print; None where there is no limit, or no quota.
+
+    The lower of the soft and the hard limit counts: what is above the soft one is not to be had for long.
+    """
+    if len(columns) < _COLUMNS:
+        return None
+    try:  # from the end: a path may have spaces in it
+        used, soft, hard = (int(text.strip("*[]")) for text in columns[-4:-1])
+    except ValueError:
+        return None
+    limits = [limit for limit in (soft, hard) if limit > 0]
+    return min(limits) - used if limits else None
+
+
+def _said(command: Sequence[str], environ: Mapping[str, str]) -> str:
+    program = shutil.which(command[0], path=environ.get("PATH"))
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_WITHIN,
+            env={**environ, "LC_ALL": "C"},
+            check=False,  # it fails where a quota is exceeded, and says by how much all the same
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def _source(directory: str) -> str:
+    """Return what is mounted where a directory lies, as `quota` names it."""
+    real, found = os.path.realpath(directory), ("", "")
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                source, point = line.split(" ")[:2]
+                if len(point) >= len(found[0]) and (real + "/").startswith(point.rstrip("/") + "/"):
+                    found = point, source
+    except (OSError, ValueError):
+        return ""
+    return found[1]

@@ -1,0 +1,97 @@
+"""A study that will not fit into the user's quota says so with figures and the cure, and runs all the same."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from merlin_agent.quota import left_of, rooms
+from merlin_study import footprint
+from merlin_study.footprint import Room
+from tests.cli.test_cli_local import Merlin, place, spec
+from tests.planning.test_packed import planned
+
+__all__ = ["place"]
+
+LFS = """\
+#!/bin/sh
+[ "$1 $2 $3" = "quota -q -u" ] && [ "$4" = "$(id -u)" ] && [ -d "$5" ] && [ $# = 5 ] || { echo "lfs: $*" >&2; exit 22; }
+echo "$5"
+echo "   812*    800   1000  6d23h    95*     90    100    6d23h"
+"""
+QUOTA = """\
+#!/bin/sh
+[ "$*" = "-w -p" ] || { echo "quota: $*" >&2; exit 22; }
+echo "Disk quotas for user me (uid 1): "
+echo "     Filesystem  blocks   quota   limit   grace   files   quota   limit   grace"
+awk '{ print $1, 12, 0, 0, 0, 95, 0, 100, 0 }' /proc/self/mounts
+exit 1
+"""
+TEXT = """\
+description: {name: tight, description: more files than there may be}
+study: [{name: sim, description: leaves nothing, run: {cmd: "echo $(X)"}}]
+global.parameters: {X: {values: [1, 2, 3, 4], label: X.%%}}
+"""
+
+
+def faked(place: Path, **commands: str) -> dict[str, str]:
+    bin_ = place / "bin"
+    bin_.mkdir()
+    for name, text in commands.items():
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    return {"PATH": f"{bin_}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "left"),
+    [
+        ("/d 12 0 0 - 95 0 100 -", 5),
+        ("/d 12* 10 20 6d 95* 90 100 6d", -5),
+        ("/d 12 0 0 - 95 0 0 -", None),
+        ("/my data 12 0 0 - 95 0 100 -", 5),
+        ("/d [12] 0 0 - [95] 0 100 -", 5),
+        ("/d 12 0 0 - many 0 100 -", None),
+        ("none", None),
+    ],
+)
+def test_what_a_quota_leaves_is_the_lower_limit_less_what_is_used(columns: str, left: int | None) -> None:
+    assert left_of(columns.split()) == left
+
+
+def test_both_commands_are_asked_in_their_own_words(tmp_path: Path) -> None:
+    found = {
+        room.source: room.files for room in rooms(str(tmp_path / "not/yet"), faked(tmp_path, lfs=LFS, quota=QUOTA))
+    }
+    assert (found["lfs quota"], found["quota"]) == (-5, 5)
+
+
+@pytest.mark.parametrize("command", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\necho no such thing\n", "no program"])
+def test_a_command_that_fails_says_nothing(tmp_path: Path, command: str) -> None:
+    found = {room.source for room in rooms(str(tmp_path), faked(tmp_path, lfs=command, quota=command))}
+    assert found <= {"free inodes of the file system"}
+
+
+def test_what_is_expected_follows_from_layout_and_tasks() -> None:
+    plan = planned(last="echo $PWD")
+    totals = {"sim": 1_000_000, "last": 1}
+    few = [Room(10**9, "free inodes of the file system"), Room(3, "quota")]
+    assert footprint.warning(plan, totals, "/w", [Room(4, "quota")]) == ""
+    assert "expected room for 4 files" in footprint.warning(plan, totals, "/w", few)
+    full = plan.model_copy(update={"outputs": "full"})
+    said = footprint.warning(full, totals, "/w", few)
+    assert said.startswith(
+        "/w: expected room for 5,000,005 files and directories, which outputs: full makes for 1,000,001"
+    )
+    assert "found room for 3 (quota)" in said
+    assert "use `outputs: lean` or `outputs: packed`" in said
+    assert footprint.warning(full, totals, "/w", [Room(6_000_000, "quota")]) == ""
+    assert footprint.warning(full, totals, "/w", []) == ""
+
+
+def test_a_run_without_room_is_warned_and_not_blocked(place: Path) -> None:
+    code, lines, said = Merlin(place, "run", spec(place, TEXT), "--local", environ=faked(place, lfs=LFS)).ended()
+    assert code == 0, (lines, said)
+    told = "".join(lines) + said
+    assert "expected room for 20 files and directories, which outputs: full makes for 4 tasks" in told
+    assert "found room for 0 (lfs quota)" in told
