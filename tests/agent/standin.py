@@ -167,7 +167,7 @@ class Standin:
         """Make the three streams."""
 
         async def make() -> None:
-            stream = self.client.jetstream()
+            stream = self.client.jetstream(timeout=60)
             prefix = "merlin.v1.default"
             await stream.add_stream(
                 StreamConfig(
@@ -200,7 +200,7 @@ class Standin:
                 ack_wait=ack_wait,
                 max_ack_pending=1000,
             )
-            self.call(self.client.jetstream().add_consumer(self.space.task_stream, config))
+            self.call(self.client.jetstream(timeout=60).add_consumer(self.space.task_stream, config))
             self._consumers.append(
                 wire.Consumer(
                     name=route.consumer,
@@ -231,7 +231,7 @@ class Standin:
         self.call(self._store(subject, sealed))
 
     async def _store(self, subject: str, data: bytes) -> None:
-        await self.client.jetstream().publish(subject, data)
+        await self.client.jetstream(timeout=60).publish(subject, data)
 
     def put_raw(self, subject: str, data: bytes) -> None:
         """Store a message as it is."""
@@ -289,7 +289,7 @@ class Standin:
             sequence = 1
             while True:
                 query = json.dumps({"seq": sequence, "next_by_subj": subject}).encode()
-                answer = await self.client.request(f"$JS.API.DIRECT.GET.{self.space.report_stream}", query, timeout=5)
+                answer = await self.client.request(f"$JS.API.DIRECT.GET.{self.space.report_stream}", query, timeout=60)
                 headers = answer.headers or {}
                 if headers.get("Status"):
                     return found
@@ -302,7 +302,7 @@ class Standin:
         """A step's order that is none of these; None where there is none yet."""
 
         async def read() -> list[tuple[str, bytes]]:
-            stream, found = self.client.jetstream(), []
+            stream, found = self.client.jetstream(timeout=60), []
             state = (await stream.stream_info(self.space.report_stream)).state
             for sequence in range(max(state.first_seq, 1), state.last_seq + 1):
                 message = await stream.get_msg(self.space.report_stream, sequence)
@@ -350,7 +350,7 @@ class Standin:
         """How many messages the task stream still holds."""
 
         async def ask() -> int:
-            return (await self.client.jetstream().stream_info(self.space.task_stream)).state.messages
+            return (await self.client.jetstream(timeout=60).stream_info(self.space.task_stream)).state.messages
 
         return self.call(ask())
 

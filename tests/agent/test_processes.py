@@ -204,7 +204,7 @@ def serve(feed: list[tuple[ChunkRun, Quick]], count: int) -> dict[int, list[Ende
         for run, quick in feed:
             made.feed.add(run, quick, Shape())
         made.start()
-        await asyncio.wait_for(done.wait(), 20)
+        await asyncio.wait_for(done.wait(), 180)
         made.close()
 
     asyncio.run(work())

@@ -46,7 +46,7 @@ CHUNK = SPACE.chunk(subjects.Route("any", "q", "n1-c1-g0-m0-w0", "bulk"), "uid",
 
 def test_nothing_is_said_in_the_clear(site: Site) -> None:
     """The server waits for a handshake: not even its greeting can be read or forged."""
-    with socket.create_connection(("127.0.0.1", site.port), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=180) as plain:
         plain.settimeout(0.3)
         with pytest.raises(TimeoutError):
             plain.recv(1)
@@ -58,7 +58,7 @@ def test_an_old_tls_is_refused(site: Site, version: ssl.TLSVersion) -> None:
     context = ssl.create_default_context(cadata=site.keys["ca.crt"].decode())
     context.minimum_version = context.maximum_version = version
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with socket.create_connection(("127.0.0.1", site.port), timeout=5) as plain, pytest.raises(ssl.SSLError):
+    with socket.create_connection(("127.0.0.1", site.port), timeout=180) as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 

@@ -172,7 +172,7 @@ async def _settled(agent: Client) -> None:
         (f"$JS.API.DIRECT.GET.{CONTROL}", '{"last_by_subj": "x"}'),
         (MINE, "{}"),
     ):
-        await agent.request(subject, body.encode(), timeout=5)
+        await agent.request(subject, body.encode(), timeout=60)
 
 
 def _attacked(site: Site, attempts: Callable[[str], Iterable[Attempt]]) -> list[str]:

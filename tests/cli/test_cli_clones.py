@@ -25,7 +25,7 @@ study: [{name: a, description: d, run: {cmd: "sh $(LIB)/bin/tool.sh $(DATA)"}}]
 
 def _git(*words: str) -> None:
     who = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "init.defaultBranch=main"]
-    subprocess.run(["git", *who, *words], check=True, timeout=60)
+    subprocess.run(["git", *who, *words], check=True, timeout=180)
 
 
 @pytest.fixture

@@ -127,6 +127,12 @@ def spec(place: Path, text: str = SPEC) -> str:
     return "spec.yaml"
 
 
+def slowly(place: Path) -> str:
+    """`SPEC` with tasks that take a second until there is a file ``hurry``: so long is work left, however slow the machine is."""
+    waits = f'for tenth in 1 2 3 4 5 6 7 8 9 10; do [ -e "{place}/hurry" ] || sleep 0.1; done'
+    return spec(place, SPEC.replace("sleep 0.1", waits))
+
+
 def finished(place: Path) -> list[Path]:
     """The sampled tasks that have succeeded."""
     return sorted(mark.parent for mark in place.glob("walk_*/step/**/MERLIN_FINISHED"))
@@ -212,9 +218,10 @@ def test_outputs_that_can_not_be_written_are_told_before_anything_starts(place: 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_killed_is_started_again_and_no_task_is_lost(place: Path, part: str) -> None:
-    merlin = Merlin(place, "run", spec(place), "--local", "--slots", "2")
+    merlin = Merlin(place, "run", slowly(place), "--local", "--slots", "2")
     eventually(lambda: len(finished(place)) >= 5)
     merlin.kill(part)
+    (place / "hurry").touch()
     code, lines, err = merlin.ended()
     assert (code, err) == (0, ""), lines
     assert f"The {part} died (SIGKILL); starting it again." in lines
@@ -225,10 +232,11 @@ def test_a_part_that_is_killed_is_started_again_and_no_task_is_lost(place: Path,
 
 
 def test_all_parts_may_die_in_one_run(place: Path) -> None:
-    merlin = Merlin(place, "run", spec(place), "--local", "--slots", "2")
+    merlin = Merlin(place, "run", slowly(place), "--local", "--slots", "2")
     for number, part in enumerate(PARTS):
-        eventually(lambda number=number: len(finished(place)) >= 5 + 10 * number)  # type: ignore[misc]
+        eventually(lambda number=number: len(finished(place)) >= 5 + 5 * number)  # type: ignore[misc]
         merlin.kill(part)
+    (place / "hurry").touch()
     code, lines, _ = merlin.ended()
     assert code == 0, lines
     assert (outputs(lines) / "sum/lines.txt").exists()
@@ -238,7 +246,7 @@ def test_all_parts_may_die_in_one_run(place: Path) -> None:
 def test_a_stopped_study_goes_on_from_its_workspace_and_repeats_no_success(
     place: Path, number: signal.Signals, expected: int
 ) -> None:
-    merlin = Merlin(place, "run", spec(place), "--local", "--slots", "2")
+    merlin = Merlin(place, "run", slowly(place), "--local", "--slots", "2")
     eventually(lambda: len(finished(place)) >= 5)
     os.killpg(merlin.process.pid, number)  # as a terminal does: to the whole group of the command
     code, lines, _ = merlin.ended()
@@ -250,6 +258,7 @@ def test_a_stopped_study_goes_on_from_its_workspace_and_repeats_no_success(
     code, said, _ = Merlin(place, "status", str(directory)).ended()
     assert code == 0
     assert f"not finished; {len(before) + 1} of {TASKS + 2} tasks done" in said[0]
+    (place / "hurry").touch()
     code, lines, _ = Merlin(place, "restart", str(directory), "--local", "--slots", "2").ended()
     assert code == 0, lines
     assert outputs(lines) == directory

@@ -20,7 +20,8 @@ from merlin_study.seal import Keyring
 from tests.ground import Broker, ControlPlane, Slurm, eventually, free_port
 from tests.ground.processes import Process
 
-TIMING = ("--heartbeat", "1", "--lost-after", "5", "--presence", "1", "--presence-stale", "4")
+TIMING = ("--heartbeat", "1", "--lost-after", "15", "--presence", "1", "--presence-stale", "4")
+"""A loss costs seconds; no agent that lives is silent for so long, however busy the machine is."""
 ROLE = Path(__file__).parents[1] / "operating" / "role.yaml"
 
 
@@ -84,7 +85,7 @@ class Site:
 
         def get() -> str | None:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=60) as answer:
                     return str(answer.read().decode())
             except OSError:
                 return None

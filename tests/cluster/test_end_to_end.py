@@ -126,6 +126,10 @@ def _running(site: Site, name: str) -> int:
     return int(site.study(name).get("status", {}).get("counts", {}).get("running", 0))
 
 
+def _cancelled(site: Site, name: str) -> int:
+    return int(site.study(name).get("status", {}).get("counts", {}).get("cancelled", 0))
+
+
 def test_a_user_holds_ends_and_repeats_studies_with_kubectl(site: Site) -> None:
     """Each switch takes effect within seconds, and the phase and the conditions tell it."""
     if not site.agent_pids():
@@ -167,6 +171,7 @@ def test_a_user_holds_ends_and_repeats_studies_with_kubectl(site: Site) -> None:
     eventually(lambda: _running(site, "held") > 0, message="successes run again where they are named")
     site.apply(manifest("first", samples=2).replace("\nspec:", "\nspec:\n  priority: 10"))
     _patch(site, "held", purge="1")
+    eventually(lambda: _cancelled(site, "held") > 0, message="what waits is dropped, though nothing that runs ends")
     gate.touch()
     site.wait_finished("first")
     site.wait_finished("held")

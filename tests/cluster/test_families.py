@@ -144,7 +144,7 @@ def test_steps_steer_the_studies_that_they_started_and_send_their_agents_away(pl
     eventually(
         lambda: place.phase("boss") == "Succeeded", timeout=240, interval=0.5, message="the orders are carried out"
     )
-    assert agent.wait(timeout=60) == 0
+    assert agent.wait(timeout=240) == 0
     (child,) = (each for name, each in place.studies().items() if name.startswith("waits-"))
     metadata, spec = child["metadata"], child["spec"]
     assert metadata["annotations"][nested.CREATOR] == "ada"
@@ -159,7 +159,7 @@ def test_steps_steer_the_studies_that_they_started_and_send_their_agents_away(pl
     assert other.alive
     place.agent()
     name = metadata["name"]
-    eventually(lambda: place.phase(name) == "Succeeded", timeout=120, interval=0.5, message="the restarted child ends")
+    eventually(lambda: place.phase(name) == "Succeeded", timeout=240, interval=0.5, message="the restarted child ends")
 
 
 def test_an_endless_iteration_is_cancelled_as_a_whole(place: Place) -> None:

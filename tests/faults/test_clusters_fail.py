@@ -60,7 +60,7 @@ def test_streams_of_one_server_get_more_where_the_setting_asks_for_them(tmp_path
             rig.operators[-1].kill()
             rig.operator(flags=flags)
             rig.finish(seconds=240)
-            assert [_keepers(cluster, stream) for stream in STREAMS] == [3, 3, 3]
+            eventually(lambda: [_keepers(cluster, stream) for stream in STREAMS] == [3, 3, 3], timeout=240)
 
 
 def test_it_is_said_how_many_servers_hold_each_stream_so_that_one_may_be_stopped(tmp_path: Path) -> None:

@@ -30,12 +30,13 @@ from tests.metrics.test_series import MOST
 from tests.metrics.watched import PANELS, Watched, answer
 from tools import dashboards, grafana
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "tests" / "operating" / "role.yaml"
-TIMING = ("--heartbeat", "1", "--lost-after", "6", "--presence", "1", "--presence-stale", "5")
+TIMING = ("--heartbeat", "1", "--lost-after", "15", "--presence", "1", "--presence-stale", "5")
 SAMPLES, FAILING = 300, 100
+SLOTS = 4
 OPEN = 60
 """The samples that do not wait until somebody was killed over the others."""
 STUDY = """
@@ -92,7 +93,7 @@ class Parts:
     def agent(self, name: str) -> Process:
         """Start an agent in what looks like a batch job that ends in an hour."""
         argv: list[str | Path] = [Path(sys.executable).with_name("merlin-agent"), "--server", self.broker.url]
-        argv += ["--credentials", self.root / "credentials.json", "--keys", self.root / "keys", "--slots", "4"]
+        argv += ["--credentials", self.root / "credentials.json", "--keys", self.root / "keys", "--slots", str(SLOTS)]
         argv += [
             "--site",
             "hpc",
@@ -181,8 +182,8 @@ def _happen(parts: Parts, operator: Process, prometheus: Prometheus) -> None:
     parts.broker.kill()
     sees("merlin_broker_connected == 0", "the broker's absence is seen")
     parts.broker.restart()
-    wait = ("wait", "--for=condition=Finished", "study/mixed", "-n", parts.namespace, "--timeout=120s")
-    parts.plane.kubectl(*wait, timeout=130)
+    wait = ("wait", "--for=condition=Finished", "study/mixed", "-n", parts.namespace, "--timeout=400s")
+    parts.plane.kubectl(*wait, timeout=420)
     sees(f"sum(merlin_task_outcomes_total) >= {SAMPLES + 2}", "every outcome is scraped")
     time.sleep(3)  # two more heartbeats, and a scrape after them
 
@@ -238,12 +239,12 @@ def test_outcomes_and_times_are_those_of_the_run(run: Watched) -> None:
     )}  # fmt: skip
     assert attempts["retry"] == 1
     executed = sum(attempts.values())
-    unheard = 4 * 10 * 2  # slots × tasks a second × seconds between two heartbeats
+    unheard = SLOTS * 10 * 2  # slots × tasks a second × seconds between two heartbeats
     assert SAMPLES + 3 - unheard <= executed <= SAMPLES + 3 + outcomes["lost"]
     assert run.most("sum(merlin_task_duration_seconds_count)") == executed
     assert run.most("sum(merlin_task_queue_wait_seconds_count)") == executed
-    mean = run.most("sum(merlin_task_duration_seconds_sum)") / executed
-    assert 0.05 < mean < 1
+    ran = run.most("sum(merlin_task_duration_seconds_sum)")
+    assert 0.05 * executed < ran < 3 * SLOTS * (run.end - run.start), "of three agents"
     waited = run.most("sum(merlin_task_queue_wait_seconds_sum)") / executed
     assert 0 < waited < run.end - run.start
 
