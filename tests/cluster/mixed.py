@@ -152,8 +152,12 @@ class Occupancy:
             self.peak = max(self.peak, bound, *(-(-count // CORES) for count in on_each.values()), 0)
 
     def _look(self) -> Counter[tuple[str, str]]:
-        """Count the processes by node and, where they are bound to one, processor."""
-        found: Counter[tuple[str, str]] = Counter()
+        """Count the processes by node and, where they are bound to one, processor.
+
+        Only those that are there after the last one was found ran at one time: on a busy machine a look takes so long that
+        one task ends in it, and the next one on its core begins.
+        """
+        found: list[tuple[str, tuple[str, str]]] = []
         for entry in os.scandir("/proc"):
             if not entry.name.isdecimal():
                 continue
@@ -165,5 +169,12 @@ class Occupancy:
                 if "MERLIN_TASK" in given and any(self.where in value for value in given.values()):
                     status = Path(entry.path, "status").read_text()
                     cpus = status.partition("Cpus_allowed_list:")[2].split()[0]
-                    found[given.get("SLURMD_NODENAME", ""), cpus if cpus.isdecimal() else ""] += 1
-        return found
+                    found.append((entry.path, (given.get("SLURMD_NODENAME", ""), cpus if cpus.isdecimal() else "")))
+        return Counter(place for path, place in found if _lives(path))
+
+
+def _lives(process: str) -> bool:
+    try:
+        return bool(Path(process, "environ").read_bytes())  # a zombie's is empty
+    except OSError:
+        return False
