@@ -75,12 +75,7 @@ class Allocation:
         self.leader = Leader(
             self.wide, host="n1", path=str(path), toward="localhost", changed=lambda: None, dead=self.dead.append
         )
-        loop = asyncio.get_running_loop()
-
-        def kept(key: str) -> None:
-            loop.call_soon_threadsafe(self.wide.kept, key)
-
-        self.wide.join(OwnNode("n1", self.feed, (2, 0), kept=kept, freed=lambda: None))
+        self.wide.join(OwnNode("n1", self.feed, (2, 0), wide=self.wide, freed=lambda: None))
 
     def _start(self, run: ChunkRun, work: Work, share: Share) -> bool:
         del work

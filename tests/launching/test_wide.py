@@ -31,9 +31,17 @@ class Host:
     gpus: int = 0
     asked: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict)
+    lent: dict[str, float] = field(default_factory=dict)
 
     def keep(self, key: str, needs: Shape) -> None:
         self.asked[key] = needs.cores
+        self.turns[key] = 0
+
+    def lend(self, key: str, turn: int, seconds: float) -> None:
+        if key in self.kept:
+            self.asked[key] = self.kept.pop(key)
+        self.turns[key], self.lent[key] = turn, seconds
 
     def release(self, key: str) -> None:
         assert (key in self.asked) != (key in self.kept), "given back once, and only what was asked for"
@@ -47,7 +55,8 @@ class Site:
     def __init__(self, *hosts: Host, most: int = 8) -> None:
         self.running: dict[str, tuple[ChunkRun, Share]] = {}
         self.handed_back: list[ChunkRun] = []
-        self.wide = Wide(self.start, self.hand_back, most=most)
+        self.now = 0.0
+        self.wide = Wide(self.start, self.hand_back, most=most, clock=lambda: self.now)
         for host in hosts:
             self.wide.join(host)
 
@@ -65,7 +74,7 @@ class Site:
     def grant(self, host: Host) -> None:
         for key in list(host.asked):
             host.kept[key] = host.asked.pop(key)
-            self.wide.kept(key)
+            self.wide.kept(key, host.turns[key])
 
     def end(self, task: str) -> None:
         run, _ = self.running.pop(task)
@@ -142,6 +151,37 @@ def test_what_runs_on_a_host_that_comes_back_still_counts() -> None:
     assert (one.asked, two.asked) == ({}, {}), "both are full"
 
 
+def test_a_host_that_is_ready_is_lent_until_the_last_one_will_be_and_called_back_when_that_is() -> None:
+    one, two, three = (Host(f"n{at}", 2) for at in (1, 2, 3))
+    site = Site(one, two, three)
+    site.wide.add(a_chunk(1), WORK, Shape(nodes=3, cores=2))
+    site.grant(one)
+    (key,) = one.kept
+    site.wide.expects(next(iter(two.asked)), 4.0)
+    assert not one.lent, "the third has not said when it will be ready"
+    site.now = 1.0
+    site.wide.expects(next(iter(three.asked)), 10.0)
+    assert (list(one.lent.values()), list(two.lent.values()), three.lent) == ([10.0], [10.0], {})
+    site.wide.kept(key, 0)
+    site.grant(three)
+    assert not site.running, "what was said before the lending does not count"
+    assert (list(one.lent.values()), list(two.lent.values())) == ([0.0], [0.0]), "called back: the last one is ready"
+    site.grant(one)
+    site.grant(two)
+    assert len(site.running) == 1
+    assert one.turns[key] == 2
+
+
+def test_nothing_is_lent_where_a_host_cannot_tell_when_it_will_be_ready() -> None:
+    one, two = Host("n1", 2), Host("n2", 2)
+    site = Site(one, two)
+    site.wide.add(a_chunk(1), WORK, Shape(nodes=2, cores=2))
+    site.grant(one)
+    assert not one.lent
+    site.grant(two)
+    assert len(site.running) == 1
+
+
 class Machine(RuleBasedStateMachine):
     """Whatever comes in whatever order, no host is asked for more than it has, and all ends."""
 
@@ -160,6 +200,16 @@ class Machine(RuleBasedStateMachine):
     @rule(at=st.integers(0, 2))
     def grant(self, at: int) -> None:
         self.site.grant(self.hosts[at])
+
+    @rule(at=st.integers(0, 2), seconds=st.floats(0, 20))
+    def foresee(self, at: int, seconds: float) -> None:
+        for key in list(self.hosts[at].asked):
+            self.site.wide.expects(key, seconds)
+
+    @rule(at=st.integers(0, 2))
+    def say_late(self, at: int) -> None:
+        for key, turn in self.hosts[at].turns.items():
+            self.site.wide.kept(key, turn - 1)
 
     @precondition(lambda self: self.site.running)
     @rule(at=st.integers(0, 9))

@@ -18,7 +18,19 @@ from typing import Final
 
 from merlin_agent import pairing
 from merlin_agent.feed import Feed
-from merlin_agent.pairing import Channel, Hello, Idle, Keep, Kept, Leave, PairingError, Release, Rendezvous
+from merlin_agent.pairing import (
+    Channel,
+    Expect,
+    Hello,
+    Idle,
+    Keep,
+    Kept,
+    Leave,
+    Lend,
+    PairingError,
+    Release,
+    Rendezvous,
+)
 from merlin_agent.wide import Wide
 from merlin_study.shape import Shape
 
@@ -37,15 +49,25 @@ _TRY_FOR: Final = 3.0
 class OwnNode:
     """The leader's own host."""
 
-    def __init__(
-        self, host: str, feed: Feed, size: tuple[int, int], *, kept: Callable[[str], None], freed: Callable[[], None]
-    ) -> None:
-        self.host, self._feed, self._kept, self._freed = host, feed, kept, freed
+    def __init__(self, host: str, feed: Feed, size: tuple[int, int], *, wide: Wide, freed: Callable[[], None]) -> None:
+        self.host, self._feed, self._wide, self._freed = host, feed, wide, freed
         self.cores, self.gpus = size
+        self._loop = asyncio.get_running_loop()
 
     def keep(self, key: str, needs: Shape) -> None:
         """See `wide.Node`."""
-        self._feed.keep(key, needs, self._kept)
+        seconds = self._feed.keep(key, needs, self._kept)
+        if seconds:
+            self._loop.call_soon(self._wide.expects, key, seconds)
+
+    def _kept(self, key: str, turn: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
+            self._loop.call_soon_threadsafe(self._wide.kept, key, turn)
+
+    def lend(self, key: str, turn: int, seconds: float) -> None:
+        """See `wide.Node`."""
+        self._feed.lend(key, turn, seconds)
+        self._freed()
 
     def release(self, key: str) -> None:
         """See `wide.Node`."""
@@ -67,6 +89,10 @@ class _Member:
     def keep(self, key: str, needs: Shape) -> None:
         """See `wide.Node`."""
         self.channel.say(Keep(key=key, cores=needs.cores, gpus=needs.gpus))
+
+    def lend(self, key: str, turn: int, seconds: float) -> None:
+        """See `wide.Node`."""
+        self.channel.say(Lend(key=key, turn=turn, seconds=seconds))
 
     def release(self, key: str) -> None:
         """See `wide.Node`."""
@@ -213,7 +239,9 @@ class Leader:
             member.heard = asyncio.get_running_loop().time()
             match line:
                 case Kept():
-                    self._wide.kept(line.key)
+                    self._wide.kept(line.key, line.turn)
+                case Expect():
+                    self._wide.expects(line.key, line.seconds)
                 case Idle():
                     member.idle = line.seconds
                     member.channel.say(Idle(seconds=0))
@@ -308,12 +336,17 @@ class Member:
     def _obey(self, channel: Channel, line: pairing.Line) -> None:
         loop = asyncio.get_running_loop()
 
-        def kept(key: str) -> None:
-            loop.call_soon_threadsafe(channel.say, Kept(key=key))
+        def kept(key: str, turn: int) -> None:
+            loop.call_soon_threadsafe(channel.say, Kept(key=key, turn=turn))
 
         match line:
             case Keep():
-                self._feed.keep(line.key, Shape(cores=line.cores, gpus=line.gpus), kept)
+                seconds = self._feed.keep(line.key, Shape(cores=line.cores, gpus=line.gpus), kept)
+                if seconds:
+                    channel.say(Expect(key=line.key, seconds=seconds))
+            case Lend():
+                self._feed.lend(line.key, line.turn, line.seconds)
+                self._freed()
             case Release():
                 self._feed.release(line.key)
                 self._freed()

@@ -6,10 +6,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from merlin_agent.chunkrun import ChunkRun, Stop
-from merlin_agent.foresight import Durations, Running, free_at
+from merlin_agent.foresight import Durations, Running, free_at, ready_at
 from merlin_agent.resources import NOTHING, Pool, Share
 from merlin_study.shape import Shape
 
@@ -26,12 +27,31 @@ class Next(NamedTuple):
     share: Share
 
 
+_BATCH: Final = 1.0
+"""Seconds before cores are wanted back within which slots take tasks one by one."""
+_AT_ONCE: Final = float("-inf")
+
+Kept = Callable[[str, int], None]
+"""Told of a key and of a turn that its cores are kept; see `Feed.lend`."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """Cores and GPUs that are to be kept, and until when others may use them."""
+
+    needs: Shape
+    kept: Kept
+    turn: int = 0
+    until: float = _AT_ONCE
+
+
 class Feed:
     """The chunks whose tasks may start, urgent ones first, as far as the host's cores and GPUs go.
 
     Where the first one needs more than is free, what becomes free is kept for it: else small tasks would take each core as it comes, and
     a large one would wait for ever. Only those overtake it that will have ended before it can start; see `foresight`. What is kept for
-    tasks that run over several hosts (`keep`) goes before all: other hosts wait with theirs meanwhile.
+    tasks that run over several hosts (`keep`) goes before all: other hosts wait with theirs meanwhile. While this host would wait for
+    another one, `lend` lets it go on with what will have ended by then.
     """
 
     def __init__(self, pool: Pool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,8 +60,8 @@ class Feed:
         self._closed = False
         self._pool = pool
         self._ready: deque[Next] = deque()
-        self._wanted: OrderedDict[str, tuple[Shape, Callable[[str], None]]] = OrderedDict()
-        self._kept: dict[str, Share] = {}
+        self._wanted: OrderedDict[str, _Wanted] = OrderedDict()
+        self._kept: dict[str, tuple[Share, _Wanted]] = {}
         self._clock, self._durations = clock, Durations()
         self._running: dict[int, Running] = {}
         """By the identity of their shares."""
@@ -62,7 +82,8 @@ class Feed:
         if count < 1:
             return []
         with self._condition:
-            if self._ready or self._wanted or (self._queues[0] and not run.urgent):
+            waited_for = any(wanted.until < self._clock() + _BATCH for wanted in self._wanted.values())
+            if self._ready or waited_for or (self._queues[0] and not run.urgent):
                 return []
             return run.take_more(min(count, run.left // (2 * self._pool.cores)))
 
@@ -84,17 +105,38 @@ class Feed:
                 self._condition.notify()
             return task is not None
 
-    def keep(self, key: str, needs: Shape, kept: Callable[[str], None]) -> None:
-        """Keep cores and GPUs under a key, as they become free; tell ``kept`` then, from any thread."""
+    def keep(self, key: str, needs: Shape, kept: Kept) -> float | None:
+        """Keep cores and GPUs under a key, as they become free; tell ``kept`` then, from any thread.
+
+        Return in how many seconds that will be, as far as one can tell; None where one can't.
+        """
         with self._condition:
-            self._wanted[key] = needs, kept
+            self._wanted[key] = _Wanted(needs, kept)
+            if self._keep_what_can():
+                return 0.0
+            waits = [wanted.needs for wanted in self._wanted.values()]
+            all_of_it = Shape(cores=sum(each.cores for each in waits), gpus=sum(each.gpus for each in waits))
+            (cores, gpus), now = self._pool.free, self._clock()
+            when = ready_at(all_of_it, self._running.values(), cores=cores, gpus=gpus, now=now)
+            return None if when is None else when - now
+
+    def lend(self, key: str, turn: int, seconds: float) -> None:
+        """Use what is kept under a key, or is to be, for so long; then keep it, and tell ``kept`` with this turn."""
+        with self._condition:
+            share, wanted = self._kept.pop(key, (NOTHING, self._wanted.get(key)))
+            if wanted is None:
+                return
+            self._pool.give(share)
+            wanted.turn, wanted.until = turn, self._clock() + seconds if seconds > 0 else _AT_ONCE
+            self._wanted[key] = wanted
             self._keep_what_can()
+            self._condition.notify_all()
 
     def release(self, key: str) -> None:
         """Give back what is kept, or keep it no more."""
         with self._condition:
             self._wanted.pop(key, None)
-            self._pool.give(self._kept.pop(key, NOTHING))
+            self._pool.give(self._kept.pop(key, (NOTHING, None))[0])
             self._keep_what_can()
             self._condition.notify_all()
 
@@ -105,16 +147,16 @@ class Feed:
             return (*self._kept, *self._wanted)
 
     def _keep_what_can(self) -> bool:
-        """Keep in their order; return whether nothing is left to be kept."""
-        while self._wanted:
-            key, (needs, kept) = next(iter(self._wanted.items()))
-            share = self._pool.take(needs)
+        """Keep in their order what is not lent; return whether nothing is left to be kept."""
+        now = self._clock()
+        for key, wanted in [item for item in self._wanted.items() if item[1].until <= now]:
+            share = self._pool.take(wanted.needs)
             if share is None:
                 return False
             del self._wanted[key]
-            self._kept[key] = share
-            kept(key)
-        return True
+            self._kept[key] = share, wanted
+            wanted.kept(key, wanted.turn)
+        return not self._wanted
 
     def take(self, back: Share = NOTHING) -> Next | None:
         """Give back what the last task had, and wait for a task to run; None when there will be none."""
@@ -128,7 +170,7 @@ class Feed:
                 if found is not None:
                     return found
                 self.idle += 1
-                self._condition.wait()
+                self._condition.wait(self._lent_for())
                 self.idle -= 1
             return None
 
@@ -137,7 +179,7 @@ class Feed:
             return self._ready.popleft()
         now, latest = self._clock(), float("inf")
         if not self._keep_what_can():
-            latest = self._free_at(next(iter(self._wanted.values()))[0], now)
+            latest = min(max(each.until, self._free_at(each.needs, now)) for each in self._wanted.values())
         for queue in self._queues:
             for entry in list(queue):
                 run, work, needs = entry
@@ -157,6 +199,12 @@ class Feed:
                 self._running[id(share)] = Running(run.step, now, None if most is None else now + most, share)
                 return Next(run, work, task, share)
         return None
+
+    def _lent_for(self) -> float | None:
+        """Return in how many seconds cores are wanted that are lent now; None where none are."""
+        now = self._clock()
+        ends = [wanted.until - now for wanted in self._wanted.values() if wanted.until > now]
+        return min(ends, default=None)
 
     def _free_at(self, needs: Shape, now: float) -> float:
         cores, gpus = self._pool.free

@@ -3,6 +3,8 @@
 A task that needs more than is free has the next turn, and what becomes free is kept for it. Until the last of it is free, others may use
 it that will have ended by then (backfill). Nothing is promised by an estimate: one that is too short delays the waiting task by the
 rest of a task that had begun, once, since nothing new is started beyond the time that was foreseen.
+
+Where a task needs several hosts, the one that will be ready last tells the others how long they may go on with what ends by then; see `wide`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,16 @@ def free_at(needs: Shape, running: Iterable[Running], *, cores: int, gpus: int, 
             break
         cores, gpus, now = cores + share.cores, gpus + len(share.gpus), when
     return now
+
+
+def ready_at(needs: Shape, running: Iterable[Running], *, cores: int, gpus: int, now: float) -> float | None:
+    """Return when so much will be free as far as that is known, and None where it is not; else as `free_at`."""
+    known = sorted(((max(now, each.ends), each.share) for each in running if each.ends is not None), key=_when)
+    for when, share in known:
+        if cores >= needs.cores and gpus >= needs.gpus:
+            break
+        cores, gpus, now = cores + share.cores, gpus + len(share.gpus), when
+    return now if cores >= needs.cores and gpus >= needs.gpus else None
 
 
 def _when(pair: tuple[float, Share]) -> float:

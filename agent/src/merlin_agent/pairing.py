@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 FOLDER: Final = ".merlin-allocations"
 LONGEST_LINE: Final = 64 * 1024
 _NONCE: Final = 32
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 
 
 class PairingError(Exception):
@@ -56,11 +56,29 @@ class Keep(_Line):
     gpus: int = Field(ge=0)
 
 
+class Expect(_Line):
+    """A member will keep it in so many seconds, as far as one can tell."""
+
+    kind: Literal["expect"] = "expect"
+    key: str
+    seconds: float = Field(ge=0)
+
+
 class Kept(_Line):
-    """A member keeps it."""
+    """A member keeps it; ``turn`` is that of the last `Lend` that it knows."""
 
     kind: Literal["kept"] = "kept"
     key: str
+    turn: int = 0
+
+
+class Lend(_Line):
+    """The leader's wish: use it for so many seconds, then keep it again; 0: no longer."""
+
+    kind: Literal["lend"] = "lend"
+    key: str
+    turn: int
+    seconds: float = Field(ge=0)
 
 
 class Release(_Line):
@@ -84,7 +102,7 @@ class Leave(_Line):
     finish: bool = False
 
 
-Line = Hello | Keep | Kept | Release | Idle | Leave
+Line = Hello | Keep | Expect | Kept | Lend | Release | Idle | Leave
 _LINES: Final[TypeAdapter[Line]] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 

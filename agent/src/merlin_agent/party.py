@@ -122,13 +122,9 @@ class Party:
             )
             await self._member.run()
             return
-        loop = asyncio.get_running_loop()
         wide = self._slots.wide
 
-        def kept(key: str) -> None:
-            loop.call_soon_threadsafe(wide.kept, key)
-
-        wide.join(OwnNode(self._found.host, self._slots.feed, self._size, kept=kept, freed=self._freed))
+        wide.join(OwnNode(self._found.host, self._slots.feed, self._size, wide=wide, freed=self._freed))
         self._leader = Leader(
             wide,
             host=self._found.host,

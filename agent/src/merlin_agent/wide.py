@@ -5,15 +5,21 @@
 Placing is in turn: no task of several hosts overtakes another. What hosts keep for a task that is over goes to the next one of the same
 size without a gap, in which smaller tasks would take the cores and have to end first. Decisions only: hosts are asked through `Node`, and
 everything is called from the event loop.
+
+Hosts are ready one after the other. Once each has said when it will be, as far as its tasks' measured times tell, those that are ready
+earlier are lent what they keep until the last one is: they go on with tasks that will have ended by then. When the others are ready, what is
+lent is called back. So each placement is lent once and called back once, and its task starts no later than the last of the times that were said, but for
+the rest of a task that took longer than was foreseen, and the time that words take.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from merlin_agent.chunkrun import ChunkRun
 from merlin_agent.resources import Share
@@ -21,6 +27,10 @@ from merlin_study.shape import Shape
 
 if TYPE_CHECKING:
     from merlin_agent.slots import Work
+
+
+_WORTH: Final = 0.1
+"""Seconds for which lending is worth the words."""
 
 
 class Node(Protocol):
@@ -32,6 +42,9 @@ class Node(Protocol):
 
     def keep(self, key: str, needs: Shape) -> None:
         """Have cores and GPUs kept as they become free; `Wide.kept` tells that they are."""
+
+    def lend(self, key: str, turn: int, seconds: float) -> None:
+        """Let them be used for so long, and kept again then; `Wide.kept` tells that of this turn. 0: no longer."""
 
     def release(self, key: str) -> None:
         """Have them given back."""
@@ -46,6 +59,11 @@ class _Grant:
     cores: int
     gpus: int
     kept: bool = False
+    turn: int = 0
+    """How often it was lent or called back; a host may say of an earlier turn that it keeps it."""
+    ready: float | None = None
+    """When the host will be ready, as it said; None where it did not."""
+    lent: bool = False
 
     def is_like(self, needs: Shape) -> bool:
         return (self.cores, self.gpus) == (needs.cores, needs.gpus)
@@ -59,6 +77,8 @@ class _Placement:
     work: Work
     needs: Shape
     grants: list[_Grant] = field(default_factory=list)
+    lent: bool = False
+    """Whether anything of it was lent; once is enough."""
 
 
 Start = Callable[[ChunkRun, "Work", Share], bool]
@@ -68,14 +88,23 @@ Start = Callable[[ChunkRun, "Work", Share], bool]
 class Wide:
     """All tasks of several hosts that an agent has claimed."""
 
-    def __init__(self, start: Start, impossible: Callable[[ChunkRun], None], *, most: int) -> None:
+    def __init__(
+        self,
+        start: Start,
+        impossible: Callable[[ChunkRun], None],
+        *,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Begin without hosts.
 
         Args:
             start: See `Start`.
             impossible: Told of a chunk for which there are too few hosts by now.
             most: How many such tasks run at once.
+            clock: Seconds.
         """
+        self._clock = clock
         self._start, self._impossible, self._most = start, impossible, most
         self.nodes: dict[str, Node] = {}
         self._chunks: tuple[deque[_Placement], ...] = (deque(), deque())
@@ -131,11 +160,41 @@ class Wide:
             task for task, each in self._running.items() if any(grant.host == host for grant in each.grants)
         )
 
-    def kept(self, key: str) -> None:
-        """A host keeps what it was asked for."""
-        if (grant := self._grants.get(key)) is not None:
-            grant.kept = True
+    def kept(self, key: str, turn: int = 0) -> None:
+        """A host keeps what it was asked for, at the last word or at an earlier one."""
+        grant = self._grants.get(key)
+        if grant is not None and grant.turn == turn:
+            grant.kept, grant.lent = True, False
             self._start_what_can()
+            self._lend_or_call_back(grant)
+
+    def expects(self, key: str, seconds: float) -> None:
+        """A host will keep what it was asked for in so many seconds, as far as it can tell."""
+        if (grant := self._grants.get(key)) is not None:
+            grant.ready = self._clock() + seconds
+            self._lend_or_call_back(grant)
+
+    def _lend_or_call_back(self, grant: _Grant) -> None:
+        placement = next((each for each in self._placed if grant in each.grants), None)
+        if placement is None or len(placement.grants) < placement.needs.nodes:
+            return
+        now = self._clock()
+        awaited = [each for each in placement.grants if not each.kept and not each.lent]
+        if not awaited:
+            for each in placement.grants:
+                if each.lent:
+                    self._lend(each, 0.0)
+        elif not placement.lent and all(each.ready is not None for each in awaited):
+            last = max(each.ready or now for each in awaited)
+            for each in placement.grants:
+                if last - (now if each.kept else each.ready or now) > _WORTH:
+                    placement.lent = True
+                    self._lend(each, last - now)
+
+    def _lend(self, grant: _Grant, seconds: float) -> None:
+        grant.turn += 1
+        grant.kept, grant.lent = False, seconds > 0
+        self.nodes[grant.host].lend(grant.key, grant.turn, seconds)
 
     def knows(self, key: str) -> bool:
         """Whether a host should keep this."""
