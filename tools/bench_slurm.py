@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.cluster.funnel import condition
-from tests.cluster.mixed import CORES, NODES, Occupancy, manifest
+from tests.cluster.funnel import condition, workspace_of
+from tests.cluster.mixed import CORES, NODES, Occupancy, manifest, spans
 from tests.cluster.site import running_site
 from tests.ground import NetworkNamespace, Slurm
 from tools.bench_report import machine
@@ -32,13 +32,16 @@ PAGE = """\
 
 `make bench-slurm` writes this page. {serial:,} serial tasks of {least:g} to {most:g} s beside {wide} steps of {wide_seconds:g} s that run a
 process on each core of both hosts, in one allocation of {nodes} virtual nodes with {cores} cores each on a real Slurm; sampled from `/proc` ten
-times a second, {samples:,} samples. A launcher that starts, a task's shell and its files count as idle.
+times a second, {samples:,} samples. A launcher that starts, a task's shell and its files count as idle there. Tasks also note when they began and
+ended themselves; that counts the time of their own shells, too.
 
-{machine}
+{machine} Load of the machine (`uptime`, 1 and 15 minutes): {before} before, {after} at the end; niceness {nice}.
 
 | | found | goal |
 |---|---|---|
-| busy share of all cores, from the first task to the last | {mean:.1%} | > 95 % |
+| busy share of all cores while there was work for all (until the last task began) | {steady:.1%} | > 95 % |
+| the same, from the first task to the end of the last one | {mean:.1%} | |
+| the same, as the tasks noted it | {noted:.1%} | |
 | the same, of the allocation's whole time | {whole:.1%} | |
 | most tasks on a core in any sample | {peak} | 1 |
 | from the first task to the last | {seconds:.0f} s | |
@@ -58,7 +61,7 @@ def measure(given: argparse.Namespace) -> str:
         Slurm(network) as slurm,
         running_site(slurm) as site,
     ):
-        folder = Path(made)
+        folder, before = Path(made), os.getloadavg()
         srun, calls = folder / "srun", folder / "calls"
         srun.write_text(COUNTED.format(log=calls, srun=shutil.which("srun")))
         srun.chmod(0o755)
@@ -78,13 +81,22 @@ def measure(given: argparse.Namespace) -> str:
         study = site.study("bench")
         assert condition(study, "Succeeded")["status"] == "True", study["status"]
         busy = sum(count for _, count in seen.samples)
+        found = [span for path in workspace_of(study, site.root / "work").glob("spans-*") for span in spans(path)]
+        noted = sum(span.ended - span.began for span in found)
+        lasted = max(span.ended for span in found) - min(span.began for span in found)
         work = given.serial * given.nap + given.wide * given.wide_seconds * NODES * CORES
         return PAGE.format(
             serial=given.serial, least=given.nap / 2, most=given.nap * 1.5, wide=given.wide,
             wide_seconds=given.wide_seconds, nodes=NODES, cores=CORES, samples=len(seen.samples), machine=machine(),
             mean=seen.mean, whole=busy / len(seen.samples) / (NODES * CORES), peak=seen.peak, seconds=seen.seconds,
+            steady=seen.mean_until(max(span.began for span in found)), noted=noted / lasted / (NODES * CORES),
+            before=_load(before), after=_load(os.getloadavg()), nice=os.nice(0),
             ideal=work / (NODES * CORES), calls=len(calls.read_text().splitlines()),
         )  # fmt: skip
+
+
+def _load(averages: tuple[float, float, float]) -> str:
+    return f"{averages[0]:.1f} and {averages[2]:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -113,6 +113,7 @@ class Occupancy:
     samples: list[tuple[float, int]] = field(default_factory=list)
     """Seconds since the first one, and how many cores of the allocation were busy."""
     _ends: threading.Event = field(default_factory=threading.Event)
+    _began_at: float = 0.0
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -136,6 +137,13 @@ class Occupancy:
         """The busy share of the allocation's cores, from the first task to the last."""
         return sum(self.window) / (len(self.window) or 1) / (NODES * CORES)
 
+    def mean_until(self, when: float) -> float:
+        """The same, up to a time of day in Unix seconds: when the last task began, there was work for all until then."""
+        until = when - self._began_at
+        first = next((at for at, count in self.samples if count), 0.0)
+        found = [count for at, count in self.samples if first <= at <= until]
+        return sum(found) / (len(found) or 1) / (NODES * CORES)
+
     @property
     def seconds(self) -> float:
         """From the first task to the last."""
@@ -143,7 +151,7 @@ class Occupancy:
         return busy[-1] - busy[0] if busy else 0.0
 
     def _run(self) -> None:
-        began = time.monotonic()
+        began, self._began_at = time.monotonic(), time.time()
         while not self._ends.wait(max(0.0, EVERY - (time.monotonic() - began) % EVERY)):
             found = self._look()
             self.samples.append((time.monotonic() - began, sum(found.values())))
