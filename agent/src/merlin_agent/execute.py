@@ -173,6 +173,17 @@ class StepWork:
         launch, walltime = self._exact(combination)
         return launching.expand(text, launch, walltime=walltime, shell=self._shell(combination), hosts=hosts)
 
+    def made(self, task: int, hosts: tuple[str, ...]) -> Script | Ended:
+        """Return a task's script with its text, for these hosts; what the task came to where there can be none.
+
+        It would fail everywhere and every time, so it is no fault of this host.
+        """
+        try:
+            script, text = self.script(task)
+            return replace(script, text=self.launched(text, task, hosts))
+        except SCRIPT_FAULTS as error:
+            return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
+
     @property
     def is_launched(self) -> bool:
         """Whether a launcher starts this step's processes."""
@@ -382,22 +393,19 @@ class ChunkWork(Work):
 
     def _ready(self, run: ChunkRun, task: int, slot: Slot) -> Ended | Script:
         """Make a task's directory and its script; return what it came to where it is not to run."""
-        try:
-            script, text = self._step.script(task)
-            text = self._step.launched(text, task, slot.share.hosts)
-        except SCRIPT_FAULTS as error:
-            # It would fail everywhere and every time, so it is no fault of this host.
-            return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
+        script = self._step.made(task, slot.share.hosts)
+        if isinstance(script, Ended):
+            return script
         try:
             fresh = files.make_directory(script.directory)
             if not fresh and run.chunk.fresh:
                 files.remove(f"{script.directory}/{FINISHED}")
             elif not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):
                 return Ended(task, Outcome.SUCCEEDED)
-            files.write_script(script.path, script.shell, text, replace=not fresh)
+            files.write_script(script.path, script.shell, script.text, replace=not fresh)
         except OSError as error:
             return unwritable(task, script.directory, error)
-        return replace(script, text=text)
+        return script
 
 
 def _note(run: ChunkRun, task: int, what: str, **more: object) -> None:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from merlin_agent import files
 from merlin_agent.chunklog import ChunkLog, Outputs
 from merlin_agent.chunkrun import ChunkRun, Ended
-from merlin_agent.execute import HOST, SCRIPT_FAULTS, StepWork, Taking, told, unwritable
+from merlin_agent.execute import HOST, StepWork, Taking, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.scratch import Scratch
 from merlin_agent.slot import Slot
@@ -104,13 +104,11 @@ class LeanWork(Work):
                 return Ended(task, Outcome.SUCCEEDED)
         except OSError as error:
             return unwritable(task, error.filename or self._log.path, error)
+        script = self._step.made(task, slot.share.hosts)
+        if isinstance(script, Ended):
+            return script
         try:
-            script, text = self._step.script(task)
-            text = self._step.launched(text, task, slot.share.hosts)
-        except SCRIPT_FAULTS as error:
-            return Ended(task, Outcome.FAILED, 1, failure=told(task, Outcome.FAILED, 1, "", str(error)))
-        try:
-            return script, text, self._place(slot, task, script, text, lent)
+            return script, script.text, self._place(slot, task, script, script.text, lent)
         except OSError as error:
             return unwritable(task, error.filename or script.directory, error)
 

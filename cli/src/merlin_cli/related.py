@@ -7,6 +7,7 @@ we look there, beside the study that the step belongs to, and among what that st
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -15,7 +16,7 @@ from merlin_cli.desk import Desk
 from merlin_cli.exits import CliError, Exit
 from merlin_study import nested, workspace
 
-MOST: int = 10_000
+MOST: Final = 10_000
 """Studies of a family that are looked at."""
 
 
