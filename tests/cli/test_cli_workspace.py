@@ -3,18 +3,20 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from merlin_cli import lock, restart, tally
+from merlin_cli import lock, restart, run, status, tally
 from merlin_cli.__main__ import main
 from merlin_cli.exits import CliError, Exit
 from merlin_operator import resume
-from merlin_study import outcomelog, wire, workspace
+from merlin_study import nested, outcomelog, wire, workspace
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Edge, EdgeKind, Lane, Plan, PlannedStep, SampleTable
 from merlin_study.taskset import TaskSet
@@ -373,3 +375,17 @@ def test_each_task_has_a_row_and_filters_choose_as_upstream_does(
     assert "--steps nonsense: expected steps of the study: after, sim, sum" in capsys.readouterr().err
     assert main(["detailed-status", str(tmp_path), "--dump", str(tmp_path / "rows.csv")]) == Exit.OK
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 5 + 5 + 1
+
+
+def test_a_specification_means_its_own_runs_and_needs_no_agent_to_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the step's agent can't be asked, on another host for instance; a name that goes on is another study."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(nested.SOCKET, str(tmp_path / "none"))
+    spec = "description: {name: NAME, description: d}\nstudy: [{name: s, description: d, run: {cmd: x}}]\n"
+    for name in ("mine", "mine_too"):
+        (tmp_path / f"{name}.yaml").write_text(spec.replace("NAME", name))
+        assert run.run_locally(run.Request(f"{name}.yaml", dry=True), Console(file=io.StringIO())) == 0
+    [own] = tmp_path.glob("mine_2*")
+    assert status._runs(status.Question("mine.yaml")) == [own]

@@ -4,6 +4,7 @@ A directory is read as it lies there, running or years old. A name is a Study in
 newest of its runs: one whose directory is here, else one in the cluster; with a namespace, one in the cluster.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -75,10 +76,11 @@ def look(question: Question, cluster: target.Cluster | None = None) -> Standing:
 def _runs(question: Question) -> list[Path]:
     """Return the directories that a specification means, the newest first: in a step, also where only its agent knows."""
     what, variables, output_path = question.what, question.variables, question.output_path
-    if (desk := Desk.of(os.environ)) is None:
-        return target.workspaces(what, variables=variables, output_path=output_path)
-    runs = related.of_file(what, desk, variables=variables, output_path=output_path)
-    return [run.directory for run in runs if run.begun]
+    if (desk := Desk.of(os.environ)) is not None:
+        with contextlib.suppress(CliError):  # on another host than the step's own the agent can't be asked
+            runs = related.of_file(what, desk, variables=variables, output_path=output_path)
+            return [run.directory for run in runs if run.begun]
+    return target.workspaces(what, variables=variables, output_path=output_path)
 
 
 def of_directory(directory: Path, *, others: int = 0) -> Standing:
