@@ -15,13 +15,15 @@ from merlin_study.wire import Consumer
         (Load(slots=2, busy=1, ready=1, mean=None), 0),
         (Load(slots=2, busy=2, ready=0, mean=None), 0),
         (Load(slots=2, busy=2, ready=0, mean=3600.0), 0),
-        (Load(slots=2, busy=2, ready=0, mean=1.0), 0),
+        (Load(slots=2, busy=2, ready=0, mean=2.5), 0),
+        (Load(slots=2, busy=2, ready=0, mean=1.0), 1),
+        (Load(slots=2, busy=2, ready=1, mean=1.0), 0),
         (Load(slots=2, busy=2, ready=0, mean=0.1), 5),
         (Load(slots=2, busy=2, ready=5, mean=0.1), 0),
         (Load(slots=128, busy=0, ready=100, mean=600.0), 28),
     ],
 )
-def test_chunks_are_claimed_for_free_slots_and_a_quarter_second_ahead(load: Load, wanted: int) -> None:
+def test_chunks_are_claimed_for_free_slots_and_a_quarter_second_or_a_short_task_ahead(load: Load, wanted: int) -> None:
     """Unknown and long run times claim nothing ahead."""
     assert demand.room(load) == wanted
 

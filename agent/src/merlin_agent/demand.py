@@ -2,7 +2,7 @@
 
 A message that was fetched but not claimed is harmless: it comes back, and whoever wins ``start(fence)`` runs it. A claimed chunk
 is ours until it is done. So chunks are claimed when slots are free, or so little before that the claim's round trip does not leave them
-idle: measured run times tell. Long tasks are therefore never claimed ahead, short ones by a quarter of a second.
+idle: measured run times tell. Long tasks are therefore never claimed ahead, short ones by a quarter of a second, or by one task.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from merlin_study.wire import Consumer
 
 CLAIM_AHEAD: Final = 0.25
 """Seconds of work to have ready in claimed chunks."""
+SHORT: Final = 2.0
+"""Seconds of a task for which one is ready in any case: a slot that waits for a claim loses some percent of it."""
 FETCH_AHEAD: Final = 2.0
 """One chunk is fetched ahead when the slots will need it within so many seconds."""
 MOST_AT_ONCE: Final = 32
@@ -39,7 +41,9 @@ class Load:
 def room(load: Load) -> int:
     """Return for how many more tasks chunks should be claimed now."""
     free = load.slots - load.busy - load.ready
-    ahead = 0 if load.mean is None else _tasks_within(load, CLAIM_AHEAD) - load.ready
+    ahead = 0
+    if load.mean is not None:
+        ahead = max(_tasks_within(load, CLAIM_AHEAD), int(load.mean <= SHORT)) - load.ready
     return max(free, ahead, 0)
 
 
