@@ -2,7 +2,7 @@
 
 The task is a bash script that does nothing, or waits inside bash (``read -t``) so that no other program is started. Each contender runs it
 as often, with as many slots, with every file on the same file system (memory, where there is ``/dev/shm``): script,
-``.out`` and ``.err`` a task, ours with directory and marker file as well, or with one log a chunk (``outputs: lean``). Peers get
+``.out`` and ``.err`` a task, ours with directory and marker file as well, or with one log or archive a chunk (``outputs: lean``, ``packed``). Peers get
 directories and scripts made before the clock starts; ours makes its own while it runs. Repetitions are interleaved, so that a busy
 moment hits all alike; ratios come first, each the median of the ratios of one turn.
 
@@ -29,7 +29,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from merlin_study import tasklog
+from merlin_study import archive, tasklog
 from tools import bench_peers, bench_report
 from tools.bench_report import Cell, Resting
 
@@ -54,7 +54,7 @@ SLOW: Final = {"merlin 1.13": 300, "hyperqueue": 1000, "parallel": 300}
 """How many tasks that do nothing the slow ones run: their rate does not depend on it."""
 NULL_ONLY: Final = frozenset({"fork and wait", "merlin, run.warm: false", "merlin 1.13"})
 """Contenders that run only tasks that do nothing."""
-NOT_PEERS: Final = frozenset({"merlin", "merlin, outputs: lean", "merlin, run.warm: false"})
+NOT_PEERS: Final = frozenset({"merlin", "merlin, outputs: lean", "merlin, outputs: packed", "merlin, run.warm: false"})
 BY_SLOTS: Final = ("merlin", "merlin, outputs: lean", "xargs -P")
 LOGS: Final = "merlin_info/tasks"
 
@@ -62,17 +62,20 @@ LOGS: Final = "merlin_info/tasks"
 def ours(root: Path, *, tasks: int, slots: int, seconds: float, warm: bool = True, outputs: str = "full") -> float:
     """Return seconds from the first task's script to the last one's marker, in a whole ``merlin run --local``.
 
-    Under ``outputs: lean``: from the claim of the first chunk to the last record of a log.
+    Under ``outputs: lean`` and ``packed``: from the claim of the first chunk to the last record of a log, or the last archive.
     """
     cmd = bench_peers.wait_text(root, seconds) + " # $(S)"
     text = SPEC.format(tasks=tasks, cmd=cmd, warm=str(warm).lower(), outputs=outputs)
     (root / "bench.yaml").write_text(text, encoding="utf-8")
     merlin = Path(sys.executable).with_name("merlin")
-    subprocess.run(
-        [merlin, "run", "bench.yaml", "--local", "--slots", str(slots)], cwd=root, check=True, stdout=subprocess.DEVNULL
-    )
+    environ = dict(os.environ)
+    if outputs == "packed":  # the host's own disk is that of all contenders
+        environ["TMPDIR"] = str(root / "scratch")
+        (root / "scratch").mkdir()
+    command = [str(merlin), "run", "bench.yaml", "--local", "--slots", str(slots)]
+    subprocess.run(command, cwd=root, env=environ, check=True, stdout=subprocess.DEVNULL)
     study = next(root.glob("bench_*"))
-    if outputs == "lean":
+    if outputs != "full":
         return _logged(study, tasks)
     first = min(path.stat().st_mtime_ns for path in study.glob("task/**/task.sh"))
     marks = [path.stat().st_mtime_ns for path in study.glob("task/**/MERLIN_FINISHED")]
@@ -83,8 +86,8 @@ def ours(root: Path, *, tasks: int, slots: int, seconds: float, warm: bool = Tru
 
 def _logged(study: Path, tasks: int) -> float:
     began, ended, count = float("inf"), 0.0, 0
-    for path in study.glob(f"{LOGS}/**/*.log"):
-        with path.open("rb") as file:
+    for path in (each for each in study.glob(f"{LOGS}/*/*/*") if tasklog.covers(each.name)):
+        with archive.open_log(str(path)) as file:
             found = tasklog.read(file)
             if found is not None:
                 began = min(began, found[0].began)
@@ -100,6 +103,11 @@ def lean(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
     return ours(root, tasks=tasks, slots=slots, seconds=seconds, outputs="lean")
 
 
+def packed(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
+    """Return ours, on the host's own disk and with one archive a chunk."""
+    return ours(root, tasks=tasks, slots=slots, seconds=seconds, outputs="packed")
+
+
 def started(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
     """Return ours, with a new interpreter for each task."""
     return ours(root, tasks=tasks, slots=slots, seconds=seconds, warm=False)
@@ -108,6 +116,7 @@ def started(root: Path, *, tasks: int, slots: int, seconds: float) -> float:
 CONTENDERS: Final[Mapping[str, Callable[..., float]]] = {
     "merlin": ours,
     "merlin, outputs: lean": lean,
+    "merlin, outputs: packed": packed,
     "merlin, run.warm: false": started,
     "hyperqueue": bench_peers.hyperqueue,
     "xargs -P": bench_peers.xargs,
