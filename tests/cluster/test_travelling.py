@@ -14,7 +14,7 @@ from tests.cluster.funnel import condition
 from tests.cluster.site import Site, running_site
 from tests.ground import Slurm, eventually
 
-pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(900)]
 
 SPEC = """
 description: {name: voyage, description: all that it needs travels with it}
@@ -63,7 +63,7 @@ def _merlin(site: Site, *arguments: str, cwd: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr + done.stdout
 
