@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes import client
@@ -87,6 +88,22 @@ def test_a_study_goes_away_while_the_broker_is_down(
     broker.kill()
     control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=180s")
     assert "study deleted without cleaning the broker: study=probe" in process.tail(200)
+
+
+def test_a_namespace_that_is_deleted_with_its_operator_and_broker_keeps_no_study(
+    process: Process, control_plane: ControlPlane, namespace: str, broker: Broker
+) -> None:
+    """As with the chart: pods end first, and no operator is left that would take a finalizer off."""
+    process.start()
+    control_plane.apply(json.dumps(STUDY), namespace=namespace)
+    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
+    broker.kill()
+    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+    process.signal(signal.SIGTERM)
+    assert process.wait(timeout=180) == 0
+    found: Any = control_plane.get("study", "probe", "--namespace", namespace)
+    assert "finalizers" not in found["metadata"], process.tail(50)
+    control_plane.kubectl("delete", "studies", "--all", "--namespace", namespace, "--timeout=60s")
 
 
 def test_a_port_that_is_taken_ends_the_program_with_a_reason(process: Process, broker: Broker) -> None:

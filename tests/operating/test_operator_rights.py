@@ -12,6 +12,7 @@ from kubernetes import client
 
 from merlin_operator import cluster
 from merlin_operator.allocations import Tell
+from merlin_operator.handlers import FINALIZER
 from merlin_operator.view import StudyRef
 from tests.ground import ControlPlane, eventually
 from tests.operating.conftest import ROLE
@@ -45,7 +46,9 @@ async def _every_request(api: cluster.Api, uid: str) -> set[str]:
         "studies": api.studies(),
         "patch_study": api.patch_study("probe", uid, {"suspend": True}),
         "patch_study_status": api.patch_study_status("probe", status),
+        "release_study": api.release_study("probe", uid, held=[FINALIZER], kept=[FINALIZER]),
         "delete_study": api.delete_study(ref),
+        "namespace_ends": api.namespace_ends(),
         "content": api.content("files", "x"),
         "create_allocation": api.create_allocation(ALLOCATION),
         "allocations": api.allocations(),

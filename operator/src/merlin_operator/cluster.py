@@ -54,6 +54,8 @@ CHANGED: Final = (409, 422)
 """What the server answers where the object is not the one that a write is for: 422 is that of a JSON patch's test."""
 TIMEOUT: Final = (5, 10)
 """Seconds to connect and to answer; a request that takes longer is tried again later."""
+NAMESPACE_ENDS: Final = "NamespaceTerminating"
+"""The cause that the server names where it takes nothing new into a namespace."""
 _METADATA: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"
 
 
@@ -169,6 +171,31 @@ class Api:
     async def studies(self) -> list[dict[str, Any]]:
         """Return the metadata of all Studies, and nothing else of them."""
         return await self._list(STUDIES, accept=_METADATA.format(kind="PartialObjectMetadataList"))
+
+    async def release_study(self, name: str, uid: str, *, held: list[str], kept: list[str]) -> None:
+        """Replace a Study's finalizers: 422 where it is another study, or has others than ``held``."""
+        patch: list[dict[str, Any]] = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "test", "path": "/metadata/finalizers", "value": held},
+            {"op": "replace", "path": "/metadata/finalizers", "value": kept},
+        ]
+        change = self._objects.patch_namespaced_custom_object
+        await self._call(change, STUDIES, name, patch, _content_type="application/json-patch+json")
+
+    async def namespace_ends(self) -> bool:
+        """Whether the namespace is being deleted: the server then takes nothing new into it, not even for a try."""
+        event = client.CoreV1Event(
+            metadata=client.V1ObjectMeta(generate_name="merlin-operator."),
+            involved_object=client.V1ObjectReference(kind="Namespace", namespace=self.namespace, name=self.namespace),
+        )
+        create = client.CoreV1Api(self._client).create_namespaced_event
+        try:
+            await asyncio.to_thread(create, self.namespace, event, dry_run="All", _request_timeout=TIMEOUT)
+        except client.ApiException as error:
+            return NAMESPACE_ENDS in _causes(error)
+        except (urllib3.exceptions.HTTPError, OSError):
+            self.traffic.errors += 1
+        return False
 
     async def patch_study_status(self, name: str, patch: list[dict[str, Any]]) -> None:
         """Apply a JSON patch to a Study's status; 422 where one of its tests fails."""
@@ -451,6 +478,14 @@ class ClusterBoard:
             case Tell():
                 await self.api.tell_of_allocation(change)
         return ""
+
+
+def _causes(error: client.ApiException) -> list[str]:
+    """The reasons among the details of the API server's Status object."""
+    try:
+        return [str(cause["reason"]) for cause in json.loads(error.body or "")["details"]["causes"]]
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def _message(error: client.ApiException) -> str:

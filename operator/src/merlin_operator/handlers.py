@@ -20,7 +20,7 @@ import kopf
 import prometheus_client
 from aiohttp import web
 
-from merlin_operator import cluster, control, health, storages
+from merlin_operator import cluster, control, farewell, health, storages
 from merlin_operator.view import StudyRef
 from merlin_study import failpoints
 
@@ -30,6 +30,8 @@ FINALIZER: Final = "merlin.dev/cleanup"
 FORGET_SECONDS: Final = 30.0
 """What cleaning may take before deletion goes on without it."""
 FLUSH_SECONDS: Final = 2.0
+RELEASE_SECONDS: Final = 15.0
+"""What letting go of the Studies of a namespace that ends may take; a pod has 30 seconds to end."""
 CANCELLATIONS: Final = 5
 RETRIES: Final = 5
 BACKOFF: Final = 3.0
@@ -130,10 +132,17 @@ async def start(memo: Operator, **_: object) -> None:
 
 
 async def stop(memo: Operator, **_: object) -> None:
-    """Stop all parts, and write what the studies last came to while the API server is quick about it."""
+    """Stop all parts, and write what the studies last came to while the API server is quick about it.
+
+    Where the namespace is being deleted, no later operator would take the finalizers off its Studies: they are let go.
+    """
     memo.stop.set()  # kopf waits for it in a task of its own, and for that task when it ends
     await _end(memo.tasks)
     await _within(FLUSH_SECONDS, memo.board.flush())
+    try:
+        await _within(RELEASE_SECONDS, farewell.release(memo.board.api, FINALIZER))
+    except cluster.ApiError as error:
+        logger.warning("studies not let go: error=%s", error)
     for runner in memo.sites:
         await runner.cleanup()
     memo.board.api.close()
