@@ -77,7 +77,8 @@ def open_or_nothing(path: str) -> int:
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk or a quota that is full."""
-_ROOM: Final = 4096
+_ROOM: Final = 1 << 16
+"""Bytes that there has to be room for. Where a quota refuses a program's write as a whole, up to so many are left."""
 
 
 def touch(path: str) -> None:
@@ -100,9 +101,11 @@ def room(directory: str) -> OSError | None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(handle, bytes(_ROOM))
+            try:
+                _write(handle, bytes(_ROOM))  # all of it: where a part fits, a write says so and does not fail
+            finally:
+                os.close(handle)  # NFS tells a full quota here
         finally:
-            os.close(handle)
             os.unlink(path)
     except OSError as error:
         return error if error.errno in FULL else None
