@@ -24,7 +24,12 @@ CONFLICT = 10071
 
 
 class Reporter:
-    """Claims what is offered; ``runs`` counts how often each (step, task) was claimed."""
+    """Claims what is offered; ``runs`` counts how often each (step, task) was claimed.
+
+    ``patience``: seconds for which it waits for eight chunks of one kind before it asks for the next kind.
+    """
+
+    patience = 0.05
 
     def __init__(
         self,
@@ -36,13 +41,15 @@ class Reporter:
         name: str = "reporter",
         works: bool = True,
         seconds: float = 0.001,
+        queues: tuple[str, ...] = (),
     ) -> None:
         self.space = subjects.Space("ns")
         self.keyring, self.plan, self.samples, self.name = keyring, plan, samples, name
         self.runs: Counter[tuple[int, int]] = Counter()
         self._broker = broker
+        self._queues = queues
         self._stopped, self._works, self._seconds = False, works, seconds
-        self._taken: set[int] = set()
+        self._taken: set[tuple[str, int]] = set()
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -69,7 +76,7 @@ class Reporter:
 
     async def _beat(self) -> None:
         subject = self.space.heartbeat(SITE, self.name)
-        beat = wire.Heartbeat(agent=self.name, site=SITE, host="h", pid=1, version="0", slots=4)
+        beat = wire.Heartbeat(agent=self.name, site=SITE, host="h", pid=1, version="0", slots=4, queues=self._queues)
         while not self._stopped:
             with contextlib.suppress(NatsError):
                 await self._client.publish(
@@ -96,7 +103,7 @@ class Reporter:
         messages = []
         try:
             with contextlib.suppress(TimeoutError):  # nothing there
-                messages = await pull.fetch(8, timeout=0.05)
+                messages = await pull.fetch(8, timeout=self.patience)
             for message in messages:
                 address = subjects.parse_chunk(message.subject)
                 try:
@@ -116,11 +123,10 @@ class Reporter:
         with contextlib.suppress(APIError):
             await self.append(chunk.study, self.space.bound(chunk.study), bound, expected=0)
         subject = self.space.reports(chunk.study, chunk.fence)
-        if chunk.fence in self._taken or not await self._claim(chunk, subject):
+        if (chunk.study, chunk.fence) in self._taken or not await self._claim(chunk, subject):
             return
-        self._taken.add(
-            chunk.fence
-        )  # its acknowledgement may get lost: then it comes again, and was claimed by ourselves
+        # Its acknowledgement may get lost: then it comes again, and was claimed by ourselves.
+        self._taken.add((chunk.study, chunk.fence))
         self.runs.update((chunk.step, index) for index in chunk.tasks.indices())
         facts = wire.SampleFacts(count=self.samples, columns=1, digest="d") if chunk.step == 0 else None
         report = wire.Report(

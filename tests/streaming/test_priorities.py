@@ -28,7 +28,9 @@ study:
 
 
 class Ordered(Reporter):
-    """Notes of which study it took chunks."""
+    """Notes of which study it took chunks, and has patience: a busy machine must not make it ask for others too early."""
+
+    patience = 5.0
 
     def __init__(self, *arguments: Any, **says: Any) -> None:
         super().__init__(*arguments, **says)
