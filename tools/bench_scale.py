@@ -42,6 +42,8 @@ ROLE = ROOT / "tests" / "operating" / "role.yaml"
 GROUP = ("merlin.dev", "v1alpha1")
 PATIENCE = 900.0
 WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
+TOLD = "## Where it goes"
+"""The page from here on is written by hand, and stays."""
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -276,7 +278,9 @@ def main() -> None:
     text = page(found, slots=arguments.slots, load=load)
     print(text)
     if arguments.write is not None:
-        (arguments.write / "scale.md").write_text(text, encoding="utf-8")
+        path = arguments.write / "scale.md"
+        _, _, told = path.read_text(encoding="utf-8").partition(TOLD) if path.exists() else ("", "", "")
+        path.write_text(text + (f"\n{TOLD}{told}" if told else ""), encoding="utf-8")
 
 
 if __name__ == "__main__":
