@@ -65,6 +65,8 @@ class Life:
     serial: int = 1
     untold: deque[wire.Report] = field(default_factory=deque)
     """Reports that are made and not delivered, in their order."""
+    recorded: bool = False
+    """Whether all that became of it is in our log."""
     queue: str = ""
     wide: bool = False
     """Whether its tasks run over several hosts."""
@@ -409,7 +411,7 @@ class Lives:
     def _is_silent(self, info: str, lost: wire.LostHolder) -> bool:
         if lost.agent == self._agent:  # the operator thought that we were gone
             return not any(
-                life.run.chunk.fence == lost.fence and not life.over.is_set() for life in list(self.by_run.values())
+                life.run.chunk.fence == lost.fence and not life.recorded for life in list(self.by_run.values())
             )
         return present.age(info, self._agent, lost.agent) > self._timing().presence_stale
 
@@ -448,6 +450,7 @@ class Lives:
                     failpoints.reach("agent.recorded")
                     outbox.put_nowait(report)
                 if final:
+                    life.recorded = True
                     outbox.put_nowait(None)
                     await sending
                     return
