@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from merlin_operator.ranks import overtaken
 from merlin_operator.unroll import Candidate, Capacity, next_chunks
 from merlin_study.ledger import Ledger
+from merlin_study.subjects import ANY_SITE
 from tests.folding.studies import plan_of
 
 TEXT = """
@@ -15,13 +18,13 @@ study:
 """
 
 
-def candidate(uid: str, priority: int, *, queue: str = "q", most: int | None = None) -> Candidate:
+def candidate(uid: str, priority: int, *, queue: str = "q", most: int | None = None, site: str = "hpc") -> Candidate:
     plan = plan_of(TEXT.replace("QUEUE", queue))
-    return Candidate(uid, plan.hash, 1, Ledger(plan), "hpc", priority=priority, most=most)
+    return Candidate(uid, plan.hash, 1, Ledger(plan), site, priority=priority, most=most)
 
 
 def issue(*candidates: Candidate) -> list[str]:
-    keys = {("hpc", *want) for each in candidates for want in each.ledger.plan.wants}
+    keys = {(each.site, *want) for each in candidates for want in each.ledger.plan.wants}
     capacity = {key: Capacity(2) for key in keys}
     return [each.chunk.study for each in next_chunks(list(candidates), capacity, window=0.0, now=0.0)]
 
@@ -47,11 +50,26 @@ def test_nobody_gives_way_where_nothing_is_gained() -> None:
     assert not overtaken([below, above])
 
 
-def test_a_study_that_goes_first_leaves_no_room_that_would_be_taken_back() -> None:
+@pytest.mark.parametrize("site", ["hpc", ANY_SITE])
+def test_a_study_that_goes_first_leaves_no_room_that_would_be_taken_back(site: str) -> None:
     """As long as it has more to hand out, no lower one hands out anything; so chunks are withdrawn at a change only."""
-    above, below = candidate("high", 2), candidate("low", 1)
+    above, below = candidate("high", 2, site=site), candidate("low", 1)
     for _ in range(4):
         assert set(issue(above, below)) <= {"high"}
         assert not overtaken([above, below])
         for number in list(above.ledger.fences)[:1]:
             above.ledger.fences[number].holder = "agent"
+
+
+def test_a_study_of_any_site_waits_for_none_that_is_bound_to_one() -> None:
+    """Agents of other sites may have nothing else to do."""
+    above, below = candidate("high", 2), candidate("low", 1, site=ANY_SITE)
+    assert set(issue(above, below)) == {"high", "low"}
+    assert not overtaken([above, below])
+
+
+def test_a_study_that_nobody_serves_holds_up_none() -> None:
+    above, below = candidate("high", 2, site=ANY_SITE), candidate("low", 1)
+    capacity = {("hpc", *want): Capacity(2) for want in below.ledger.plan.wants}
+    chunks = next_chunks([above, below], capacity, window=0.0, now=0.0)
+    assert {each.chunk.study for each in chunks} == {"low"}

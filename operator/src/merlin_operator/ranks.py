@@ -2,7 +2,8 @@
 
 A consumer hands out chunks in the order of their publication. So where a study that could use a route right now finds chunks
 of lower priority waiting there in the same band, these are withdrawn, and issued again behind it. Where priorities stay as they are there are
-none: what is left of a window goes to the highest priority first.
+none: what is left of a window goes to the highest priority first. A study that no site has taken yet is overtaken by such
+studies only: one that is bound to a site would keep it from all others.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ def _wants(candidate: Candidate) -> set[tuple[str, str, str]]:
 def _stands_before(candidate: Candidate, chunk: wire.Chunk, priority: int, site: str, queue: str, shape: str) -> bool:
     ledger = candidate.ledger
     lane = ledger.lane(chunk)
-    if (lane.queue, lane.shape) != (queue, shape) or (
-        subjects.ANY_SITE not in (site, candidate.site) and site != candidate.site
-    ):
+    if (lane.queue, lane.shape) != (queue, shape) or site not in (subjects.ANY_SITE, candidate.site):
         return False
     if priority <= 0:  # then the lower one is below 0, and both are in the bulk band
         return True

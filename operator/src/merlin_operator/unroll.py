@@ -98,6 +98,8 @@ class Unroller:
     capacity: Mapping[tuple[str, str, str], Capacity]
     window: float
     room: dict[tuple[str, str, str], dict[int, _Room]] = field(default_factory=dict)
+    denied: dict[tuple[str, str], int] = field(default_factory=dict)
+    """By queue and shape: the highest priority of a study of any site that would publish more, and has no room."""
 
     def count_out(self, candidate: Candidate) -> None:
         """Count the chunks of a study that are published and not started."""
@@ -118,14 +120,22 @@ class Unroller:
     def has_room(self, key: tuple[str, str, str], priority: int = 0) -> bool:
         """Whether a study of this priority may publish another chunk for this site, queue and shape.
 
-        What studies of lower priority have out takes no room from it, or a full window of theirs would go first.
+        What studies of lower priority have out takes no room from it, or a full window of theirs would go first. A study
+        that is bound to a site waits for those of higher priority that any site may take: `ranks` would withdraw it at once.
         """
         capacity = self.capacity.get(key)
         if capacity is None or capacity.slots < 1:
             return False
+        site, queue, shape = key
+        if site != subjects.ANY_SITE and self.denied.get((queue, shape), priority) > priority:
+            return False
         rooms = [room for other, room in self.room.get(key, {}).items() if other >= priority]
         chunks, tasks = sum(room.chunks for room in rooms), sum(room.tasks for room in rooms)
-        return chunks < 2 * capacity.slots or tasks < capacity.rate * self.window
+        if chunks < 2 * capacity.slots or tasks < capacity.rate * self.window:
+            return True
+        if site == subjects.ANY_SITE:
+            self.denied[queue, shape] = max(priority, self.denied.get((queue, shape), priority))
+        return False
 
     def take(self, candidate: Candidate, now: float) -> Issue | None:
         """Return the study's next chunk, or None where nothing may or need be issued."""
