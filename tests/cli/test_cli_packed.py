@@ -13,6 +13,7 @@ __all__ = ["place"]
 MIXED = """\
 description: {{name: mixed, description: every way to end}}
 outputs: {layout}
+global.parameters: {{P: {{values: [x, y], label: P.%%}}}}
 study:
   - name: sim
     description: prints, writes files now and then, and ends in its own way
@@ -30,8 +31,8 @@ study:
   - name: again
     description: succeeds when it is restarted, from what it left
     run:
-      cmd: 'echo "first $(N)" > state; touch gone; echo one; exit $(MERLIN_RESTART)'
-      restart: 'cat state again.out; rm gone; echo two'
+      cmd: 'echo "first $(N) $(P)" > state; touch gone; echo one; exit $(MERLIN_RESTART)'
+      restart: 'cat state again_P.$(P).out; rm gone; echo two'
       max_retries: 2
       retry_delay: 0
   - name: retried

@@ -64,7 +64,8 @@ def test_an_archive_is_read_by_its_log_and_by_the_task_and_by_anybody(tmp_path: 
     with open(odd, "w") as file:  # noqa: PTH123 - no text can name it
         file.write("odd")
     path = tmp_path / "0-1.7.a.zip"
-    archive.write(str(path), ("tasks/0-1.7.a.log", str(tmp_path / "log")), [("sim/00/01", str(task))], but={"sim.out"})
+    tree = archive.Tree("sim/00/01", str(task), {"sim.out"})
+    assert archive.write(str(path), ("tasks/0-1.7.a.log", str(tmp_path / "log")), [tree]) == []
     with archive.open_log(str(path)) as file:
         read = tasklog.read(file)
         assert read is not None
@@ -89,7 +90,7 @@ def test_an_archive_is_read_by_its_log_and_by_the_task_and_by_anybody(tmp_path: 
 def test_damaged_archives_tell_what_is_whole_and_never_break_a_reader(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(a_log(b"one", b"two"))
     path = tmp_path / "0-1.7.a.zip"
-    archive.write(str(path), ("log", str(tmp_path / "log")), [], but=())
+    archive.write(str(path), ("log", str(tmp_path / "log")), [])
     data = path.read_bytes()
     for cut in (0, 5, 40, len(a_log()) + 60, len(data) - 1):
         path.write_bytes(data[:cut])

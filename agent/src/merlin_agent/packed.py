@@ -8,10 +8,12 @@ had not told, and nobody else has heard of it. A task that came before, here or 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
@@ -30,6 +32,8 @@ from merlin_study.wire import Chunk
 PATIENCE: Final = 30.0
 """Seconds of a chunk's work in one archive: most chunks are shorter, and have one."""
 _LOGS: Final = "logs"
+
+_journal: Final = logging.getLogger(__name__)
 
 
 class _Earlier(NamedTuple):
@@ -53,7 +57,7 @@ class PackedWork(LeanWork):
         self._scratch = f"{step.home}/{_LOGS}/{step.name}.{chunk.fence}"
         self._guard = threading.Lock()
         self._part = 0
-        self._left: dict[str, str] = {}
+        self._left: dict[str, archive.Tree] = {}
         self._own: set[str] = set()
         self._earlier: dict[int, list[_Earlier]] | None = None
         self._broken: OSError | None = None
@@ -77,30 +81,35 @@ class PackedWork(LeanWork):
         log.close()
         try:
             self._bring(path, log.path, left)
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError, zipfile.LargeZipFile) as error:
+            broken = error if isinstance(error, OSError) else OSError(f"{path}: {error}")
             with self._guard:
-                self._broken = error
-            raise
+                self._broken = broken
+            raise broken from error
         finally:
             with contextlib.suppress(OSError):
                 files.remove(log.path)
-            self._remove(left.values())
+            self._remove(tree.directory for tree in left.values())
 
-    def _bring(self, path: str, log: str, left: dict[str, str]) -> None:
+    def _bring(self, path: str, log: str, left: dict[str, archive.Tree]) -> None:
         directory, name = os.path.split(path)
         os.makedirs(directory, exist_ok=True)
         beside = f"{directory}/.{name}.{secrets.token_hex(3)}"
         failpoints.reach("agent.packing")
         within = os.path.relpath(path, self._step.root).removesuffix(archive.ENDING) + ".log"
-        archive.write(beside, (within, log), sorted(left.items()), but=self._not_theirs)
+        for closed in archive.write(beside, (within, log), sorted(left.values())):
+            _journal.warning("left out of %s, since this user may not read it: %s", path, closed)
         failpoints.reach("agent.packed")
-        os.rename(beside, path)
+        with self._guard:
+            if self._broken is not None:  # closed meanwhile: files may be gone that are not in it
+                files.remove(beside)
+                raise self._broken
+            os.rename(beside, path)
         sync_directory(directory)
 
-    @property
-    def _not_theirs(self) -> frozenset[str]:
-        """What we put into the directory of a task, which the log has."""
-        names = self._step.names(self._chunk.tasks.first)
+    def _not_theirs(self, task: int) -> frozenset[str]:
+        """What we put into the directory of a task, which the log has; named after the task's combination."""
+        names = self._step.names(task)
         scripts = (names.cmd, names.restart)
         return frozenset({*scripts, *(name for script in scripts for name in names.outputs(script))})
 
@@ -108,7 +117,7 @@ class PackedWork(LeanWork):
         """See `slots.Work`."""
         with self._guard:
             self._broken = self._broken or OSError("closed")
-            log, left = self._log, {*self._left.values(), *self._own}
+            log, left = self._log, {*(tree.directory for tree in self._left.values()), *self._own}
         log.close()
         with contextlib.suppress(OSError):
             files.remove(log.path)
@@ -160,12 +169,14 @@ class PackedWork(LeanWork):
                 each.lay_out(directory, self._step.names(task), anew=False)
 
     def _append(self, ended: Ended, text: str, outputs: Outputs, *, kept: bool) -> None:
-        if ended.outcome is None:
+        below = self._step.below(ended.task)
+        directory = f"{self._step.home}/{below}"
+        if ended.outcome is None:  # it runs again, perhaps here and before this chunk is closed
+            self._remove([directory])
             return
         with self._guard:
             if self._broken is not None:
                 raise self._broken
             self._log.append(ended, self._step.logged(ended.task, text), outputs, kept=False)
             if kept:
-                below = self._step.below(ended.task)
-                self._left[below] = f"{self._step.home}/{below}"
+                self._left[below] = archive.Tree(below, directory, self._not_theirs(ended.task))

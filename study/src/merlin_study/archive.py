@@ -19,7 +19,7 @@ import struct
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, BinaryIO, Final
+from typing import IO, BinaryIO, Final, NamedTuple
 
 from merlin_study import tasklog
 from merlin_study.workspace import Scripts
@@ -113,50 +113,67 @@ def _speaking_of(logs: str, tasks: range) -> Iterator[tuple[str, range]]:
                 yield f"{logs}/{block}/{name}", speaks
 
 
-def write(path: str, log: tuple[str, str], trees: Iterable[tuple[str, str]], *, but: Collection[str]) -> None:
+class Tree(NamedTuple):
+    """A directory that goes into an archive: its name there, where it lies, and which files at its top are left out."""
+
+    name: str
+    directory: str
+    but: Collection[str] = ()
+
+
+def write(path: str, log: tuple[str, str], trees: Iterable[Tree]) -> list[str]:
     """Write an archive, and have it be on disk. The path must be new.
 
     Args:
         path: Where it goes.
         log: The log's name in it, and the file.
-        trees: Names of directories in it, and the directories.
-        but: Names of files that are left out at the top of each.
+        trees: What else goes into it.
+
+    Returns:
+        The files and directories that may not be read, which are left out: they would keep all others out for ever.
 
     Raises:
         OSError: it can't be written; then there is none.
     """
+    closed: list[str] = []
     try:
         with os.fdopen(os.open(path, _NEW, 0o666), "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as made:
                 _add(made, *log)
-                for name, directory in trees:
-                    _add_all(made, name, directory, but)
+                for tree in trees:
+                    _add_all(made, tree, closed)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+    return closed
 
 
-def _add_all(made: zipfile.ZipFile, name: str, directory: str, but: Collection[str] = ()) -> bool:
+def _add_all(made: zipfile.ZipFile, tree: Tree, closed: list[str]) -> bool:
     """Add what lies in a directory, return whether there is anything; sockets and pipes are nothing."""
-    with _readable(directory), os.scandir(directory) as scanned:
-        entries = sorted((each for each in scanned if each.name not in but), key=lambda each: each.name)
+    with _readable(tree.directory), os.scandir(tree.directory) as scanned:
+        entries = sorted((each for each in scanned if each.name not in tree.but), key=lambda each: each.name)
         added = False
         for each in entries:
-            within = f"{name}/{each.name}"
-            with contextlib.suppress(FileNotFoundError):  # something that the task left running removed it
+            within = f"{tree.name}/{each.name}"
+            try:
                 if each.is_symlink():
                     _add_link(made, within, os.readlink(each.path))
                 elif each.is_dir():
-                    if not _add_all(made, within, each.path):
+                    if not _add_all(made, Tree(within, each.path), closed):
                         _add_directory(made, within)
                 elif each.is_file():
                     _add(made, within, each.path)
                 else:
                     continue
-                added = True
+            except FileNotFoundError:  # something that the task left running removed it
+                continue
+            except PermissionError:  # of another user: root's in a container, say
+                closed.append(each.path)
+                continue
+            added = True
         return added
 
 
