@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ SPEC = {
 
 
 @pytest.fixture(scope="module")
-def guarded(helm: Helm, control_plane: ControlPlane) -> str:
+def guarded(helm: Helm, control_plane: ControlPlane) -> Iterator[str]:
     """A namespace with a release's policy, in which everybody may do everything."""
     namespace = control_plane.namespace()
     manifests = [each for each in helm.render("--set", "creators.exempt={velero}") if "Admission" in each["kind"]]
@@ -46,7 +46,12 @@ def guarded(helm: Helm, control_plane: ControlPlane) -> str:
         lambda: control_plane.kubectl(*command, stdin=study("probe", creator="x"), check=False).stderr,
         message="the policy is in force",
     )
-    return namespace
+    yield namespace
+    # Other tests of this API server know these users as ones without rights.
+    control_plane.kubectl("delete", "clusterrolebinding", f"all-{namespace}")
+    for who in ("tenant", "stranger"):
+        asks = ("auth", "can-i", "create", "studies", "--as", who, "-n", namespace)
+        eventually(lambda asks=asks: control_plane.kubectl(*asks, check=False).returncode, message=f"{who} may not")  # type: ignore[misc]
 
 
 def study(name: str, *, creator: str = "", labels: Mapping[str, str] | None = None, **annotations: str) -> str:

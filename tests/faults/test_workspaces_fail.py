@@ -34,7 +34,7 @@ def test_a_workspace_without_room_and_one_that_turns_read_only_cost_no_task(
     broker: Broker, tmp_path: Path, workspace: Path
 ) -> None:
     """One after the other in one run: what can't be written is handed back, the agent says why, and goes on when it can."""
-    with a_rig(broker, tmp_path, log_stands=True, tasks=400, cmd="echo something > result; sleep 0.01") as rig:
+    with a_rig(broker, tmp_path, log_stands=True, tasks=400, cmd="echo something > result || exit; sleep 0.01") as rig:
         rig.operator()
         agent = rig.agent(slots=1)
         rig.until_done(20)
