@@ -183,7 +183,8 @@ def test_a_slot_that_ends_leaves_nothing_behind(runs: Runs, tmp_path: Path, kind
     heard.launch_every(runs.slot, work)
     assert heard.codes() == dict.fromkeys(range(5), (0, False))
     runs.slot.close()
-    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
+    # Other threads of this process open and close files of their own.
+    eventually(lambda: {path.name for path in Path("/proc/self/fd").iterdir()} <= before, message="none is left open")
 
 
 def test_a_slot_takes_many_short_tasks_and_one_long_one() -> None:
