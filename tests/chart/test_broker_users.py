@@ -33,6 +33,7 @@ from tests.chart.brokersite import SPACE, Site
 from tests.chart.rendering import NAMESPACE
 from tests.folding.studies import plan_of
 from tests.ground import Process, eventually_async
+from tests.streaming.engines import live
 
 STUDY = f"""
 description: {{name: t, description: d}}
@@ -213,18 +214,13 @@ def test_an_agent_and_an_operator_work_with_these_rights(site: Site, tmp_path: P
         engine = Engine(EngineConfig(NAMESPACE, site.server, site.options("operator"), keyring, timing), shown)
         ref = StudyRef(NAMESPACE, "t", "0000-uid")
         engine.add(ref, plan_of(STUDY))
-        running = asyncio.create_task(engine.run())
 
         async def finished() -> bool:
             return shown.view is not None and shown.view.finished
 
-        try:
+        async with live(engine):
             await eventually_async(finished, message="the study ends")
             assert await engine.forget(ref, timeout=120)
-        finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
         assert shown.view is not None
         assert (shown.view.succeeded, shown.view.done, engine.counters().refused) == (True, 21, 0)
         (member,) = shown.agents

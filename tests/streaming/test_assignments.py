@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from nats.aio.client import Client
 
@@ -14,6 +13,7 @@ from merlin_operator.engine import Engine
 from merlin_study import subjects, wire
 from merlin_study.seal import Keyring, Signer
 from tests.ground import Broker
+from tests.streaming.engines import live
 from tests.streaming.test_engine import Shown, until
 
 SPACE = subjects.Space("ns")
@@ -63,7 +63,6 @@ def test_a_wish_is_told_under_the_agent_s_own_subject_until_it_is_shown(broker: 
     async def scenario() -> None:
         keys, agent_keys = Keyring.generate_pair()
         engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keys), Shown())
-        running = asyncio.create_task(engine.run())
         client = Client()
         await client.connect(broker.url, **broker.credentials)
 
@@ -84,23 +83,21 @@ def test_a_wish_is_told_under_the_agent_s_own_subject_until_it_is_shown(broker: 
                 while (word := await told(agent)) is None or word.number != number:  # noqa: ASYNC110 the broker tells nobody
                     await asyncio.sleep(0.05)
 
-        try:
-            await until(engine.met_broker)
-            await announce(beat("x"))
-            await announce(beat("y"))
-            await until(lambda: len(engine.fleet.members) == 2)
-            engine.direct(allocations.name_of(beat("x")), {"agents": [{"name": "x", "queues": ["q"]}]})
-            await shows("x", 1)
-            await announce(beat("x", queues=["other"], assigned=1))
-            await shows("x", 2)
-            assert await told("y") is None
-            engine.direct(allocations.name_of(beat("x")), {"drain": True})
-            await shows("y", 1)
-            engine.direct(allocations.name_of(beat("x")), {})
-        finally:
-            await client.close()
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+        async with live(engine):
+            try:
+                await until(engine.met_broker)
+                await announce(beat("x"))
+                await announce(beat("y"))
+                await until(lambda: len(engine.fleet.members) == 2)
+                engine.direct(allocations.name_of(beat("x")), {"agents": [{"name": "x", "queues": ["q"]}]})
+                await shows("x", 1)
+                await announce(beat("x", queues=["other"], assigned=1))
+                await shows("x", 2)
+                assert await told("y") is None
+                engine.direct(allocations.name_of(beat("x")), {"drain": True})
+                await shows("y", 1)
+                engine.direct(allocations.name_of(beat("x")), {})
+            finally:
+                await client.close()
 
     asyncio.run(scenario())

@@ -1,7 +1,6 @@
 """What agents need beside chunks is in the broker before the first chunk, and a file that is missing holds its study up."""
 
 import asyncio
-import contextlib
 import dataclasses
 import hashlib
 
@@ -15,6 +14,7 @@ from merlin_study import blob, table, wire
 from merlin_study.seal import Keyring
 from merlin_study.table import Column
 from tests.ground import Broker
+from tests.streaming.engines import live
 from tests.streaming.test_engine import Shown, until
 
 REF = StudyRef("ns", "t", "0001-uid")
@@ -72,8 +72,7 @@ def test_large_content_is_brought_in_parts_and_what_is_missing_is_waited_for(bro
         keyring = Keyring.generate()
         timing = wire.Timing(heartbeat=0.2, lost_after=2.0)
         engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown, reader=maps)
-        running = asyncio.create_task(engine.run())
-        try:
+        async with live(engine):
             await engine.observe(given)
             await until(lambda: shown.view is not None and "ConfigMap t" in shown.view.waiting_for)
             maps.held |= {("t", "part"): encoded, ("one", "part"): content[:100], ("two", "part"): b"wrong"}
@@ -98,9 +97,5 @@ def test_large_content_is_brought_in_parts_and_what_is_missing_is_waited_for(bro
             assert await engine.forget(REF, timeout=120)
             assert not await engine.broker.subjects(space.control_stream, space.files_of(REF.uid))
             assert not await engine.broker.subjects(space.control_stream, space.plans_of(REF.uid))
-        finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
 
     asyncio.run(scenario())

@@ -20,6 +20,7 @@ from merlin_study.spec import RestartRequest
 from tests.folding.studies import plan_of
 from tests.ground import Broker
 from tests.ground.waiting import eventually_async
+from tests.streaming.engines import live
 from tests.streaming.reporter import Reporter
 from tests.streaming.test_engine import REF, SAMPLES, TEXT, Shown, until
 
@@ -39,13 +40,8 @@ async def running(
     engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown)
     engine.add(REF, plan)
     engine.studies[REF.uid].switches = switches or Switches()
-    task = asyncio.create_task(engine.run())
-    try:
+    async with live(engine):
         yield engine, shown
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def switch(engine: Engine, switches: Switches) -> None:

@@ -24,6 +24,7 @@ from merlin_study.taskset import TaskSet
 from tests.folding.studies import plan_of
 from tests.ground import Broker
 from tests.ground.waiting import eventually_async
+from tests.streaming.engines import live
 from tests.streaming.reporter import Reporter
 
 SAMPLES = 2000
@@ -77,21 +78,18 @@ async def running(
     timing = wire.Timing(heartbeat=0.2, lost_after=lost_after)
     engine = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing), shown)
     engine.add(REF, plan)
-    task = asyncio.create_task(engine.run())
-    try:
-        yield engine, shown
-    except AssertionError:
-        for study in engine.studies.values():
-            out = study.ledger.fences if study.ledger is not None else None
-            print(
-                f"done={shown.done} synced={study.synced} folded={study.folded} pending={len(study.pending)} out={out}"
-            )
-        print(engine.counters())
-        raise
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    async with live(engine):
+        try:
+            yield engine, shown
+        except AssertionError:
+            for study in engine.studies.values():
+                out = study.ledger.fences if study.ledger is not None else None
+                print(
+                    f"done={shown.done} synced={study.synced} folded={study.folded} "
+                    f"pending={len(study.pending)} out={out}"
+                )
+            print(engine.counters())
+            raise
 
 
 def more(shown: Shown, least: int) -> bool:

@@ -17,6 +17,7 @@ from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
 from tests.ground import Broker
+from tests.streaming.engines import live
 from tests.streaming.reporter import Reporter
 from tests.streaming.test_engine import Shown, until
 
@@ -88,13 +89,8 @@ async def an_engine(broker: Broker, keyring: Keyring, plans: dict[str, Plan]) ->
     engine = Engine(replace(config, window_seconds=WINDOW), Shown())
     for uid, plan in plans.items():
         engine.add(StudyRef("ns", uid, uid), plan)
-    task = asyncio.create_task(engine.run())
-    try:
+    async with live(engine):
         yield engine
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def finished(engine: Engine, uid: str) -> bool:

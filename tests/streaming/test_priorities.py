@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from merlin_study import wire
 from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
 from tests.ground import Broker
+from tests.streaming.engines import live
 from tests.streaming.reporter import Reporter
 from tests.streaming.test_engine import Shown, until
 
@@ -53,14 +53,13 @@ def test_a_priority_that_is_raised_counts_for_the_next_chunk(broker: Broker, oth
         for uid in ("first-uid", "second-uid"):
             engine.add(StudyRef("ns", uid, uid), plan)
         engine.switch("first-uid", {"priority": other})
-        running = asyncio.create_task(engine.run())
         first, second = (engine.studies[uid] for uid in ("first-uid", "second-uid"))
         one, two = first.ledger, second.ledger
         assert one is not None
         assert two is not None
         idle = Reporter(broker, keyring, plan, samples=0, name="idle", works=False)
         worker = Ordered(broker, keyring, plan, samples=0, name="worker", seconds=1.0)
-        try:
+        async with live(engine):
             async with idle.working():
                 await until(lambda: len(one.fences) >= 4 and engine.counters().issued_chunks >= 8)
                 engine.switch("second-uid", {"priority": 5})
@@ -70,9 +69,5 @@ def test_a_priority_that_is_raised_counts_for_the_next_chunk(broker: Broker, oth
             # Unlike an agent this one asks the bulk consumer too, once it has emptied the urgent one.
             assert set(worker.order[: 12 if other else 8]) == {"second-uid"}
             assert one.doubled == two.doubled == 0
-        finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
 
     asyncio.run(scenario())

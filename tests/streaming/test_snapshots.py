@@ -19,6 +19,7 @@ from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
 from tests.ground import Broker, eventually_async
+from tests.streaming.engines import live
 from tests.streaming.reporter import Reporter
 from tests.streaming.test_births import ASKED, Counting, ask, order
 from tests.streaming.test_engine import Shown, until
@@ -63,13 +64,8 @@ async def running(
 
     engine.broker.put = limited  # type: ignore[method-assign]
     engine.add(REF, plan)
-    task = asyncio.create_task(engine.run())
-    try:
+    async with live(engine):
         yield engine, shown
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def state_of(engine: Engine) -> dict[str, Any]:
