@@ -53,7 +53,7 @@ class Place:
         parent = posixpath.normpath(posixpath.join(self._root or "/", below))
         while True:
             self.stamp = "" if spec.run_id else stamp()
-            directory = f"{parent}/{name.replace(' ', '_')}_{spec.run_id or self.stamp}"
+            directory = f"{parent}/{workspace.run_directory(name, spec.run_id or self.stamp)}"
             if self._root is None:
                 return directory
             if make(Path(directory), own=spec.run_id is not None):

@@ -164,8 +164,7 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
     found = source.read(file)
     spec = source.parse(found, source.variables(variables), output_path=output_path, quiet=True)
     name, below = place.named(spec, found)
-    where = Path.cwd() / os.path.expandvars(os.path.expanduser(below))  # noqa: PTH111 a text, not a path yet
-    return runs_in(where, name)
+    return Path.cwd() / os.path.expandvars(os.path.expanduser(below)), name  # noqa: PTH111 a text, not a path yet
 
 
 def runs_in(where: Path, name: str) -> list[Path]:

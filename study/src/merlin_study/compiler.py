@@ -20,7 +20,7 @@ from merlin_study.spec import SUBMIT_PATH, StudySpec
 from merlin_study.steps import plan_steps, share_directories
 from merlin_study.table import Table
 from merlin_study.template import tokens
-from merlin_study.workspace import safe_name
+from merlin_study.workspace import run_directory, safe_name
 
 
 def compile_study(
@@ -80,7 +80,7 @@ def _plan(basis: Basis, *, samples_directory: str, original: str | None) -> Plan
     scripts += [text for step in steps if step.launch is not None for text in step.launch.arguments.values()]
     return Plan(
         name=name,
-        workspace=f"{name.replace(' ', '_')}_{spec.run_id or basis.stamp}",
+        workspace=run_directory(name, spec.run_id or basis.stamp),
         output_path=posixpath.join(str(spec.vars.get(SUBMIT_PATH, "")), names.output_path),
         parameters=basis.parameters,
         samples=samples,

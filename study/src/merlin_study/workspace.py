@@ -56,6 +56,11 @@ def safe_name(text: str) -> str:
     return "".join(c for c in text.replace(" ", "_") if c in _SAFE)
 
 
+def run_directory(name: str, stamp: str) -> str:
+    """Return what the directory of a study's run is called, by upstream's rule: the name with ``_`` for blanks, ``_``, and the stamp."""
+    return f"{name.replace(' ', '_')}_{stamp}"
+
+
 def study_root(plan: Plan, workspace_root: str, complete: Callable[[str], str] = str) -> str:
     """Return the study's directory, below ``workspace_root`` unless the user gave an absolute ``OUTPUT_PATH``.
 
