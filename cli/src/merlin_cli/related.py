@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from merlin_cli import finale, place, source, target
+from merlin_cli import finale, target
 from merlin_cli.desk import Desk
 from merlin_cli.exits import CliError, Exit
 from merlin_study import nested, workspace
@@ -40,13 +40,9 @@ def of_file(file: str, desk: Desk, *, variables: Sequence[str] = (), output_path
         CliError: the file can't be read, or the agent can't be reached.
         SpecError: the specification was refused.
     """
-    found = source.read(file)
-    parsed = source.parse(found, source.variables(variables), output_path=output_path, quiet=True)
-    name, _ = place.named(parsed, found)
+    where, name = target.runs_of(file, variables=variables, output_path=output_path)
     own = desk.where()
-    there = [Run(each) for each in target.runs_in(own.parent, name)]
-    there += [Run(each) for each in target.workspaces(file, variables=variables, output_path=output_path)]
-    runs = {run.directory: run for run in there}
+    runs = {each: Run(each) for each in (*target.runs_in(own.parent, name), *target.runs_in(where, name))}
     for run in _started(own):
         if target.is_run(run.directory, name):
             runs[run.directory] = run

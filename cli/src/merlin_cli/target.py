@@ -159,6 +159,16 @@ def workspaces(file: str, *, variables: Sequence[str] = (), output_path: str | N
         CliError: the file can't be read.
         SpecError: the specification was refused.
     """
+    return runs_in(*runs_of(file, variables=variables, output_path=output_path))
+
+
+def runs_of(file: str, *, variables: Sequence[str] = (), output_path: str | None = None) -> tuple[Path, str]:
+    """Return the directory below which a specification's runs lie on this machine, and what the study is called.
+
+    Raises:
+        CliError: the file can't be read.
+        SpecError: the specification was refused.
+    """
     from merlin_cli import place, source  # takes as long to import as all else here, and a directory needs none of it
 
     found = source.read(file)
@@ -179,7 +189,7 @@ def runs_in(where: Path, name: str) -> list[Path]:
 
 def is_run(directory: Path, name: str) -> bool:
     """Whether a directory is called as a study's run is: its name, and a stamp or, where the plan says so, a name of its own."""
-    beginning = f"{name.replace(' ', '_')}_"
+    beginning = workspace.run_directory(name, "")
     if not directory.name.startswith(beginning):
         return False
     if _STAMP.fullmatch(directory.name.removeprefix(beginning)):
