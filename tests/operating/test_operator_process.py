@@ -47,13 +47,18 @@ def condition(plane: ControlPlane, namespace: str, name: str, kind: str) -> str:
     return plane.kubectl("get", "study", name, "--namespace", namespace, "--output", path).stdout
 
 
+def accepted(process: Process, plane: ControlPlane, namespace: str) -> None:
+    """Start the operator, and wait until it has accepted a study."""
+    process.start()
+    plane.apply(json.dumps(STUDY), namespace=namespace)
+    eventually(lambda: condition(plane, namespace, "probe", "Accepted") == "True")
+
+
 def test_a_study_is_accepted_by_an_operator_that_ends_cleanly_when_asked(
     process: Process, control_plane: ControlPlane, namespace: str, port: int
 ) -> None:
-    process.start()
-    control_plane.apply(json.dumps(STUDY), namespace=namespace)
     try:
-        eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
+        accepted(process, control_plane, namespace)
         assert probe(f"http://127.0.0.1:{port}/readyz") == (200, "ok\n")
         assert "merlin_broker_connected 1.0" in probe(f"http://127.0.0.1:{port}/metrics")[1]
         process.signal(signal.SIGTERM)
@@ -64,9 +69,7 @@ def test_a_study_is_accepted_by_an_operator_that_ends_cleanly_when_asked(
 
 
 def test_a_killed_operator_goes_on_where_it_was(process: Process, control_plane: ControlPlane, namespace: str) -> None:
-    process.start()
-    control_plane.apply(json.dumps(STUDY), namespace=namespace)
-    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
+    accepted(process, control_plane, namespace)
     process.kill()
     refused = json.loads(json.dumps(STUDY).replace("echo hello", "echo $(MERLIN_NONSENSE)"))
     refused["metadata"]["name"] = "refused"
@@ -82,9 +85,7 @@ def test_a_killed_operator_goes_on_where_it_was(process: Process, control_plane:
 def test_a_study_goes_away_while_the_broker_is_down(
     process: Process, control_plane: ControlPlane, namespace: str, broker: Broker
 ) -> None:
-    process.start()
-    control_plane.apply(json.dumps(STUDY), namespace=namespace)
-    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
+    accepted(process, control_plane, namespace)
     broker.kill()
     control_plane.kubectl("delete", "study", "probe", "--namespace", namespace, "--timeout=180s")
     assert "study deleted without cleaning the broker: study=probe" in process.tail(200)
@@ -94,9 +95,7 @@ def test_a_namespace_that_is_deleted_with_its_operator_and_broker_keeps_no_study
     process: Process, control_plane: ControlPlane, namespace: str, broker: Broker
 ) -> None:
     """As with the chart: pods end first, and no operator is left that would take a finalizer off."""
-    process.start()
-    control_plane.apply(json.dumps(STUDY), namespace=namespace)
-    eventually(lambda: condition(control_plane, namespace, "probe", "Accepted") == "True")
+    accepted(process, control_plane, namespace)
     broker.kill()
     control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
     process.signal(signal.SIGTERM)
