@@ -47,7 +47,7 @@ from merlin_study.subjects import Space
 from tests.agent.standin import a_plan, a_step
 from tests.ground import Broker
 from tools.bench_report import machine
-from tools.bench_scale import peak_mib, processor_seconds
+from tools.bench_site import peak_mib, processor_seconds
 
 SITE: Final = "bench"
 STUDY: Final = "5f0c8a52-0000-4000-8000-000000000000"

@@ -28,23 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import nats
-from kubernetes import client, config, watch
+from kubernetes import watch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from merlin_study.seal import Keyring
-from tests.ground import Broker, ControlPlane, eventually, free_port
-from tests.ground.processes import Process
+from tests.ground import Broker, ControlPlane
 from tools.bench_report import machine
+from tools.bench_site import GROUP, peak_mib, processor_seconds, site, writes
 
-ROOT = Path(__file__).resolve().parents[1]
-ROLE = ROOT / "tests" / "operating" / "role.yaml"
-GROUP = ("merlin.dev", "v1alpha1")
 PATIENCE = 900.0
-WRITES = {"POST", "PUT", "PATCH", "APPLY", "DELETE"}
 TOLD = "## Where it goes"
 """The page from here on is written by hand, and stays."""
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -68,32 +62,6 @@ class Seen:
     first: float = 0.0
     finished: float = 0.0
     largest: int = 0
-
-
-def peak_mib(pid: int) -> float:
-    """Return a process's peak resident memory in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the processor seconds that a process took so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def writes(plane: ControlPlane) -> int:
-    """Return how many writes of Studies, Allocations and Events the API server has counted."""
-    text = plane.kubectl("get", "--raw", "/metrics").stdout
-    found = 0
-    for line in text.splitlines():
-        ours = 'group="merlin.dev"' in line or 'resource="events"' in line
-        if line.startswith("apiserver_request_total{") and ours:
-            verb = line.split('verb="', 1)[1].split('"', 1)[0]
-            found += int(float(line.rsplit(" ", 1)[1])) if verb in WRITES else 0
-    return found
 
 
 def study(samples: int) -> dict[str, Any]:
@@ -151,57 +119,21 @@ ready = threading.Event()
 
 def measure(plane: ControlPlane, root: Path, *, samples: int, slots: int) -> Figures:
     """Run one study from its creation to its end."""
-    namespace = plane.namespace("scale")
-    plane.apply(ROLE, namespace=namespace)
-    untyped: Any = config
-    untyped.load_kube_config(str(plane.kubeconfig))
-    custom: Any = client.CustomObjectsApi()
     seen, over = Seen(), threading.Event()
-    Keyring.generate().save(root / "keys")
-    with Broker(root / "broker") as broker:
-        credentials = root / "credentials.json"
-        credentials.touch(0o600)
-        credentials.write_text(json.dumps(dict(broker.credentials)))
-        common: list[str | Path] = [
-            "--namespace",
-            namespace,
-            "--server",
-            broker.url,
-            "--credentials",
-            credentials,
-            "--keys",
-            root / "keys",
-        ]
-        programs = Path(sys.executable)
-        http = f"127.0.0.1:{free_port()}"
-        operator = Process(
-            [programs.with_name("merlin-operator"), *common, "--http", http, "--log-level", "warning"],
-            log=root / "operator.log",
-            env=plane.environment(plane.user_kubeconfig("operator", namespace=namespace)),
-        )
-        agent = Process(
-            [
-                *(programs.with_name("merlin-agent"), *common, "--site", "bench", "--slots", str(slots)),
-                *("--workspace", root / "work"),
-            ],
-            log=root / "agent.log",
-        )
-        (root / "work").mkdir()
-        parts = {"operator": operator, "nats-server": broker.process, "agent": agent}
-        operator.start()
-        agent.start()
-        allocations = lambda: custom.list_namespaced_custom_object(*GROUP, namespace, "allocations")["items"]  # noqa: E731
-        eventually(allocations, timeout=60, message="the agent is known")
+    with site(plane, root, slots=slots) as running:
+        parts = running.parts
         ready.clear()
         streams: list[dict[str, tuple[int, int]]] = []
-        listening = threading.Thread(target=lambda: streams.append(asyncio.run(listen(broker, namespace, seen, over))))
+        listening = threading.Thread(
+            target=lambda: streams.append(asyncio.run(listen(running.broker, running.namespace, seen, over)))
+        )
         listening.start()
         assert ready.wait(30)
-        watching = threading.Thread(target=follow, args=(custom, namespace, seen), daemon=True)
+        watching = threading.Thread(target=follow, args=(running.custom, running.namespace, seen), daemon=True)
         watching.start()
         before = {name: processor_seconds(part.pid) for name, part in parts.items()}
         written, began = writes(plane), time.monotonic()
-        custom.create_namespaced_custom_object(*GROUP, namespace, "studies", study(samples))
+        running.create(study(samples))
         watching.join(PATIENCE)
         if not seen.finished:
             sys.exit(f"bench: {samples} samples did not finish within {PATIENCE:g} s")
@@ -217,8 +149,6 @@ def measure(plane: ControlPlane, root: Path, *, samples: int, slots: int) -> Fig
         )
         over.set()
         listening.join()
-        agent.stop()
-        operator.stop()
     figures.streams.update(streams[0])
     return figures
 
