@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from merlin_operator.acceptance import judge
+from merlin_operator.acceptance import directory, judge
 from merlin_operator.board import Submission
 from merlin_operator.view import StudyRef
 from merlin_study import wire
@@ -35,6 +35,22 @@ def test_the_same_study_becomes_the_same_plan() -> None:
     assert second.plan is not None
     assert first.plan.hash == second.plan.hash
     assert first.plan.workspace == "n_20260102-025045"
+
+
+def test_studies_that_are_created_together_get_directories_of_their_own_and_keep_them() -> None:
+    """The next second that is free; later, by what the Study shows, whatever else there is then. Who names the run gets that name."""
+    first = judge(_submission(SPEC)).plan
+    assert first is not None
+    taken = {directory(first), ("", "n_20260102-025046"), ("elsewhere", "n_20260102-025047")}
+    second = judge(_submission(SPEC), taken=taken).plan
+    assert second is not None
+    assert second.workspace == "n_20260102-025047"
+    shown = {**ACCEPTED, "workspace": f"/p/{second.workspace}"}
+    assert judge(_submission(SPEC, shown), taken={directory(second)}).plan == second
+    assert judge(_submission(SPEC, {**ACCEPTED, "workspace": f"/p/{first.workspace}"}), taken=taken).plan == first
+    named = judge(_submission({**SPEC, "runId": "mine"}), taken={("", "n_mine")}).plan
+    assert named is not None
+    assert named.workspace == "n_mine"
 
 
 def test_what_only_the_submitter_knows_comes_through_vars() -> None:

@@ -7,7 +7,9 @@ study nor ignoring the switch would be what its user wants.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -30,6 +32,10 @@ SWITCHES: Final = frozenset(
 )
 """What may change in an accepted Study. No plan depends on it, or the study could not be compiled to the same one again."""
 
+Directory = tuple[str, str]
+"""The ``output_path`` and ``workspace`` of a plan."""
+_STAMPED: Final = re.compile(r"[0-9]{8}-[0-9]{6}$")
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -49,8 +55,14 @@ def accepted(status: Mapping[str, Any]) -> bool:
     return any(each.get("type") == "Accepted" and each.get("status") == "True" for each in conditions)
 
 
-def judge(submission: Submission, table: bytes | None = None) -> Verdict:
-    """Return what becomes of a Study as it was handed in; ``table`` is the file that it names as ``parametersFrom``."""
+def judge(submission: Submission, table: bytes | None = None, *, taken: Collection[Directory] = ()) -> Verdict:
+    """Return what becomes of a Study as it was handed in.
+
+    Args:
+        submission: the Study.
+        table: the file that it names as ``parametersFrom``.
+        taken: directories of other studies, which a new one does not get.
+    """
     missing: tuple[Fault, ...] = ()
     switches = Switches()
     try:
@@ -60,18 +72,48 @@ def judge(submission: Submission, table: bytes | None = None) -> Verdict:
             return Verdict(faults=missing)
         switches = switches_of(submission.spec)
         science, _ = parse_spec({key: value for key, value in submission.spec.items() if key not in SWITCHES})
-        stamp = datetime.fromtimestamp(submission.created, UTC).strftime("%Y%m%d-%H%M%S")
         notes = workers.of_spec(science).warnings if science.merlin.resources.workers else ()
         if switches.rehearse is not None:
             notes = (*notes, f"a rehearsal: each task is reported as done after {switches.rehearse:g} s, none is run")
         parameters = None if table is None else tables.decode(table)
-        plan = compile_study(science, stamp=stamp, table=parameters)
+        plan = _compiled(
+            lambda stamp: compile_study(science, stamp=stamp, table=parameters),
+            "" if science.run_id else str(submission.status.get("workspace", "")),
+            submission.created,
+            taken=() if science.run_id or accepted(submission.status) else taken,
+        )
         warnings = (*missing, *faults(switches, plan))
         return Verdict(plan, warnings=warnings, notes=notes, site=science.site or "", switches=switches)
     except SpecError as error:
         return Verdict(faults=error.faults, warnings=missing, switches=switches)
     except tables.TableError as error:
         return Verdict(faults=(Fault("spec.parametersFrom", str(error)),), warnings=missing, switches=switches)
+
+
+def directory(plan: Plan) -> Directory:
+    """Return where a study lies, as far as its plan tells."""
+    return plan.output_path, plan.workspace
+
+
+def _compiled(
+    compile_with: Callable[[str], Plan], workspace: str, created: float, *, taken: Collection[Directory]
+) -> Plan:
+    """Compile with the stamp that the study's ``workspace`` has, else with the first second from its creation whose directory is free.
+
+    Studies of one specification that are created together would share a directory otherwise; a local run waits for the next second.
+    """
+    if (known := _STAMPED.search(workspace)) is not None:
+        return compile_with(known[0])
+    plan = compile_with(_stamp(created))
+    if directory(plan) not in taken:
+        return plan
+    name = plan.workspace.removesuffix(_stamp(created))
+    later = (_stamp(created + seconds) for seconds in itertools.count(1))
+    return compile_with(next(each for each in later if (plan.output_path, name + each) not in taken))
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def redirect(submission: Submission, plan: Plan) -> Verdict:

@@ -113,7 +113,8 @@ class Engine:
     async def _compiled(self, submission: Submission) -> Study:
         study = Study(submission.ref, submission.generation, created=submission.created, lineage=submission.lineage)
         try:
-            verdict = acceptance.judge(submission, await self._contents.table(submission))
+            table = await self._contents.table(submission)
+            verdict = acceptance.judge(submission, table, taken=self._taken(submission.ref.uid))
         except contents.ContentError as error:
             study.lacking, study.unread = str(error), submission
             return study
@@ -124,6 +125,12 @@ class Engine:
             study.adopt(verdict.plan)
         log.info("study compiled study=%s faults=%d", submission.ref.name, len(verdict.faults))
         return study
+
+    def _taken(self, uid: str) -> frozenset[acceptance.Directory]:
+        """Return the directories of all other studies."""
+        return frozenset(
+            acceptance.directory(each.plan) for each in self.core.all() if each.plan is not None and each.ref.uid != uid
+        )
 
     async def _compile_again(self) -> None:
         """Look again for tables of parameters that were not there."""
