@@ -1,6 +1,7 @@
 """A study that will not fit into the user's quota says so with figures and the cure, and runs all the same."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_a_command_that_fails_says_nothing(tmp_path: Path, command: str) -> None
     assert found <= {"free inodes of the file system"}
 
 
+def test_a_command_that_no_signal_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose metadata server does not answer is in the kernel and dies of nothing; here the signal is what is lost."""
+    monkeypatch.setattr("merlin_agent.quota._WITHIN", 0.2)
+    kill, killed = os.killpg, list[int]()
+    monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
+    command = "#!/bin/sh\nexec sleep 600\n"
+    found = {room.source for room in rooms(str(tmp_path), faked(tmp_path, lfs=command, quota=command))}
+    assert found <= {"free inodes of the file system"}
+    assert len(killed) == 2
+    for group in killed:
+        kill(group, signal.SIGKILL)  # both live still
+
+
 def test_what_is_expected_follows_from_layout_and_tasks() -> None:
     plan = planned(last="echo $PWD")
     totals = {"sim": 1_000_000, "last": 1}
@@ -90,8 +104,11 @@ def test_what_is_expected_follows_from_layout_and_tasks() -> None:
 
 
 def test_a_run_without_room_is_warned_and_not_blocked(place: Path) -> None:
-    code, lines, said = Merlin(place, "run", spec(place, TEXT), "--local", environ=faked(place, lfs=LFS)).ended()
+    asked = place / "asked"
+    lfs = LFS.replace("#!/bin/sh\n", f"#!/bin/sh\necho once >> {asked}\n")
+    code, lines, said = Merlin(place, "run", spec(place, TEXT), "--local", environ=faked(place, lfs=lfs)).ended()
     assert code == 0, (lines, said)
     told = "".join(lines) + said
     assert "expected room for 20 files and directories, which outputs: full makes for 4 tasks" in told
     assert "found room for 0 (lfs quota)" in told
+    assert asked.read_text() == "once\n", "a metadata server is asked by the command, and not by the agent again"

@@ -204,6 +204,30 @@ def test_a_host_is_dead_whose_agent_is_gone_without_a_word_and_does_not_come_bac
     asyncio.run(story())
 
 
+def test_each_loss_of_a_connection_has_the_whole_time_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merlin_agent.allies.RETURNS_WITHIN", 600.0)
+
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            for _ in range(2):
+                host = Host(site.path)
+                host.start()
+                await until(lambda: site.leader.size == 1)
+                assert not site.leader._missed, "what began with the loss before has ended"
+                await host.die()
+                await until(lambda: site.leader.size == 0)
+            (judged,) = site.leader._missed.values()
+            host = Host(site.path)
+            host.start()
+            await until(lambda: site.leader.size == 1)
+            assert judged.cancelled()
+            await host.die()
+
+    asyncio.run(story())
+
+
 def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with an_allocation(tmp_path) as site:

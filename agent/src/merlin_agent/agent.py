@@ -110,7 +110,7 @@ class Agent:
             self._on_word,
             self._on_end,
             own_disk=self._own_disk,
-            warn=self._complain_from_slot,
+            warn=None if settings.lifeline else self._complain_from_slot,  # the command of a local run looks itself
         )
         host = Host(settings.slots, len(settings.gpus), memory=settings.memory)
         self._lives = Lives(

@@ -128,6 +128,8 @@ class Leader:
         self._members: dict[str, _Member] = {}
         self._first_seen: dict[str, float] = {}
         """By agent; on the loop's clock."""
+        self._missed: dict[str, asyncio.TimerHandle] = {}
+        """By host, of those whose connection is gone without a word: what judges that, in time, unless it comes back."""
         self._server: asyncio.Server | None = None
         self._key = secrets.token_bytes(32)
 
@@ -208,10 +210,12 @@ class Leader:
                 self._wide.part(member)
                 self._changed()
                 if not member.left:
-                    asyncio.get_running_loop().call_later(RETURNS_WITHIN, self._miss, member.host)
+                    self._missed[member.host] = asyncio.get_running_loop().call_later(
+                        RETURNS_WITHIN, self._miss, member.host
+                    )
 
     def _miss(self, host: str) -> None:
-        if host not in self._members and not self._closed:
+        if not self._closed:
             _log.warning("%s: its agent is gone without a word; the host counts as dead", host)
             self._dead(host)
 
@@ -225,6 +229,8 @@ class Leader:
             self._wide.part(before)
         member = self._members[hello.host] = _Member(channel, hello)
         self._first_seen.setdefault(hello.agent, member.heard)
+        if (missed := self._missed.pop(hello.host, None)) is not None:
+            missed.cancel()
         for key in hello.keys:
             if not self._wide.knows(key):
                 member.release(key)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from merlin_agent.resources import Share
@@ -61,23 +62,23 @@ def free_at(needs: Shape, running: Iterable[Running], *, cores: int, gpus: int, 
 
     What is not known, or takes longer than was foreseen, may end at any time: then it is ``now``, and nothing is put before.
     """
-    ends = sorted(((now if each.ends is None else max(now, each.ends), each.share) for each in running), key=_when)
-    for when, share in ends:
-        if cores >= needs.cores and gpus >= needs.gpus:
-            break
-        cores, gpus, now = cores + share.cores, gpus + len(share.gpus), when
-    return now
+    ends = ((now if each.ends is None else max(now, each.ends), each.share) for each in running)
+    return _when_free(needs, ends, cores=cores, gpus=gpus, now=now)[0]
 
 
 def ready_at(needs: Shape, running: Iterable[Running], *, cores: int, gpus: int, now: float) -> float | None:
     """Return when so much will be free as far as that is known, and None where it is not; else as `free_at`."""
-    known = sorted(((max(now, each.ends), each.share) for each in running if each.ends is not None), key=_when)
-    for when, share in known:
+    known = ((max(now, each.ends), each.share) for each in running if each.ends is not None)
+    when, is_enough = _when_free(needs, known, cores=cores, gpus=gpus, now=now)
+    return when if is_enough else None
+
+
+def _when_free(
+    needs: Shape, ends: Iterable[tuple[float, Share]], *, cores: int, gpus: int, now: float
+) -> tuple[float, bool]:
+    """Return when so much is free, one share after the other, and whether it ever is; if not, when the last one is."""
+    for when, share in sorted(ends, key=itemgetter(0)):
         if cores >= needs.cores and gpus >= needs.gpus:
             break
         cores, gpus, now = cores + share.cores, gpus + len(share.gpus), when
-    return now if cores >= needs.cores and gpus >= needs.gpus else None
-
-
-def _when(pair: tuple[float, Share]) -> float:
-    return pair[0]
+    return now, cores >= needs.cores and gpus >= needs.gpus

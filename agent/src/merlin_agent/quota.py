@@ -1,14 +1,17 @@
 """How many files may still be made in a directory: what its file system says, and the user's quota where a command tells it.
 
-``lfs quota`` and ``quota`` are asked once a study, in a thread, and given up after a few seconds: a slow metadata server must not hold
-up what it is asked about.
+``lfs quota`` and ``quota`` are asked once a study, and given up after a few seconds, also where they can't be killed (a metadata server that
+does not answer keeps whoever asks it in the kernel): a slow one must not hold up what it is asked about.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -54,23 +57,32 @@ def left_of(columns: Sequence[str]) -> int | None:
 
 
 def _said(command: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Return what a command prints; nothing where it can't be started or is not over in time, and then it is waited for by nobody."""
     program = shutil.which(command[0], path=environ.get("PATH"))
     if program is None:
         return ""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *command[1:]],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
             errors="replace",
-            timeout=_WITHIN,
             env={**environ, "LC_ALL": "C"},
-            check=False,  # it fails where a quota is exceeded, and says by how much all the same
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return ""
-    return done.stdout
+    said: list[str] = []
+    # It fails where a quota is exceeded, and says by how much all the same; so its exit code says nothing.
+    listening = threading.Thread(target=lambda: said.append(process.communicate()[0]), name="quota", daemon=True)
+    listening.start()
+    listening.join(_WITHIN)
+    if listening.is_alive():
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return said[0] if said else ""
 
 
 def _source(directory: str) -> str:

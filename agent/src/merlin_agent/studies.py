@@ -48,7 +48,7 @@ class Study:
     plan: Plan
     root: str
     own_disk: OwnDisk | None = None
-    warn: Callable[[str], None] = lambda _: None
+    warn: Callable[[str], None] | None = None
     bound: bool = False
     looks: bool = False
     """Whether it is for us to see, once the number of samples is known, that there is room for the study's files."""
@@ -95,7 +95,7 @@ class Study:
     def _look(self, layout: Layout) -> None:
         """Say once where the workspace has no room for all that the layout makes."""
         geometry = layout.geometry
-        if self.looks and all(map(geometry.known, range(len(self.plan.steps)))):
+        if self.looks and self.warn is not None and all(map(geometry.known, range(len(self.plan.steps)))):
             self.looks = False
             totals = {step.name: geometry.total(at) for at, step in enumerate(self.plan.steps)}
             if text := footprint.warning(self.plan, totals, self.root, quota.rooms(self.root, os.environ)):
@@ -163,12 +163,12 @@ class Studies:
         on_end: Callable[[str], None],
         *,
         own_disk: OwnDisk | None = None,
-        warn: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] | None = None,
     ) -> None:
         """Keep what is needed.
 
-        ``on_word`` hears the operator's word on a study, ``on_end`` the uid of one that is over, ``warn`` in any thread what users
-        should know.
+        ``on_word`` hears the operator's word on a study, ``on_end`` the uid of one that is over, ``warn`` in any thread that a workspace has
+        no room for all files of a study; without it nobody looks.
         """
         self._warn = warn
         self._post, self._place, self._workspace_root, self._own_disk = post, place, workspace_root, own_disk
