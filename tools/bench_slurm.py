@@ -50,12 +50,12 @@ ended themselves; that counts the time of their own shells, too.
 
 ## Where the rest goes
 
-- **In a task's own shell**: what the sampled share lacks of the noted one. The scripts of this study look up the processor that they may use, so their bash
-  is started for each and not kept warm.
-- **Between two tasks of a slot**: directory, script, the start of its bash, the mark. On this machine (200 such tasks, 4 slots, one host, a load of 6) 9 ms in the
-  median; more processors than agents have slots, or longer tasks, make it less.
-- **Around a step over several hosts**: the last of the four cores is waited for while the others idle, since tasks that all take about as long leave no hole
-  that another one fits into; and `srun` starts and ends.
+- **In a task's own shell**: what the sampled share lacks of the noted one, about {own:.0f} ms a task. A task counts as busy while its `sleep` is there;
+  its shell looks up first which processor it may use, forks, starts `sleep`, and writes down when it ended. A warm interpreter has to do that, too: with
+  scripts that [can be kept warm](../agent.md#warm-interpreters) a study of 1,000 such tasks took as long.
+- **Between two tasks of a slot, and around a step over several hosts**: what the noted share lacks of the whole, about {between:.0f} ms a serial task. Directory, script, the start of
+  the shell, the mark; and where a step over several hosts waits for the last of its cores, since tasks that all take about as long leave no hole that
+  another one fits into, and until `srun` has started. The broker, the operator and the API server run on the same two processors.
 - **At the end**: fewer tasks than cores. It belongs to the study, not to the packing, and is left out of the first line.
 """
 COUNTED = '#!/bin/bash\necho "$*" >> {log}\nexec {srun} "$@"\n'
@@ -95,11 +95,14 @@ def measure(given: argparse.Namespace) -> str:
         noted = sum(span.ended - span.began for span in found)
         lasted = max(span.ended for span in found) - min(span.began for span in found)
         work = given.serial * given.nap + given.wide * given.wide_seconds * NODES * CORES
+        steady, cores = seen.mean_until(max(span.began for span in found)), NODES * CORES
+        shared = noted / lasted / cores
         return PAGE.format(
             serial=given.serial, least=given.nap / 2, most=given.nap * 1.5, wide=given.wide,
             wide_seconds=given.wide_seconds, nodes=NODES, cores=CORES, samples=len(seen.samples), machine=machine(),
             mean=seen.mean, whole=busy / len(seen.samples) / (NODES * CORES), peak=seen.peak, seconds=seen.seconds,
-            steady=seen.mean_until(max(span.began for span in found)), noted=noted / lasted / (NODES * CORES),
+            steady=steady, noted=shared, own=1000 * (shared - seen.mean) * lasted * cores / given.serial,
+            between=1000 * (1 - shared) * lasted * cores / given.serial,
             before=_load(before), after=_load(os.getloadavg()), nice=os.nice(0),
             ideal=work / (NODES * CORES), calls=len(calls.read_text().splitlines()),
         )  # fmt: skip

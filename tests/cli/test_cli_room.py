@@ -105,7 +105,7 @@ def test_what_is_expected_follows_from_layout_and_tasks() -> None:
 
 def test_a_run_without_room_is_warned_and_not_blocked(place: Path) -> None:
     asked = place / "asked"
-    lfs = LFS.replace("#!/bin/sh\n", f"#!/bin/sh\necho once >> {asked}\n")
+    lfs = LFS.replace("#!/bin/sh\n", f"#!/bin/sh\necho once >> '{asked}'\n")
     code, lines, said = Merlin(place, "run", spec(place, TEXT), "--local", environ=faked(place, lfs=lfs)).ended()
     assert code == 0, (lines, said)
     told = "".join(lines) + said
