@@ -137,10 +137,35 @@ def test_a_restart_runs_what_did_not_succeed_and_unzip_alone_finds_the_files(pla
     assert list((directory / "merlin_info").glob("tasks/step/*/*.log")), "what lean would have left"
 
 
-def test_a_later_step_that_reads_what_is_packed_is_refused_before_anything_runs(place: Path) -> None:
-    text = WALK.replace(
-        "merlin:\n", "  - {name: sum, description: reads, run: {cmd: cat $(step.workspace)/x}}\nmerlin:\n"
-    )
-    code, _, said = Merlin(place, "run", spec(place, text), "--local").ended()
-    assert code != 0
-    assert "spec.study[1].run.cmd: reads $(step.workspace), but under outputs: packed" in said
+READ = """\
+description: {name: chain, description: two steps with samples and one that reads what the first left}
+outputs: packed
+study:
+  - {name: sim, description: leaves a file, run: {cmd: 'echo "$(N)" > own'}}
+  - name: after
+    description: reads its own sample's file, and is packed
+    run: {depends: [sim], cmd: 'cp "$(sim.workspace)/$(MERLIN_SAMPLE_PATH)/own" copy; cat copy'}
+  - name: sum
+    description: reads the files of all
+    run: {depends: [sim_*], cmd: 'cat "$(sim.workspace)"/$(MERLIN_GLOB_PATH)own | sort -n > all'}
+merlin:
+  samples:
+    generate: {cmd: 'seq 1 12 > "$(MERLIN_INFO)/n.csv"'}
+    file: $(MERLIN_INFO)/n.csv
+    column_labels: [N]
+"""
+
+
+def test_a_step_that_a_later_one_reads_is_not_packed_and_the_user_is_told_once(place: Path) -> None:
+    run = Merlin(place, "run", spec(place, READ), "--local", "--slots", "2")
+    code, lines, said = run.ended()
+    assert code == 0, (lines, said)
+    directory = outputs(lines)
+    assert (directory / "sum/all").read_text().split() == [str(n) for n in range(1, 13)]
+    told = "step 'after': names $(sim.workspace), so under outputs: packed the tasks of step 'sim' are not packed"
+    assert said.count(told) == 1
+    assert {path.parts[-3] for path in archives(directory)} == {"after"}
+    assert merlin("extract", str(directory), "--steps", "after").returncode == 0
+    assert sorted(int(path.read_text()) for path in directory.glob("after/**/copy")) == list(range(1, 13))
+    (directory / "merlin_info/outcome.json").unlink()
+    assert told in " ".join(merlin("status", str(directory)).stdout.split()), "as long as it runs"

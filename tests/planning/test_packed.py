@@ -1,4 +1,4 @@
-"""What `outputs: packed` packs, what it refuses, and how its archives are read."""
+"""What `outputs: packed` packs, what keeps a step out of it, and how its archives are read."""
 
 import zipfile
 from pathlib import Path
@@ -7,19 +7,21 @@ import pytest
 
 from merlin_study import archive, packed, tasklog
 from merlin_study.compiler import compile_study
-from merlin_study.errors import SpecError
 from merlin_study.parse import parse_spec
 from merlin_study.plan import Plan
 from tests.planning.test_lean import a_log
 
 
-def planned(sim: str = "echo $(X)", last: str = "echo", **run: object) -> Plan:
+def planned(sim: str = "echo $(X)", last: str = "echo", *, more: str = "", **run: object) -> Plan:
     spec = {
         "description": {"name": "study", "description": "x"},
         "batch": {"type": "slurm"},
         "outputs": "packed",
+        "env": {"variables": {"HERE": "$(MERLIN_WORKSPACE)/sim/$ABSENT"}},
+        "global.parameters": {"P": {"values": ["$(MERLIN_WORKSPACE)/sim"], "label": "P.%%"}},
         "study": [
             {"name": "sim", "description": "x", "run": {"cmd": sim, **run}},
+            *([{"name": "more", "description": "x", "run": {"cmd": more}}] if more else []),
             {"name": "last", "description": "x", "run": {"cmd": last, "depends": ["sim_*"]}},
         ],
         "merlin": {"samples": {"file": "/s.csv", "column_labels": ["X"]}},
@@ -27,29 +29,44 @@ def planned(sim: str = "echo $(X)", last: str = "echo", **run: object) -> Plan:
     return compile_study(parse_spec(spec)[0], stamp="20260101-000000")
 
 
+def names(plan: Plan) -> list[str]:
+    return [plan.steps[at].name for at in sorted(packed.steps(plan))]
+
+
 def test_steps_with_samples_on_one_host_are_packed() -> None:
-    plan = planned()
-    assert [step.name for at, step in enumerate(plan.steps) if packed.applies(plan, at)] == ["sim"]
-    plan = planned("$(LAUNCHER) a $(X)", nodes=2)
-    assert not any(packed.applies(plan, at) for at in range(len(plan.steps)))
+    assert names(planned()) == ["sim"]
+    assert names(planned("$(LAUNCHER) a $(X)", nodes=2)) == []
 
 
 @pytest.mark.parametrize(
-    ("sim", "last", "fault"),
+    ("sim", "last", "named"),
     [
-        ("echo $(X)", "cat $(sim.workspace)/$(MERLIN_GLOB_PATH)x", r"study\[1\].run.cmd: reads \$\(sim.workspace\)"),
-        ("echo $(X)", 'cat "$(MERLIN_WORKSPACE)"/sim/*', r"study\[1\].run.cmd: reads \$\(MERLIN_WORKSPACE\)"),
-        ("echo $(X) > $(sim.workspace)/x", "echo", r"study\[0\].run.cmd: reads \$\(sim.workspace\)"),
-        ("echo $(X) > $(WORKSPACE)/x", "echo", r"study\[0\].run.cmd: expected \$\(WORKSPACE\)/"),
-        ("echo $(X) > $(WORKSPACE)/$(MERLIN_SAMPLE_PATH)/x", "ls $(MERLIN_WORKSPACE)/simple", ""),
+        ("echo $(X)", "cat $(sim.workspace)/$(MERLIN_GLOB_PATH)x", ("last", "$(sim.workspace)")),
+        ("echo $(X)", 'cat "$(MERLIN_WORKSPACE)"/sim/*', ("last", '$(MERLIN_WORKSPACE)"/sim')),
+        ("echo $(X)", "cat ../sim/*", ("last", "../sim")),
+        ("echo $(X)", "find $(MERLIN_WORKSPACE) -name x", ("last", "$(MERLIN_WORKSPACE) without one directory in it")),
+        ("echo $(X)", "ls $(MERLIN_WORKSPACE)/s*/x", ("last", "$(MERLIN_WORKSPACE) without one directory in it")),
+        ("echo $(X)", "cat $(P)/x", ("last", "$(MERLIN_WORKSPACE)/sim")),
+        ("echo $(X)", "cat $(HERE)/x", ("last", "$(MERLIN_WORKSPACE)/sim")),
+        ("echo $(X) > $(MERLIN_WORKSPACE)/sim/x", "echo", ("sim", "$(MERLIN_WORKSPACE)/sim")),
+        ("echo $(X) > $(WORKSPACE)/x", "echo", ("sim", "$(WORKSPACE), which all its samples share")),
+        ("echo $(X) > $(WORKSPACE)/$(MERLIN_SAMPLE_PATH)/x", "ls $(MERLIN_WORKSPACE)/simple", None),
+        ("echo $(X) > $(MERLIN_WORKSPACE)/x", 'cat "$(MERLIN_WORKSPACE)/results"/*', None),
+        ("python tree.py $(MERLIN_WORKSPACE) $(X)", "echo", None),
     ],
 )
-def test_a_script_that_would_find_nothing_is_refused(sim: str, last: str, fault: str) -> None:
-    if not fault:
-        planned(sim, last)
-        return
-    with pytest.raises(SpecError, match=fault):
-        planned(sim, last)
+def test_a_step_whose_directory_a_script_names_is_not_packed(
+    sim: str, last: str, named: tuple[str, str] | None
+) -> None:
+    plan = planned(sim, last)
+    found = packed.readings(plan)
+    assert [(each.step, each.reader, each.what) for each in found] == ([("sim", *named)] if named else [])
+    assert names(plan) == ([] if named else ["sim"])
+
+
+def test_only_what_is_named_or_waited_for_is_not_packed() -> None:
+    plan = planned("echo $(X); ls $(MERLIN_WORKSPACE)", "cat $(sim.workspace)/x", more="echo $(X)")
+    assert names(plan) == ["more"]
 
 
 def test_an_archive_is_read_by_its_log_and_by_the_task_and_by_anybody(tmp_path: Path) -> None:

@@ -66,6 +66,11 @@ class Study:
         """The specification's own folder where it is still there; empty for the files in ``merlin_info``."""
         return self.plan.spec_root if self.plan.spec_root and os.path.isdir(self.plan.spec_root) else ""
 
+    @cached_property
+    def packed(self) -> frozenset[int]:
+        """The steps whose tasks run on this host's own disk."""
+        return packed.steps(self.plan)
+
     def layout(self, samples: int) -> Layout:
         """Return the layout for so many samples."""
         if samples not in self._layouts:
@@ -85,7 +90,7 @@ class Study:
             layout = self.layout(chunk.samples)
             self._check_directories(layout, chunk)
             home = ""
-            if self.own_disk is not None and packed.applies(self.plan, chunk.step):
+            if self.own_disk is not None and chunk.step in self.packed:
                 home = self.own_disk.of(self.uid)
             rows = self._table(chunk)
             self._look(layout)

@@ -48,7 +48,7 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
     accepted = condition(study, "Accepted")
     if accepted.get("status") == "False":
         return [f"refused: {line}" for line in str(accepted.get("message", "")).splitlines()]
-    said = []
+    said = str(accepted.get("message", "")).splitlines() if accepted.get("status") == "True" else []
     for kind in ("Suspended", "Degraded"):
         found = condition(study, kind)
         if found.get("status") == "True" and found.get("reason") != "TasksFailed":

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import time
 import uuid
 from argparse import Namespace
@@ -14,7 +15,7 @@ from rich.console import Console
 from merlin_cli import dry, inputs, local, needs, pgen, source
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.place import Place, stamp, taken
-from merlin_study import environment, workspace
+from merlin_study import environment, packed, workspace
 from merlin_study import table as tables
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
@@ -88,6 +89,7 @@ def run_locally(request: Request, console: Console) -> Exit:
         spec, table = parsed(request, found, overrides, output_path=wished_path(request), place=place)
         missing: list[Fault] | None = [] if request.dry or spec.batch.dry_run is True else None
         plan = needs.met(_fresh(spec, found, place, table, missing), root)
+    say_readings(plan)
     job = local.Job(
         plan=plan,
         study=str(uuid.uuid4()),
@@ -104,6 +106,12 @@ def run_locally(request: Request, console: Console) -> Exit:
     if missing is not None:
         return dry.write(job, console, missing=[fault for fault in missing if fault.path != "spec.batch.dry_run"])
     return local.run(job, console)
+
+
+def say_readings(plan: Plan) -> None:
+    """Say which steps are not packed although the study asks for it, and why."""
+    for note in packed.readings(plan):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def wished_path(request: Request) -> str | None:

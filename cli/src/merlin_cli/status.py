@@ -19,6 +19,8 @@ from merlin_cli import bars, finale, related, remote, summary, tally, target, te
 from merlin_cli.desk import Desk
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.progress import Progress
+from merlin_study import packed
+from merlin_study.plan import Plan
 
 MONITOR_PATIENCE: Final = 10
 """Times ``--sleep`` that a monitored study may wait for agents, as upstream has it."""
@@ -86,10 +88,12 @@ def _runs(question: Question) -> list[Path]:
 def of_directory(directory: Path, *, others: int = 0) -> Standing:
     """Return how the study of a workspace stands."""
     there = Path(os.path.abspath(directory))  # noqa: PTH100 symbolic links stay: the path is shown
-    progress, damaged = finale.read(there), 0
-    if progress is None:
-        progress, damaged = _folded(there)
-    return Standing(there.name, progress, there, damaged=damaged, others=others)
+    if (progress := finale.read(there)) is not None:
+        return Standing(there.name, progress, there, others=others)
+    plan = tally.read_plan(there)
+    progress, damaged = _folded(plan, there)
+    remarks = tuple(map(str, packed.readings(plan)))
+    return Standing(there.name, progress, there, remarks, damaged=damaged, others=others)
 
 
 def _of_cluster(question: Question, cluster: target.Cluster | None) -> Standing:
@@ -133,9 +137,8 @@ def show(standing: Standing, console: Console) -> None:
         summary.outputs(console, standing.where)
 
 
-def _folded(there: Path) -> tuple[Progress, int]:
+def _folded(plan: Plan, there: Path) -> tuple[Progress, int]:
     """What the outcome logs say, and how many of their lines can't be read."""
-    plan = tally.read_plan(there)
     try:
         folded = tally.of_workspace(plan, there)
     except OSError as error:

@@ -68,6 +68,7 @@ def submit(request: run.Request, console: Console, cluster: Cluster | None = Non
         )
     load = freight.load(request)
     found, plan = load.found, load.plan
+    run.say_readings(plan)
     stamp = load.stamp or place.stamp()
     name = request.name or found.metadata.get("name") or names.object_name(plan.name, stamp)
     kept = {key: value for key, value in found.metadata.items() if key in ("labels", "annotations")}

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from merlin_operator.board import Submission
 from merlin_operator.control import Switches, faults, switches_of
+from merlin_study import packed, workers
 from merlin_study import table as tables
-from merlin_study import workers
 from merlin_study.compiler import compile_study
 from merlin_study.errors import Fault, SpecError
 from merlin_study.notyet import not_yet
@@ -82,6 +82,7 @@ def judge(submission: Submission, table: bytes | None = None, *, taken: Collecti
             submission.created,
             taken=() if science.run_id or accepted(submission.status) else taken,
         )
+        notes = (*notes, *map(str, packed.readings(plan)))
         warnings = (*missing, *faults(switches, plan))
         return Verdict(plan, warnings=warnings, notes=notes, site=science.site or "", switches=switches)
     except SpecError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 
-from merlin_study import dependencies, drafts, lean, packed, provenance
+from merlin_study import dependencies, drafts, lean, provenance
 from merlin_study.basis import Basis
 from merlin_study.checks import check_study_name
 from merlin_study.errors import UNDEFINED_TOKEN, Fault, SpecError
@@ -111,8 +111,6 @@ def _outputs(steps: tuple[PlannedStep, ...], basis: Basis) -> str:
                 f"reads {name} of step {other!r}, which outputs: {outputs} keeps in a log; have that step write a file of its "
                 "own, or use outputs: full",
             )
-        for key, why in packed.faults(step, steps) if outputs == lean.PACKED else ():
-            basis.fault(f"{where}.{key}", why)
     return outputs
 
 

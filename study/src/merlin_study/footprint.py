@@ -5,7 +5,7 @@ Only what the layout itself makes is counted. What the tasks write besides, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from merlin_study import lean, packed
@@ -24,11 +24,14 @@ class Room(NamedTuple):
     source: str
 
 
-def of_a_task(plan: Plan, step: int) -> int:
-    """Return how many files and directories each task of a step makes at least; logs and archives of chunks do not count."""
-    if not lean.applies(plan, step):
-        return FULL
-    return IN_PLACE if lean.in_place(plan, step) and not packed.applies(plan, step) else 0
+def of_tasks(plan: Plan) -> Iterator[int]:
+    """Yield for each step how many files and directories each task makes at least; logs and archives of chunks do not count."""
+    on_nodes = packed.steps(plan)
+    for step in range(len(plan.steps)):
+        if not lean.applies(plan, step):
+            yield FULL
+        else:
+            yield IN_PLACE if lean.in_place(plan, step) and step not in on_nodes else 0
 
 
 def warning(plan: Plan, totals: Mapping[str, int], directory: str, rooms: Iterable[Room]) -> str:
@@ -40,7 +43,7 @@ def warning(plan: Plan, totals: Mapping[str, int], directory: str, rooms: Iterab
         directory: The study's directory.
         rooms: What there is.
     """
-    need = sum(of_a_task(plan, at) * totals.get(step.name, 0) for at, step in enumerate(plan.steps))
+    need = sum(each * totals.get(step.name, 0) for each, step in zip(of_tasks(plan), plan.steps, strict=True))
     least = min(rooms, default=None)
     if least is None or need <= least.files:
         return ""
