@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -225,3 +226,57 @@ def test_a_bug_while_tasks_run_ends_them_first(
     assert [entry.report for entry in logged if entry.report and entry.report.final] == [stub.reports[-1]] * (
         2 if part == "send" else 1
     )
+
+
+def test_an_agent_that_leaves_stays_while_what_tasks_left_is_brought_to_the_workspace(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive that takes longer than the broker's last reports may: thrown away, all its tasks would run again."""
+    monkeypatch.setattr("merlin_agent.life.TOLD_WITHIN", 0.1)
+    monkeypatch.setattr("merlin_agent.life.TELL_EVERY", 600.0)
+    done, passed = threading.Event(), threading.Event()
+
+    async def break_it(lives: Lives, recorder: Recorder) -> None:
+        del recorder
+        await eventually_async(lambda: asyncio.to_thread((Path(stub.study.root) / "sim/X.slow/pid").exists))
+        (life,) = lives.by_run.values()
+        assert life.work is not None
+
+        def sync() -> None:
+            if done.wait(60):
+                passed.set()
+
+        monkeypatch.setattr(life.work, "sync", sync)
+        draining = asyncio.create_task(lives.drain(0.1, asyncio.Event()))
+        await eventually_async(lambda: asyncio.sleep(0, life.syncing))
+        await asyncio.wait({draining}, timeout=1.0)  # ten times what it gives the broker
+        done.set()
+        await draining
+
+    live(stub, break_it)
+    assert passed.is_set()
+    told = {task for report in stub.reports for result in report.results for task in result.tasks.indices()}
+    assert (told, stub.reports[-1].final) == ({0}, True)
+
+
+def test_a_hurry_ends_the_waiting_for_what_tasks_left(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second signal: what is not whole is not told, and its tasks run again elsewhere."""
+    monkeypatch.setattr("merlin_agent.life.TOLD_WITHIN", 0.1)
+    monkeypatch.setattr("merlin_agent.life.TELL_EVERY", 600.0)
+    never = threading.Event()
+
+    async def break_it(lives: Lives, recorder: Recorder) -> None:
+        del recorder
+        await eventually_async(lambda: asyncio.to_thread((Path(stub.study.root) / "sim/X.slow/pid").exists))
+        (life,) = lives.by_run.values()
+        assert life.work is not None
+        monkeypatch.setattr(life.work, "sync", lambda: never.wait(120))
+        hurry = asyncio.Event()
+        draining = asyncio.create_task(lives.drain(0.1, hurry))
+        await eventually_async(lambda: asyncio.sleep(0, life.syncing))
+        hurry.set()
+        await draining
+        never.set()
+
+    live(stub, break_it)
+    assert [report for report in stub.reports if report.results] == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
+import shutil
+import stat
 import weakref
 from typing import Final
 
@@ -118,6 +121,24 @@ def remove(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with all that is in it, as far as this user may: what tasks closed against writing is opened first."""
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.isdir(path) and not os.path.islink(path):
+        open_up(path)
+        for directory, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(f"{directory}/{name}"):
+                    open_up(f"{directory}/{name}")  # before it is looked into
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def open_up(directory: str) -> None:
+    """Give this user all rights to a directory of their own, whatever a task made of them."""
+    with contextlib.suppress(OSError):
+        os.chmod(directory, stat.S_IMODE(os.stat(directory).st_mode) | stat.S_IRWXU)
 
 
 def write_whole(path: str, data: bytes) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from merlin_agent import files, scan
+from merlin_agent import files, leftovers, scan
 from merlin_agent import presence as present
 from merlin_agent.binding import RefusedError
 from merlin_agent.broker import Answer
@@ -45,6 +45,11 @@ _log: Final = logging.getLogger(__name__)
 TELL_EVERY: Final = 1.0
 TELL_LATEST: Final = 30.0
 """How long results wait at most while the broker is away: each report is kept until it is delivered."""
+TOLD_WITHIN: Final = 10.0
+"""Seconds that an agent which leaves gives the broker to take its last reports."""
+SYNCED_WITHIN: Final = 600.0
+"""Seconds that it takes for archives of what its tasks left. Thrown away, their tasks would run again; a file system that hangs must not
+keep the agent for ever, and a second signal ends the waiting."""
 _LOOK_EVERY: Final = 2.0
 _RETURN_DELAY: Final = 5.0
 
@@ -70,6 +75,8 @@ class Life:
     queue: str = ""
     wide: bool = False
     """Whether its tasks run over several hosts."""
+    syncing: bool = False
+    """Whether what its tasks left is being brought to where it stays."""
     published: float | None = None
     """When its chunk was handed to the broker, by the broker's clock; None where that is not known."""
 
@@ -127,6 +134,7 @@ class Lives:
         """Chunks of tasks of several hosts that are not fed yet."""
         self._draining = False
         self._holder_logs = HolderLogs()
+        self._tidied: set[tuple[str, int]] = set()
         self.by_run: dict[ChunkRun, Life] = {}
         self.full: set[str] = set()
         """Studies for whose files there is no room, as far as we know."""
@@ -358,7 +366,18 @@ class Lives:
             reserved.release()  # this may take a minute and a half; others have the slots meanwhile
             self.wake()
             await self._inherit(life)
+        if isinstance(work, PackedWork) and (life.run.chunk.lost or life.run.step not in self._tidied):
+            self._tidied.add(life.run.step)
+            await loop.run_in_executor(None, self._tidy, life, work)
         return work
+
+    def _tidy(self, life: Life, work: PackedWork) -> None:
+        """Remove what dead agents left half beside the archives of a chunk; one that stays is in nobody's way."""
+        tasks, stale = life.run.chunk.tasks, self._timing().presence_stale
+        with contextlib.suppress(OSError):
+            leftovers.remove(
+                work.archives, range(tasks.first, tasks.end), info=life.study.info, agent=self._agent, stale=stale
+            )
 
     def _decline(self, life: Life, why: str) -> None:
         """Hand a chunk back of which nothing runs yet; `_tell` says why."""
@@ -461,6 +480,7 @@ class Lives:
         """Have what the tasks left be on disk before their success is told; return whether it is."""
         if life.work is None:
             return True
+        life.syncing = True
         try:
             await asyncio.get_running_loop().run_in_executor(None, life.work.sync)
         except OSError as error:
@@ -471,6 +491,8 @@ class Lives:
                 self.full.add(life.study.uid)
             self.hand_back(life)
             return False
+        finally:
+            life.syncing = False
         if life.patience and ended:
             self._goes_well(life)
         return True
@@ -555,10 +577,22 @@ class Lives:
                     self._slots.kill(life.run, Stop.HANDED_BACK)
             await self._all_over(6.0 if patient else 0.2, hurry)
             patient = False
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=10)
+        await self._all_told(hurry)
         for task in self._tasks:
             task.cancel()
+
+    async def _all_told(self, hurry: asyncio.Event) -> None:
+        """Wait until all is told, or nobody would hear it, or what tasks left can't be kept in any reasonable time."""
+        quiet, syncing = TOLD_WITHIN, SYNCED_WITHIN
+        while self._tasks and quiet > 0 and syncing > 0:
+            syncs = any(life.syncing for life in self.by_run.values())
+            began = time.monotonic()
+            await asyncio.wait(self._tasks, timeout=0.2)
+            passed = time.monotonic() - began
+            if syncs and not hurry.is_set():
+                syncing -= passed
+            else:
+                quiet -= passed
 
     async def _all_over(self, seconds: float, hurry: asyncio.Event) -> None:
         """Wait until nothing runs, the time is up, or somebody is in a hurry."""

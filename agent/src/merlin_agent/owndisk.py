@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable
 from typing import Final
+
+from merlin_agent import files
 
 _PREFIX: Final = "merlin-own-"
 _LOCK: Final = "lock"
@@ -56,7 +57,7 @@ class OwnDisk:
                 lock = os.open(f"{path}/{_LOCK}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path, ignore_errors=True)
+                    files.remove_tree(path)
                 finally:
                     os.close(lock)
 
@@ -64,6 +65,6 @@ class OwnDisk:
         """Remove it."""
         with self._guard:
             if self._directory:
-                shutil.rmtree(self._directory, ignore_errors=True)
+                files.remove_tree(self._directory)
                 os.close(self._lock)
                 self._directory = ""

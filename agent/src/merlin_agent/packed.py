@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
-import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from merlin_agent import files
+from merlin_agent import files, leftovers
 from merlin_agent.chunklog import Outputs, log_name, sync_directory
 from merlin_agent.chunkrun import Ended
 from merlin_agent.execute import StepWork
@@ -63,6 +61,11 @@ class PackedWork(LeanWork):
         self._broken: OSError | None = None
         self._begin_part()
 
+    @property
+    def archives(self) -> str:
+        """Where the step's archives lie."""
+        return self._step.task_logs
+
     def _begin_part(self) -> None:
         self._part += 1
         self._left = {}
@@ -92,9 +95,9 @@ class PackedWork(LeanWork):
             self._remove(tree.directory for tree in left.values())
 
     def _bring(self, path: str, log: str, left: dict[str, archive.Tree]) -> None:
-        directory, name = os.path.split(path)
+        directory = os.path.dirname(path)
         os.makedirs(directory, exist_ok=True)
-        beside = f"{directory}/.{name}.{secrets.token_hex(3)}"
+        beside = leftovers.half(path)
         failpoints.reach("agent.packing")
         within = os.path.relpath(path, self._step.root).removesuffix(archive.ENDING) + ".log"
         for closed in archive.write(beside, (within, log), sorted(left.values())):
@@ -125,7 +128,7 @@ class PackedWork(LeanWork):
 
     def _remove(self, directories: Iterable[str]) -> None:
         for directory in list(directories):
-            shutil.rmtree(directory, ignore_errors=True)
+            files.remove_tree(directory)
             self._own.discard(directory)
 
     def _before(self, task: int) -> list[_Earlier]:
@@ -147,7 +150,7 @@ class PackedWork(LeanWork):
 
     def _place(self, slot: Slot, task: int, script: Script, text: str, lent: int) -> Place:
         if os.path.lexists(script.directory):  # of a chunk that was handed back
-            shutil.rmtree(script.directory)
+            files.remove_tree(script.directory)
         if self._step.in_place or self._before(task):
             self._own.add(script.directory)
         if self._before(task):

@@ -47,7 +47,7 @@ for at in range(0, len(data), 8):
         if each > 1:
             try: os.killpg(each, 9)
             except OSError: pass
-paths = [path for path in text.split(b"\\0") if path]
+paths = [path for path in bytes(text).split(b"\\0") if path]
 for path in paths:
     try: os.unlink(path)
     except IsADirectoryError:
@@ -57,7 +57,15 @@ for path in paths:
 trees = [path for path in paths if path.endswith(b"/")]
 if trees:
     import shutil
-    for path in trees: shutil.rmtree(path, ignore_errors=True)
+    def open_up(path):
+        try:
+            if not os.path.islink(path): os.chmod(path, 0o700)
+        except OSError: pass
+    for path in trees:
+        open_up(path)
+        for below, names, _ in os.walk(path):
+            for name in names: open_up(os.path.join(below, name))
+        shutil.rmtree(path, ignore_errors=True)
 """
 
 

@@ -49,11 +49,17 @@ class Scratch:
         self._holds = (shell, text)
 
     def is_clean(self) -> bool:
-        """Whether there is nothing in it but what we put there."""
-        return set(os.listdir(self.directory)) == self._names
+        """Whether there is nothing in it but what we put there; a task that closed it did something there."""
+        try:
+            return set(os.listdir(self.directory)) == self._names and os.access(
+                self.directory, os.W_OK, effective_ids=True
+            )
+        except PermissionError:
+            return False
 
     def holds_more(self) -> bool:
         """Whether something lies in it that is not ours."""
+        files.open_up(self.directory)
         return not set(os.listdir(self.directory)) <= self._names
 
     def empty(self, sizes: tuple[int, int]) -> None:
