@@ -73,3 +73,30 @@ def test_a_study_that_nobody_serves_holds_up_none() -> None:
     capacity = {("hpc", *want): Capacity(2) for want in below.ledger.plan.wants}
     chunks = next_chunks([above, below], capacity, window=0.0, now=0.0)
     assert {each.chunk.study for each in chunks} == {"low"}
+
+
+LANES = """
+description: {name: t, description: d}
+global.parameters:
+  G: {values: [1, 2, 3, 4], label: G.%%}
+  Q: {values: [q, q, other, other], label: Q.%%}
+study:
+- {name: a, description: d, run: {cmd: "echo $(G)", task_queue: $(Q)}}
+"""
+
+
+def test_a_study_with_nothing_left_for_a_queue_holds_up_none_there() -> None:
+    """Its step has tasks left, all of them for another queue."""
+    plan = plan_of(LANES)
+    above, below = Candidate("high", plan.hash, 1, Ledger(plan), ANY_SITE, priority=2), candidate("low", 1)
+    (shape,) = {shape for _, shape in plan.wants}
+    capacity = {(site, "q", shape): Capacity(1) for site in (ANY_SITE, "hpc")}
+    found = [each.chunk.study for each in next_chunks([above, below], capacity, window=0.0, now=0.0)]
+    assert above.ledger.steps[0].available, "for the other queue"
+    assert set(found) == {"high", "low"}
+
+
+def test_a_study_that_bounds_what_is_in_flight_holds_up_none() -> None:
+    """It waits its turn: with room for more, it would hand out no more than it may."""
+    above, below = candidate("high", 2, site=ANY_SITE, most=9), candidate("low", 1)
+    assert {"high", "low"} == set(issue(above, below))

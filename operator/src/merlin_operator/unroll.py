@@ -131,11 +131,15 @@ class Unroller:
             return False
         rooms = [room for other, room in self.room.get(key, {}).items() if other >= priority]
         chunks, tasks = sum(room.chunks for room in rooms), sum(room.tasks for room in rooms)
-        if chunks < 2 * capacity.slots or tasks < capacity.rate * self.window:
-            return True
-        if site == subjects.ANY_SITE:
-            self.denied[queue, shape] = max(priority, self.denied.get((queue, shape), priority))
-        return False
+        return chunks < 2 * capacity.slots or tasks < capacity.rate * self.window
+
+    def _deny(self, candidate: Candidate, key: tuple[str, str, str]) -> None:
+        """Note that a study has tasks for which there is no room; one that bounds what is in flight waits its turn, as in `ranks`."""
+        site, *route = key
+        if site != subjects.ANY_SITE or candidate.most is not None or key not in self.capacity:
+            return
+        queue, shape = route
+        self.denied[queue, shape] = max(candidate.priority, self.denied.get((queue, shape), candidate.priority))
 
     def take(self, candidate: Candidate, now: float) -> Issue | None:
         """Return the study's next chunk, or None where nothing may or need be issued."""
@@ -147,8 +151,10 @@ class Unroller:
         """Have an agent look at marks."""
         ledger = candidate.ledger
         for step, tasks in ledger.scan.ahead(min(SCAN_CHUNK, candidate.allowance)) if ledger.scan.waits else ():
-            if self.has_room(self._key(candidate, ledger.geometry.lane(step, tasks.first)), candidate.priority):
+            key = self._key(candidate, ledger.geometry.lane(step, tasks.first))
+            if self.has_room(key, candidate.priority):
                 return self._issue(candidate, step, tasks, URGENT, None, scan=True)
+            self._deny(candidate, key)
         return None
 
     def _take_waiting(self, candidate: Candidate, now: float) -> Issue | None:
@@ -157,6 +163,7 @@ class Unroller:
         while issue is None and (waiting := ledger.due(now)) is not None:
             key = self._key(candidate, ledger.geometry.lane(waiting.step, waiting.tasks.first))
             if not self.has_room(key, candidate.priority):
+                self._deny(candidate, key)
                 passed.append(waiting)
                 continue
             left = ledger.steps[waiting.step].handed_out - len(ledger.steps[waiting.step].final)
@@ -176,12 +183,14 @@ class Unroller:
             if not ledger.steps[step].available:
                 continue
             for number, lane in enumerate(ledger.plan.steps[step].lanes):
-                key = self._key(candidate, lane)
+                key, runs = self._key(candidate, lane), ledger.geometry.runs(step, number)
                 if not self.has_room(key, candidate.priority):
+                    if ledger.steps[step].next_tasks(1, number, runs) is not None:
+                        self._deny(candidate, key)
                     continue
                 left = (ledger.steps[step].total or 0) - ledger.steps[step].handed_out
                 size = min(self._size(ledger, step, self.capacity[key], left), candidate.allowance)
-                tasks = ledger.steps[step].next_tasks(size, number, ledger.geometry.runs(step, number))
+                tasks = ledger.steps[step].next_tasks(size, number, runs)
                 if tasks is not None:
                     return self._issue(candidate, step, tasks, URGENT if step in ledger.dag.downstream else BULK, None)
         return None
