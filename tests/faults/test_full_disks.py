@@ -6,7 +6,8 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from merlin_study import archive
 from tests.faults.rig import a_rig
 from tests.folding.studies import plan_of
 from tests.ground import Broker, eventually
-from tests.ground.needs import missing
+from tests.ground.needs import debian, missing
 
 TASKS = 30
 TEXT = f"""
@@ -41,20 +42,55 @@ merlin:
 
 
 @contextlib.contextmanager
-def small(place: Path, size: str = "2m") -> Iterator[None]:
-    """Have a file system of that size there."""
+def disk(place: Path, size: str = "2m") -> Iterator[list[str]]:
+    """Have a file system of that size there; the command that makes room is handed out."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         missing("a file system of its own: root and mount")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place)
     try:
-        yield
+        yield ["mount", "-o", "remount,size=64m", str(place)]
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        _run("umount", "-l", place)
 
 
-def test_a_full_workspace_fails_no_task_and_nothing_downstream_starts(broker: Broker, tmp_path: Path) -> None:
-    """ENOSPC of a real file system, in the middle of a task's own output; no task has a retry to burn."""
-    with a_rig(broker, tmp_path, tasks=TASKS, plan=plan_of(TEXT)) as rig, small(rig.workspace):
+@contextlib.contextmanager
+def quota(place: Path) -> Iterator[list[str]]:
+    """Have two MiB of a larger file system there, by a quota of the kernel's: that of Btrfs holds for root, too."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        missing("a file system with a quota: root and mount")
+    debian(["btrfs-progs"], ["mkfs.btrfs", "btrfs"])
+    image, whole = place.parent / "image", place.parent / "whole"
+    whole.mkdir()
+    image.touch()
+    os.truncate(image, 128 << 20)
+    _run("mkfs.btrfs", "-q", "--mixed", image)
+    try:
+        _run("mount", "-o", "loop", image, whole)
+    except subprocess.CalledProcessError:
+        missing("a file system with a quota: Btrfs in the kernel, and a loop device")
+    try:
+        _run("btrfs", "quota", "enable", whole)
+        _run("btrfs", "subvolume", "create", whole / "share")
+        _run("btrfs", "qgroup", "limit", "2M", whole / "share")
+        _run("mount", "--bind", whole / "share", place)
+        try:
+            yield ["btrfs", "qgroup", "limit", "none", str(whole / "share")]
+        finally:
+            _run("umount", "-l", place)
+    finally:
+        _run("umount", "-l", whole)
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(("limit", "cure"), [(disk, "free some space"), (quota, "free some of the quota")])
+def test_a_full_workspace_fails_no_task_and_nothing_downstream_starts(
+    broker: Broker, tmp_path: Path, limit: Callable[[Path], AbstractContextManager[list[str]]], cure: str
+) -> None:
+    """ENOSPC and EDQUOT of real file systems, in the middle of a task's own output; no task has a retry to burn."""
+    with a_rig(broker, tmp_path, tasks=TASKS, plan=plan_of(TEXT)) as rig, limit(rig.workspace) as make_room:
         rig.operator()
         rig.agent()
         eventually(lambda: rig.view().get("full_on"), timeout=120, interval=0.05, message="it says that it is full")
@@ -62,7 +98,8 @@ def test_a_full_workspace_fails_no_task_and_nothing_downstream_starts(broker: Br
         assert 0 < steps["sim"]["succeeded"] < TASKS
         assert [step["soft_failed"] + step["failed"] for step in steps.values()] == [0] * len(steps)
         assert not (rig.root / "after").exists()
-        subprocess.run(["mount", "-o", "remount,size=64m", rig.workspace], check=True)
+        assert cure in rig.processes[-1].log.read_text()
+        _run(*make_room)
         rig.finish()
         assert rig.succeeded(), rig.view()
         eventually(lambda: not rig.view()["full_on"], timeout=60, interval=0.05, message="it is full no more")
@@ -83,13 +120,13 @@ def test_packed_tasks_run_again_where_their_archive_or_their_node_has_no_room(
     scratch.mkdir()
     with a_rig(broker, tmp_path, tasks=TASKS, plan=plan_of(PACKED)) as rig:
         tight, size = (scratch, "64k") if full == "scratch" else (rig.workspace, "2m")
-        with small(tight, size):
+        with disk(tight, size) as make_room:
             rig.operator()
             rig.agent(flags=f"--scratch {scratch}")
             eventually(lambda: rig.view().get("full_on"), timeout=120, interval=0.05, message="it says that it is full")
             steps = {step["name"]: step for step in rig.view()["steps"]}
             assert [step["soft_failed"] + step["failed"] for step in steps.values()] == [0] * len(steps)
-            subprocess.run(["mount", "-o", "remount,size=64m", tight], check=True)
+            _run(*make_room)
             eventually(lambda: rig.view().get("finished"), timeout=180, interval=0.05, message="it ends")
             assert rig.succeeded(), rig.view()
             assert rig.view()["doubled"] == 0
