@@ -5,7 +5,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,7 +167,7 @@ def test_directories_of_several_parents_are_told_apart(runs: Runs, tmp_path: Pat
     """Each script runs in its own."""
     work = [Job(a_script(tmp_path / f"p{at % 2}" / f"d{at}", "pwd >where; exit 3"), None) for at in range(6)]
     heard = Heard()
-    heard.launch_every(runs.slot, [job._replace(script=replace(job.script, text="exit 3")) for job in work])
+    heard.launch_every(runs.slot, [job._replace(script=job.script._replace(text="exit 3")) for job in work])
     assert heard.codes() == dict.fromkeys(range(6), (3, False))
     assert all((Path(job.script.directory) / "where").read_text() == f"{job.script.directory}\n" for job in work)
 

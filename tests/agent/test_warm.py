@@ -41,7 +41,8 @@ def a_script(directory: Path, text: str, *, shell: str = SHELL, preload: tuple[s
         f"{directory}/s.out",
         f"{directory}/s.err",
         shell,
-        own=badges.variables("-a_token", 3),
+        own=badges.variables(3),
+        token="-a_token",
         text=text,
         warm=interpreter(shell, preload),
     )

@@ -7,9 +7,15 @@ Called from slots' threads and from the event loop; each call is one operation o
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from merlin_study import nested
+
+_BYTES: Final = 18
+_LETTERS: Final = 24
+"""Of a token, and the letters that are written for them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,9 +40,16 @@ class Badges:
 
     def issue(self, speaker: Speaker) -> str:
         """Return a new token for a task."""
-        token = secrets.token_urlsafe(16)
-        self._speakers[token] = speaker
-        return token
+        return self.issue_all([speaker])[0]
+
+    def issue_all(self, speakers: Sequence[Speaker]) -> list[str]:
+        """Return a new token for each of several tasks."""
+        random = secrets.token_urlsafe(
+            _BYTES * len(speakers)
+        )  # whole groups of three bytes: each token is some of its letters
+        tokens = [random[at : at + _LETTERS] for at in range(0, len(random), _LETTERS)]
+        self._speakers.update(zip(tokens, speakers, strict=True))
+        return tokens
 
     def revoke(self, token: str) -> None:
         """Forget a token: its task has ended."""
@@ -47,6 +60,6 @@ class Badges:
         return self._speakers.get(token)
 
 
-def variables(token: str, cores: int) -> dict[bytes, bytes]:
-    """Return what a task's environment has of its own."""
-    return {nested.TOKEN.encode(): token.encode(), nested.CORES.encode(): b"%d" % cores}
+def variables(cores: int) -> dict[bytes, bytes]:
+    """Return what tasks of so many cores have in their environment, besides their token."""
+    return {nested.CORES.encode(): b"%d" % cores}

@@ -17,8 +17,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
 
 from merlin_agent.warmth import Interpreter
 from merlin_study import nested
@@ -61,8 +61,7 @@ class NotStartedError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(NamedTuple):
     """What to run: absolute paths; ``shell`` is what stands behind ``#!``, for messages.
 
     ``warm`` is the interpreter that may run it without being started for it, ``text`` what it does.
@@ -73,8 +72,10 @@ class Script:
     out: str
     err: str
     shell: str
-    own: Mapping[bytes, bytes] = field(default_factory=dict)
-    """Variables that this task's environment has of its own."""
+    own: Mapping[bytes, bytes] = MappingProxyType({})
+    """Variables that this task's environment has of its own; tasks that run one after the other mostly share them."""
+    token: str = ""
+    """By which it is known to the agent; see `badges`."""
     text: str = ""
     warm: Interpreter | None = None
 
@@ -149,7 +150,7 @@ class DirectLauncher:
         return os.posix_spawn(
             script.path,
             [script.path],
-            {**self._environ, **script.own} if script.own else self._environ,
+            self._environ_of(script),
             file_actions=(
                 (os.POSIX_SPAWN_DUP2, self._null, 0),
                 (os.POSIX_SPAWN_OPEN, 1, script.out, _APPEND, 0o666),
@@ -165,7 +166,7 @@ class DirectLauncher:
             process = subprocess.Popen(
                 [script.path],
                 cwd=script.directory,
-                env={**self._environ, **script.own},
+                env=self._environ_of(script),
                 stdin=self._null,
                 stdout=out,
                 stderr=err,
@@ -174,6 +175,12 @@ class DirectLauncher:
             )
         process.returncode = 0  # we wait for it ourselves; this keeps the object from doing so
         return process.pid
+
+    def _environ_of(self, script: Script) -> Mapping[bytes, bytes]:
+        if not script.own and not script.token:
+            return self._environ
+        token = {nested.TOKEN.encode(): script.token.encode()} if script.token else {}
+        return {**self._environ, **script.own, **token}
 
     def _has_own_directory(self) -> bool:
         found: bool | None = getattr(self._local, "own", None)

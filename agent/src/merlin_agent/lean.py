@@ -10,7 +10,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 from merlin_agent import files
@@ -86,18 +85,18 @@ class LeanWork(Work):
             if isinstance(found, Ended):
                 telling.ended(found)
             else:
-                script, text, place = found
+                script, place = found
                 lent += place.lent is not None
-                ready.append((task, replace(place.script, text=text)))
+                ready.append((task, place.script))
                 places.append((script, place))
 
         def ended(at: int, how: Ended) -> None:
             script, place = places[at]
-            telling.ended(self._noted(slot, script, ready[at][1].text, place, how))
+            telling.ended(self._noted(slot, script, place, how))
 
         self._step.execute_all(run, slot, ready, Taking(ended, telling.back, self._tells, marker=""))
 
-    def _ready(self, run: ChunkRun, task: int, slot: Slot, lent: int) -> Ended | tuple[Script, str, Place]:
+    def _ready(self, run: ChunkRun, task: int, slot: Slot, lent: int) -> Ended | tuple[Script, Place]:
         """Make what a task needs; return what it came to where it is not to run. ``lent``: how many directories are lent already."""
         try:
             if not run.chunk.fresh and self._succeeded(task):
@@ -108,17 +107,17 @@ class LeanWork(Work):
         if isinstance(script, Ended):
             return script
         try:
-            return script, script.text, self._place(slot, task, script, script.text, lent)
+            return script, self._place(slot, task, script, lent)
         except OSError as error:
             return unwritable(task, error.filename or script.directory, error)
 
-    def _noted(self, slot: Slot, script: Script, text: str, place: Place, ended: Ended) -> Ended:
+    def _noted(self, slot: Slot, script: Script, place: Place, ended: Ended) -> Ended:
         """Write the task's record, and leave its directory to it where it left files there."""
         try:
             if place.lent is None:
-                self._note_in_place(place, text, ended)
+                self._note_in_place(place, ended)
                 return _pointing_to(ended, self._where(script, kept=True))
-            kept = self._note_lent(slot, script, text, place.lent, ended)
+            kept = self._note_lent(slot, script, place.lent, ended)
         except OSError as error:
             if place.lent is not None:
                 self._lend_no_more(slot, place.lent)
@@ -133,7 +132,7 @@ class LeanWork(Work):
         """Return where a task's output is found."""
         return script.directory if kept else self._log.path
 
-    def _place(self, slot: Slot, task: int, script: Script, text: str, lent: int) -> Place:
+    def _place(self, slot: Slot, task: int, script: Script, lent: int) -> Place:
         """Make the directory that a task runs in, and its script."""
         own = self._step.in_place
         if own:
@@ -142,15 +141,16 @@ class LeanWork(Work):
             self._step.make_shared(task)
             own, fresh = self._came_before(script.directory), False
         if own:
-            files.write_script(script.path, script.shell, text, replace=not fresh)
+            files.write_script(script.path, script.shell, script.text, replace=not fresh)
             return Place(script, None, (0, 0) if fresh else (_size(script.out), _size(script.err)))
         found = self._lent(slot, lent)
         try:
-            found.write(script.shell, text)
+            found.write(script.shell, script.text)
         except OSError:
             self._lend_no_more(slot, found)
             raise
-        return Place(replace(script, directory=found.directory, path=found.script, out=found.out, err=found.err), found)
+        there = script._replace(directory=found.directory, path=found.script, out=found.out, err=found.err)
+        return Place(there, found)
 
     def _came_before(self, directory: str) -> bool:
         """Whether an earlier attempt of a task left files in its directory.
@@ -185,28 +185,28 @@ class LeanWork(Work):
         if lent in kept:
             kept.remove(lent)
 
-    def _note_lent(self, slot: Slot, script: Script, text: str, lent: Scratch, ended: Ended) -> bool:
+    def _note_lent(self, slot: Slot, script: Script, lent: Scratch, ended: Ended) -> bool:
         """Write the record of a task; return whether the directory became its own, because it left files there."""
-        clean = lent.is_clean() and not _lingers(text) and ended.outcome is not None
+        clean = lent.is_clean() and not _lingers(script.text) and ended.outcome is not None
         kept = not clean and lent.holds_more()
         if kept:
             lent.move_to(script.directory, os.path.basename(script.path).removesuffix(".sh"))
         sizes = (os.fstat(lent.handles[0]).st_size, os.fstat(lent.handles[1]).st_size)
-        self._append(ended, text, Outputs(lent.handles, (0, 0), sizes), kept=kept)
+        self._append(ended, script.text, Outputs(lent.handles, (0, 0), sizes), kept=kept)
         if clean:
             lent.empty(sizes)
         else:
             self._lend_no_more(slot, lent)
         return kept
 
-    def _note_in_place(self, place: Place, text: str, ended: Ended) -> None:
+    def _note_in_place(self, place: Place, ended: Ended) -> None:
         out = files.open_or_nothing(place.script.out)
         try:
             err = files.open_or_nothing(place.script.err)
             try:
                 before, now = place.since, (os.fstat(out).st_size, os.fstat(err).st_size)
                 sizes = (max(0, now[0] - before[0]), max(0, now[1] - before[1]))
-                self._append(ended, text, Outputs((out, err), before, sizes), kept=True)
+                self._append(ended, place.script.text, Outputs((out, err), before, sizes), kept=True)
             finally:
                 os.close(err)
         finally:

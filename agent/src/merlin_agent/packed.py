@@ -148,14 +148,14 @@ class PackedWork(LeanWork):
         del script, kept
         return self._archive
 
-    def _place(self, slot: Slot, task: int, script: Script, text: str, lent: int) -> Place:
+    def _place(self, slot: Slot, task: int, script: Script, lent: int) -> Place:
         if os.path.lexists(script.directory):  # of a chunk that was handed back
             files.remove_tree(script.directory)
         if self._step.in_place or self._before(task):
             self._own.add(script.directory)
         if self._before(task):
             self._restore(task, script.directory)
-        return super()._place(slot, task, script, text, lent)
+        return super()._place(slot, task, script, lent)
 
     def _came_before(self, directory: str) -> bool:
         return directory in self._own

@@ -53,8 +53,8 @@ class SamplingWork(Work):
         if table.count is not None:
             return self._listed(task, table.count, table.level_max_dirs)
         path = sample_file(self._layout, self._step)
-        script, text = self._step.script(task)
-        made = self._make(task, slot, script, text, path)
+        script = self._step.script(task)
+        made = self._make(task, slot, script, script.text, path)
         if made.outcome is not Outcome.SUCCEEDED:
             return made
         try:

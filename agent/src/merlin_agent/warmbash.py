@@ -6,6 +6,9 @@ r"""The program of a warm bash: it reads what to run, line by line, and forks fo
 
 It answers on its standard output, a socket: ``\x1eCODE TIME`` when a task has ended, ``\x1estopped`` when it was stopped; then it
 waits for a line on that socket before it looks again. What bash itself says of a task's end stands before the answer.
+
+A forked bash pays for every page of memory that it touches, text included; the shell itself has them at hand. So the shell prepares what
+a task inherits (directory, variables, name), and its child does only what nobody else can do for it.
 """
 
 from __future__ import annotations
@@ -23,68 +26,89 @@ PROGRAM_FD: Final = 3
 NAMES_IF = "((BASH_VERSINFO[0] >= 5))"
 """Whether this bash lets a script's name be set (``BASH_ARGV0``)."""
 
-# Run as a file, not with -c: `$-` says which. A child that is stopped (SIGSTOP) makes bash go on with 147 to 150; then it
-# asks, as often as it is told to, until the child's real end. When that dies of SIGINT, bash itself ends, with 130.
+# Run as a file, not with -c: `$-` says which.
 _BASH: Final = """\
 exec {fd}<&-
 set -m
-if {names}; then builtin echo ready 1; else builtin echo ready 0; fi
-while IFS= builtin read -r _merlin_d || (($? > 128)); do
-if [[ $_merlin_d == *$'\\030' ]]; then
-builtin printf '\\036end\\n'
-continue
-elif [[ -z $_merlin_d ]]; then
-continue
-elif [[ $_merlin_d == =* ]]; then
-_merlin_x=${{_merlin_d#=}}
-_merlin_b=${{_merlin_x%%$'\\035'*}} _merlin_x=${{_merlin_x#*$'\\035'}}
-_merlin_s=${{_merlin_x%%$'\\035'*}} _merlin_x=${{_merlin_x#*$'\\035'}}
-_merlin_o=${{_merlin_x%%$'\\035'*}} _merlin_x=${{_merlin_x#*$'\\035'}}
-_merlin_e=${{_merlin_x%%$'\\035'*}} _merlin_x=${{_merlin_x#*$'\\035'}}
-continue
+_merlin=()
+if {names}; then
+builtin echo ready 1
+{loop_with_names}
+else
+builtin echo ready 0
+{loop_without}
 fi
-_merlin_t=${{_merlin_d%%/*}}
-_merlin_d=$_merlin_b/${{_merlin_d#*/}}
+"""
+# A child that is stopped (SIGSTOP) makes bash go on with 147 to 150; then it asks, as often as it is told to, until the child's real
+# end. When that dies of SIGINT, bash itself ends, with 130. `read` without a name takes a line as it is.
+_LOOP: Final = """\
+while builtin read -r || (($? > 128)); do
+case $REPLY in
+*$'\\030')
+builtin printf '\\036end\\n'
+continue ;;
+'')
+continue ;;
+=*)
+REPLY=${{REPLY#=}}
+_merlin[1]=${{REPLY%%$'\\035'*}} REPLY=${{REPLY#*$'\\035'}}
+_merlin[2]=${{REPLY%%$'\\035'*}} REPLY=${{REPLY#*$'\\035'}}
+_merlin[3]=${{REPLY%%$'\\035'*}} REPLY=${{REPLY#*$'\\035'}}
+_merlin[4]=${{REPLY%%$'\\035'*}} REPLY=${{REPLY#*$'\\035'}}
+while [[ -n $REPLY ]]; do
+case ${{REPLY%%$'\\037'*}} in
+*=*) builtin export "${{REPLY%%$'\\037'*}}" ;;
+*) unset "${{REPLY%%$'\\037'*}}" ;;
+esac
+REPLY=${{REPLY#*$'\\037'}}
+done
+continue ;;
+/*)
+unset {token} ;;
+*)
+builtin export {token}="${{REPLY%%/*}}" ;;
+esac
+REPLY=${{_merlin[1]}}/${{REPLY#*/}}
+if builtin cd -P -- "$REPLY"; then
+{old}
+{name}
 (
-builtin cd -P -- "$_merlin_d" && command exec </dev/null >>"$_merlin_o" 2>>"$_merlin_e" || {{
+command exec </dev/null >>"${{_merlin[3]}}" 2>>"${{_merlin[4]}}" || {{
 builtin printf '\\035\\n'
 exit 1
 }}
-{old}
-[[ -z $_merlin_t ]] || builtin export {token}="$_merlin_t"
-while [[ -n $_merlin_x ]]; do
-builtin export "${{_merlin_x%%$'\\037'*}}"
-_merlin_x=${{_merlin_x#*$'\\037'}}
-done
 set +m
 SECONDS=0
-if {names}; then
-BASH_ARGV0=$_merlin_d/$_merlin_s
-unset _merlin_b _merlin_d _merlin_s _merlin_o _merlin_e _merlin_x _merlin_t _merlin_r
-{options}
-. "$0"
-else
-builtin printf -v _merlin_s %q "$_merlin_d/$_merlin_s"
-eval "unset _merlin_b _merlin_d _merlin_s _merlin_o _merlin_e _merlin_x _merlin_t _merlin_r
-{options}
-. $_merlin_s"
-fi
+{script}
 )
-_merlin_r=$?
-case $_merlin_r in 14[789]|150)
+_merlin[0]=$?
+else
+builtin printf '\\035\\n'
+_merlin[0]=1
+fi
+case ${{_merlin[0]}} in 14[789]|150)
 if builtin kill -0 %% 2>/dev/null; then
 while builtin kill -0 %% 2>/dev/null; do
 builtin printf '\\036stopped\\n'
-builtin read -r -u 1 _merlin_r
+builtin read -r -u 1
 done
 builtin wait %%
-_merlin_r=$?
-if ((_merlin_r == 127)); then builtin echo Killed; _merlin_r=137; fi
+_merlin[0]=$?
+if ((_merlin[0] == 127)); then builtin echo Killed; _merlin[0]=137; fi
 fi
 esac
-builtin printf '\\036%s %s\\n' "$_merlin_r" "${{EPOCHREALTIME-}}"
-done
-"""
+builtin printf '\\036%s %s\\n' "${{_merlin[0]}}" "${{EPOCHREALTIME-}}"
+done"""
+_NAMED: Final = """\
+{clean}
+{options}
+. "$0\""""
+_UNNAMED: Final = """\
+builtin printf -v _merlin %q "$REPLY/${{_merlin[2]}}"
+{clean_but_name}
+eval "unset _merlin
+{options}
+. $_merlin\""""
 
 
 def program(kind: Interpreter, environ: Mapping[bytes, bytes]) -> str:
@@ -93,4 +117,20 @@ def program(kind: Interpreter, environ: Mapping[bytes, bytes]) -> str:
     # `cd` sets it; a started script has what the environment says, where that is a directory.
     old = f"OLDPWD={shlex.quote(before)}" if before and os.path.isdir(before) else "unset OLDPWD; declare -x OLDPWD"
     options = f"set {kind.options}" if kind.options else ":"
-    return _BASH.format(fd=PROGRAM_FD, token=nested.TOKEN, names=NAMES_IF, old=old, options=options)
+    reply = environ.get(b"REPLY")
+    again = "unset REPLY" if reply is None else f"REPLY={shlex.quote(os.fsdecode(reply))}"
+
+    def loop(name: str, script: str) -> str:
+        own = script.format(
+            options=options,
+            clean="unset REPLY _merlin" if reply is None else f"{again}\nunset _merlin",
+            clean_but_name=again,
+        )
+        return _LOOP.format(token=nested.TOKEN, old=old, name=name, script=own)
+
+    return _BASH.format(
+        fd=PROGRAM_FD,
+        names=NAMES_IF,
+        loop_with_names=loop("BASH_ARGV0=$REPLY/${_merlin[2]}", _NAMED),
+        loop_without=loop(":", _UNNAMED),
+    )

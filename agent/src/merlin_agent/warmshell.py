@@ -28,16 +28,15 @@ from typing import Final, NamedTuple
 from merlin_agent import preload, warmbash
 from merlin_agent.launch import Script
 from merlin_agent.warmth import Interpreter
-from merlin_study import nested
 
 _READY_WITHIN: Final = 60.0
 _FORKS_WITHIN: Final = 1.0
 _ASK_EVERY: Final = 0.1
 _NAP: Final = 0.004
 """How long is slept while several tasks are in the shell: their ends are then heard together."""
-_TOKEN: Final = nested.TOKEN.encode()
 _DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ]
 _REPLY: Final = re.compile(rb"(.*?)\x1e(\d+|end|stopped)(?: ([\d.,]*))?\n", re.DOTALL)
+_ODD: Final = re.compile("[\0\n\x18]")
 _ROOM: Final = 32 * 1024
 """Bytes told at once: what a pipe takes without blocking."""
 LONGEST_POLL: Final = 3600.0
@@ -70,7 +69,11 @@ class WarmShell:
         """Whether scripts can be told their names."""
         self.cpus: frozenset[int] = frozenset()
         """The processors that it was bound to after it was started."""
-        self._base: bytes | None = None
+        self._environ = environ
+        self._shared: _Shared | None = None
+        """What it was told last that its scripts share; None where that is not known."""
+        self._told: set[bytes] = set()
+        """The variables that tasks had of their own."""
         self._ends: list[int] = []
         self._outstanding = 0
         self._ending = self._dead = False
@@ -110,30 +113,36 @@ class WarmShell:
         Raises:
             ColdError: the shell is gone, or the first one's names can't be told to it.
         """
-        told, first = bytearray(), b""
+        told, shared = bytearray(), self._shared
         self._ends = []
         for script in scripts[: 1 if self.kind.kind == "python" else len(scripts)]:
             try:
-                base, line = _line(script)
+                now = shared if shared is not None and shared.covers(script) else _Shared.of(script)
+                line = now.line_of(script)
+                if now is not shared:
+                    line = now.line(self._restored(now.own)) + line
+                _see_room(len(told) + len(line))
             except ColdError:
                 if not self._ends:
                     raise
                 break
-            if not self._ends:
-                first = base
-                told += base if base != self._base else b""
-            if base != first or len(told) + len(line) > _ROOM:
-                if not self._ends:
-                    raise ColdError("a name that is too long")
-                break
             told += line
+            shared = now
             self._ends.append(len(told))
+        self._shared = shared
         if self._poll.poll(0):
             raise ColdError("the shell is gone")
-        self._base = first
         self._outstanding = len(self._ends)
         os.write(self._requests, told)
         return self._outstanding
+
+    def _restored(self, own: Mapping[bytes, bytes]) -> dict[bytes, bytes | None]:
+        """Return what variables are in the environment that earlier tasks had of their own, None for not being there."""
+        if self.kind.kind == "python":  # its children set them
+            return {}
+        restored = {name: self._environ.get(name) for name in self._told if name not in own}
+        self._told |= own.keys()
+        return restored
 
     @property
     def busy(self) -> bool:
@@ -142,9 +151,11 @@ class WarmShell:
 
     def ended_within(self, seconds: float) -> bool:
         """Wait until the first script's end is known, or the shell's; return whether it is."""
+        if self.heard:
+            return True
         end = time.monotonic() + seconds
         left = seconds
-        while not self._heard and not self._dead:
+        while not self.heard:
             if self._outstanding > 1 and left > _NAP and not self._poll.poll(0):
                 time.sleep(_NAP)
             if self._poll.poll(min(max(left, 0.0), LONGEST_POLL) * 1000):
@@ -152,21 +163,28 @@ class WarmShell:
             left = end - time.monotonic()
             if left <= 0:
                 break
-        return bool(self._heard) or self._dead
+        return self.heard
+
+    @property
+    def heard(self) -> bool:
+        """Whether the first script's end is known, or the shell's."""
+        return self._dead or bool(self._heard)
 
     def _hear(self) -> None:
         """Read what is there. A script that is stopped has not ended."""
         piece = self._read()
         self._dead = not piece
-        self._data += piece
-        while (match := _REPLY.match(self._data)) is not None:
-            self._data = self._data[match.end() :]
-            if match[2] == b"stopped":
+        data, at = self._data + piece, 0
+        while (match := _REPLY.match(data, at)) is not None:
+            at = match.end()
+            said, word, stamp = match.groups()
+            if word == b"stopped":
                 time.sleep(_ASK_EVERY)
                 with contextlib.suppress(OSError):
                     os.write(self._replies, b"?\n")
             else:
-                self._heard.append((match[1], match[2], match[3]))
+                self._heard.append((said, word, stamp))
+        self._data = data[at:]
 
     def _read(self) -> bytes:
         try:
@@ -202,7 +220,7 @@ class WarmShell:
             return Told(os.waitstatus_to_exitcode(code), None)
         # Of a child that died of a signal the shell tells on its stderr, which is this socket; a script that exits with
         # 128 + n itself leaves it silent. SIGPIPE it passes over.
-        stamp = float(at.replace(b",", b".")) if at else None
+        stamp = float(at.replace(b",", b".")) if at else None  # some languages write a comma
         return Told(128 - code if code > 128 and said else code, stamp)
 
     @property
@@ -230,7 +248,7 @@ class WarmShell:
             while piece := os.read(self._reading, 65536):
                 size += len(piece)
         self._ending = True
-        self._base = None
+        self._shared = None
         os.write(self._requests, b"\x18\n")
         begun = self._ends[-1] - size if self._ends else 0
         back = sum(end > begun for end in self._ends)
@@ -244,7 +262,7 @@ class WarmShell:
         """
         end = time.monotonic() + _FORKS_WITHIN
         while not (groups := self._signal(number, first=first)) and time.monotonic() < end:
-            if not self.busy or (first and self._heard):
+            if not self.busy or (first and self.heard):
                 break
             time.sleep(0.0005)
         self._struck.update(groups)
@@ -284,27 +302,64 @@ class WarmShell:
             os.close(handle)
 
 
-def _line(script: Script) -> tuple[bytes, bytes]:
-    """Return what a script shares with others, and what is its own, as lines.
+class _Shared(NamedTuple):
+    """What scripts share that run one after the other: the directory above theirs, the ends of their paths, their variables."""
+
+    parent: str
+    path: str
+    out: str
+    err: str
+    own: Mapping[bytes, bytes]
+
+    @classmethod
+    def of(cls, script: Script) -> _Shared:
+        """Return what a script shares."""
+        cut = len(script.directory)
+        parent = script.directory.rpartition("/")[0]
+        return cls(parent, script.path[cut:], script.out[cut:], script.err[cut:], script.own)
+
+    def covers(self, script: Script) -> bool:
+        """Whether a script shares it."""
+        return self == self.of(script)
+
+    def line(self, restored: Mapping[bytes, bytes | None]) -> bytes:
+        """Return the line that tells it; ``restored`` are variables that others had.
+
+        Raises:
+            ColdError: it can't be told.
+        """
+        if not self.path.startswith("/"):
+            raise ColdError("more than can be told to it")
+        own = [name + b"=" + value for name, value in self.own.items()]
+        own += [name if value is None else name + b"=" + value for name, value in restored.items()]
+        constant = b"".join(each + b"\x1f" for each in own)
+        shared = [self.parent, self.path[1:], self.out[1:], self.err[1:]]
+        base = b"\x1d".join([*map(os.fsencode, shared), constant])
+        odd = base.count(b"\x1d") != len(shared) or constant.count(b"\x1f") != len(own)
+        if odd or any(sign in base for sign in (b"\0", b"\n", b"\x18")):
+            raise ColdError("a name or a variable with a control character")
+        return b"=" + base + b"\n"
+
+    def line_of(self, script: Script) -> bytes:
+        """Return the line that tells what is a script's own.
+
+        Raises:
+            ColdError: it can't be told.
+        """
+        own = script.token + script.directory[len(self.parent) :]
+        if _ODD.search(own) or not script.path.startswith(script.directory):
+            raise ColdError("a name with a control character, or more than can be told to it")
+        return os.fsencode(own) + b"\n"
+
+
+def _see_room(size: int) -> None:
+    """See that so many bytes can be told at once.
 
     Raises:
-        ColdError: they can't be told.
+        ColdError: they can't.
     """
-    directory = script.directory
-    own = dict(script.own)
-    token = own.pop(_TOKEN, b"").decode("ascii")
-    if not script.path.startswith(f"{directory}/"):
+    if size > _ROOM:
         raise ColdError("more than can be told to it")
-    parent, _, last = directory.rpartition("/")
-    cut = len(directory) + 1
-    constant = b"".join(name + b"=" + value + b"\x1f" for name, value in own.items())
-    shared = [parent, script.path[cut:], script.out[cut:], script.err[cut:]]
-    base = b"\x1d".join([*map(os.fsencode, shared), constant])
-    line = os.fsencode(f"{token}/{last}")
-    odd = base.count(b"\x1d") != len(shared) or constant.count(b"\x1f") != len(own)
-    if odd or any(sign in base + line for sign in (b"\0", b"\n", b"\x18")):
-        raise ColdError("a name or a variable with a control character")
-    return b"=" + base + b"\n", line + b"\n"
 
 
 def end_group(group: int, *, session: int) -> None:
@@ -318,7 +373,8 @@ def end_group(group: int, *, session: int) -> None:
 
 def _start(kind: Interpreter, environ: Mapping[bytes, bytes]) -> tuple[int, int, int, int]:
     """Return the process, the requests' reading and writing end, and the socket of the replies."""
-    program = (preload.program(kind.preload) if kind.kind == "python" else warmbash.program(kind, environ)).encode()
+    text = preload.program(kind.preload) if kind.kind == "python" else warmbash.program(kind, environ)
+    program = os.fsencode(text)
     reading, requests = os.pipe2(os.O_CLOEXEC)
     replies, writing = (end.detach() for end in socket.socketpair())
     first = warmbash.PROGRAM_FD

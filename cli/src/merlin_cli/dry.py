@@ -85,7 +85,8 @@ def _samples(plan: Plan, directory: Path) -> int:
     layout = Layout(str(directory), Geometry(plan, 0), plan.spec_root)
     step = StepWork(layout, 0, rows=None, restart=False)
     file = sampling.sample_file(layout, step)
-    script, command = step.script(0)
+    script = step.script(0)
+    command = script.text
     if not os.path.exists(file) and command.strip():  # noqa: PTH110 a text, as the agent has it
         where = os.path.normpath(directory / step.render(plan.samples.directory))
         _generate(Path(script.path), command, where=where)
@@ -136,9 +137,9 @@ def _script(works: Sequence["StepWork"], task: int) -> None:
     from merlin_agent import files
 
     for work in works:
-        script, content = work.script(task)
+        script = work.script(task)
         files.make_directory(script.directory)
-        text = work.launched(content, task, ())
+        text = work.launched(script.text, task, ())
         files.write_script(script.path, script.shell, text, replace=False)
 
 

@@ -34,12 +34,22 @@ def depth(count: int, level_max_dirs: int) -> int:
 
 def path(index: int, count: int, level_max_dirs: int) -> str:
     """Return the relative directory of sample ``index`` of ``count``, ``00/07`` for instance; empty for a single one."""
+    levels = depth(count, level_max_dirs)
+    if not levels:
+        return ""
+    above, digit = divmod(index, level_max_dirs)
+    return _above(above, levels - 1, level_max_dirs) + str(digit).zfill(len(str(level_max_dirs)))
+
+
+@functools.lru_cache(maxsize=256)
+def _above(index: int, levels: int, level_max_dirs: int) -> str:
+    """Return the directories that neighbours share, with a slash after each."""
     width = len(str(level_max_dirs))
     digits = []
-    for _ in range(depth(count, level_max_dirs)):
+    for _ in range(levels):
         index, digit = divmod(index, level_max_dirs)
-        digits.append(f"{digit:0{width}d}")
-    return "/".join(reversed(digits))
+        digits.append(f"{digit:0{width}d}/")
+    return "".join(reversed(digits))
 
 
 def paths(count: int, level_max_dirs: int) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import string
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -206,6 +207,41 @@ class TaskTokens:
         own = self.own(sample, values)
         return self._render(template, combination, lambda name: own(name.lower()))
 
+    def filler(self, template: Template, combination: int) -> Callable[[int, Sequence[str]], str]:
+        """Return what makes the text of a sample of one combination, given the sample and its values; as `render` does it.
+
+        Raises:
+            UnfillableError: it would hold more than a script can.
+        """
+        texts, names = [template.pieces[0]], []
+        of_combination = self._lookup(combination, lambda _: None)
+        for name, text in zip(template.pieces[1::2], template.pieces[2::2], strict=True):
+            if name.lower() in self.differing and name not in self._values(combination):
+                names.append(name)
+                texts.append(text)
+            else:
+                value = of_combination(name)
+                texts[-1] += (f"$({name})" if value is None else value) + text
+        if not names:
+            whole = texts[0]
+            return lambda _, __: whole
+        bound = Template(tuple(piece for pair in zip(texts, [*names, ""], strict=True) for piece in pair)[:-1])
+        columns = [
+            (self._columns[name.lower()], text)
+            for name, text in zip(names, texts[1:], strict=True)
+            if name.lower() in self._columns
+        ]
+        widest = max((at for at, _ in columns), default=0) if len(columns) == len(names) else sys.maxsize
+        begin = texts[0]
+
+        def fill(sample: int, values: Sequence[str]) -> str:
+            if len(values) > widest:
+                return begin + "".join([values[at] + text for at, text in columns])
+            own = self.own(sample, values)
+            return bound.render(lambda name: own(name.lower()))
+
+        return fill
+
     def render_shared(self, template: Template, *, combination: int) -> str:
         """Return the text with the tokens left in it that differ between samples."""
         return self._render(
@@ -235,11 +271,18 @@ class TaskTokens:
         return lookup
 
     def _render(self, template: Template, combination: int, own: Callable[[str], str | None]) -> str:
+        return template.render(self._lookup(combination, own))
+
+    def _values(self, combination: int) -> dict[str, str]:
         shared = self._shared.get(combination)
         if shared is None:
             if len(self._shared) >= KEPT:
                 self._shared.clear()
             shared = self._shared[combination] = self._of_combination(combination)
+        return shared
+
+    def _lookup(self, combination: int, own: Callable[[str], str | None]) -> Callable[[str], str | None]:
+        shared = self._values(combination)
 
         def lookup(name: str) -> str | None:
             if name in shared:
@@ -250,7 +293,7 @@ class TaskTokens:
                 return self._paths
             return self._workspace_of(name, combination)
 
-        return template.render(lookup)
+        return lookup
 
     @cached_property
     def _paths(self) -> str | None:
