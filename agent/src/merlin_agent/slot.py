@@ -350,7 +350,7 @@ class _Batch:
         end, cold = self.end, []
         since = self._clocks[1]
         while self._shell.busy:
-            late = not self._ends_in_time(since)
+            late = not self._shell.heard and not self._ends_in_time(since)
             try:
                 told = self._shell.end()
             except ColdError:

@@ -243,12 +243,13 @@ class Slots:
     def hand_over(self, run: ChunkRun, ended: Ended) -> None:
         """Have the loop hear of a task that ended; called by slots' threads."""
         self._ended.append((run, ended))
+        if self._draining or (self._armed and run.left):
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
             if run.left == 0:
-                if not self._draining:
-                    self._draining = True
-                    self.loop.call_soon_threadsafe(self._drain)
-            elif not self._armed:
+                self._draining = True
+                self.loop.call_soon_threadsafe(self._drain)
+            else:
                 self._armed = True
                 self.loop.call_soon_threadsafe(self.loop.call_later, GATHER, self._drain)
 
