@@ -32,7 +32,7 @@ FLAGS: Mapping[str, Mapping[str, int]] = {
     "flux job": {},
     "jsrun": {
         "-a": 1, "-c": 1, "-g": 1, "-n": 1, "-r": 1, "-d": 1, "-b": 1, "-X": 1, "--bind=": 0, "--np": 1, "--nrs": 1,
-        "--smpiargs=": 0, "--help": 0,
+        "--smpiargs=": 0, "--help": 0, "--version": 0,
     },
     "bsub": {"-nnodes": 1, "-W": 1, "-G": 1, "-q": 1, "-J": 1, "-o": 1, "-e": 1, "-wa": 1, "-wt": 1, "-alloc_flags": 1, "-P": 1, "-n": 1, "-R": 1},
     "bjobs": {"-noheader": 0, "-o": 1},
@@ -44,7 +44,7 @@ FLAGS: Mapping[str, Mapping[str, int]] = {
     "aprun": {"-n": 1, "-N": 1, "-d": 1, "-L": 1, "-cc": 1, "-V": 0},
     "srun": {
         "-n": 1, "-N": 1, "-w": 1, "-t": 1, "-c": 1, "-A": 1, "-p": 1, "--gpus=": 0, "--gpus-per-task=": 0, "--overlap": 0,
-        "--mpibind=": 0, "--cpu-bind=": 0,
+        "--mpibind=": 0, "--cpu-bind=": 0, "--version": 0,
     },
 }  # fmt: skip
 DIRECTIVES = {"bsub": "#BSUB ", "qsub": "#PBS ", "flux batch": "#flux: "}
@@ -118,8 +118,9 @@ def script(text, **more):
 if name == "mpiexec" and os.environ.get("FAKE_MPI"):
     name += " " + os.environ["FAKE_MPI"]
 VERSIONS = {{
-    "qsub": "pbs_version = 23.06.06", "mpiexec": "HYDRA build details:", "mpiexec PALS": "PALS 1.2.12",
-    "mpiexec Open MPI": "mpiexec (OpenRTE) 4.1.5", "aprun": "aprun 5.2",
+    "qsub": "pbs_version = 23.06.06", "mpiexec": "HYDRA build details:\\n    Version:   4.0.2", "mpiexec PALS": "PALS 1.2.12",
+    "mpiexec Open MPI": "mpiexec (OpenRTE) 4.1.5", "aprun": "aprun 5.2", "srun": "slurm-wlm 22.05.8",
+    "jsrun": "jsrun version 10.03.0.1",
 }}
 values, rest = taken(words)
 if "--version" in values or "--help" in values or name == "flux version":

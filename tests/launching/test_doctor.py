@@ -41,7 +41,7 @@ def test_a_healthy_job_gets_no_cures(tmp_path: Path) -> None:
     assert {finding.state for finding in found.values()} == {State.GOOD}
     assert found["allocation"].found == "slurm 7, 2 hosts, 30 min left"
     assert found["memory"].found == "8.0 GiB of this host are the job's"
-    assert found["launcher"].found == f"srun at {srun}"
+    assert found["launcher"].found == f"srun at {srun}, which does not say its version"
 
 
 def test_an_agent_outside_of_any_job_is_told_so() -> None:

@@ -63,30 +63,36 @@ def test_a_launcher_takes_every_line_that_is_written_for_it_and_starts_as_many_p
 
 
 @pytest.mark.parametrize(
-    ("environ", "tools", "allocation", "launcher"),
+    ("environ", "tools", "allocation", "launcher", "version"),
     [
         (
             {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_ON_NODE": "4", "SLURM_JOB_END_TIME": "1600"},
-            {}, "slurm 7, 2 hosts, 10 min left", "srun at",
+            {}, "slurm 7, 2 hosts, 10 min left", "srun at", "22.05.8",
         ),
-        ({"FLUX_URI": "local:///x", "FLUX_JOB_ID": "f1"}, {}, "flux f1, 2 hosts, 10 min left", "flux run at"),
+        ({"FLUX_URI": "local:///x", "FLUX_JOB_ID": "f1"}, {}, "flux f1, 2 hosts, 10 min left", "flux run at", "0.60.0"),
         (
             {"FLUX_URI": "local:///x", "FLUX_JOB_ID": "f1"},
-            {"FAKE_FLUX": "0.47.0"}, "flux f1, 2 hosts, 10 min left", "flux mini run at",
+            {"FAKE_FLUX": "0.47.0"}, "flux f1, 2 hosts, 10 min left", "flux mini run at", "0.47.0",
         ),
         (
             {"FLUX_URI": "local:///x", "FLUX_JOB_ID": "f1"},
-            {"FAKE_FLUX": "0.12.0"}, "flux f1, 2 hosts, 10 min left", "flux wreckrun at",
+            {"FAKE_FLUX": "0.12.0"}, "flux f1, 2 hosts, 10 min left", "flux wreckrun at", "0.12.0",
         ),
-        ({"LSB_JOBID": "9", "LSB_MCPU_HOSTS": "n1 4 n2 4"}, {}, "lsf 9, 2 hosts, 10 min left", "jsrun at"),
-        ({"PBS_JOBID": "3.s"}, {}, "pbs 3.s, 2 hosts, ", "mpiexec (hydra) at"),
-        ({"PBS_JOBID": "3.s"}, {"FAKE_MPI": "PALS"}, "pbs 3.s, 2 hosts, ", "mpiexec (PALS) at"),
-        ({"PBS_JOBID": "3.s"}, {"FAKE_MPI": "Open MPI"}, "pbs 3.s, 2 hosts, ", "mpiexec (Open MPI) at"),
+        ({"LSB_JOBID": "9", "LSB_MCPU_HOSTS": "n1 4 n2 4"}, {}, "lsf 9, 2 hosts, 10 min left", "jsrun at", "10.03.0.1"),
+        ({"PBS_JOBID": "3.s"}, {}, "pbs 3.s, 2 hosts, ", "mpiexec (hydra) at", "4.0.2"),
+        ({"PBS_JOBID": "3.s"}, {"FAKE_MPI": "PALS"}, "pbs 3.s, 2 hosts, ", "mpiexec (PALS) at", "1.2.12"),
+        ({"PBS_JOBID": "3.s"}, {"FAKE_MPI": "Open MPI"}, "pbs 3.s, 2 hosts, ", "mpiexec (Open MPI) at", "4.1.5"),
     ],
     ids=["slurm", "flux", "flux 0.47", "flux 0.12", "lsf", "pbs", "pbs, PALS", "pbs, Open MPI"],
 )  # fmt: skip
 def test_the_doctor_names_the_job_and_the_launcher_s_own_spelling(
-    machine: Fakes, tmp_path: Path, environ: dict[str, str], tools: dict[str, str], allocation: str, launcher: str
+    machine: Fakes,
+    tmp_path: Path,
+    environ: dict[str, str],
+    tools: dict[str, str],
+    allocation: str,
+    launcher: str,
+    version: str,
 ) -> None:
     if "PBS_JOBID" in environ:
         (tmp_path / "nodes").write_text("n1\nn2\n")
@@ -101,4 +107,5 @@ def test_the_doctor_names_the_job_and_the_launcher_s_own_spelling(
     told = {each.name: each for each in doctor.allocation_findings(found, usable=4, environ=environment, ask=ask)}
     assert told["allocation"].found.startswith(allocation)
     assert told["launcher"].found.startswith(launcher)
+    assert told["launcher"].found.endswith(f", version {version}")
     assert told["launcher"].state is State.GOOD

@@ -102,7 +102,9 @@ def _launcher(found: Found, environ: Mapping[str, str], ask: schedulers.Ask) -> 
     if path is None:
         cure = f"load the module that brings {program}, or put it on PATH before the agent starts"
         return Finding("launcher", State.WRONG, f"expected {kind.value}, found no {program} on PATH", cure)
-    return Finding("launcher", State.GOOD, f"{kind.value} at {path}")
+    version = schedulers.launcher_version(kind, ask)
+    said = f", version {version}" if version else ", which does not say its version"
+    return Finding("launcher", State.GOOD, f"{kind.value} at {path}{said}")
 
 
 def _limits() -> Finding:

@@ -208,6 +208,16 @@ def flux_version(ask: Ask) -> str:
     return named[1] if named else ""
 
 
+def launcher_version(kind: Kind, ask: Ask) -> str:
+    """Return the version that a launcher says of itself, such as ``22.05.8``; empty where it says none."""
+    program = kind.value.split()[0]
+    if program == "flux":
+        return flux_version(ask)
+    said = ask([program, "-V" if kind is Kind.APRUN else "--version"]) or ""
+    named = re.search(r"\d+(?:\.\d+)+\S*", said)
+    return named[0] if named else ""
+
+
 def mpi_kind(ask: Ask) -> Kind:
     """Return the family of this machine's ``mpiexec``."""
     said = ask(["mpiexec", "--version"]) or ""
