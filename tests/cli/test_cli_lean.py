@@ -118,15 +118,3 @@ def test_a_lean_study_whose_agent_is_killed_loses_nothing_and_runs_nothing_again
     times = [(directory / "runs").read_text().split().count(str(n)) for n in range(1, 81)]
     assert set(times) <= {1, 2}
     assert times.count(2) <= 2, "only what ran in the two slots as the agent died"
-
-
-def test_a_restart_of_a_lean_study_runs_what_did_not_succeed(place: Path) -> None:
-    text = WALK.replace("sleep 0.05", '[ $(N) -ne 5 ] || [ -e "$(MERLIN_WORKSPACE)/good" ]')
-    code, lines, _ = Merlin(place, "run", spec(place, text), "--local").ended()
-    directory = outputs(lines)
-    assert code == 3
-    (directory / "good").touch()
-    code, lines, said = Merlin(place, "restart", str(directory), "--local").ended()
-    assert code == 0, (lines, said)
-    ran = (directory / "runs").read_text().split()
-    assert (len(ran), ran.count("5")) == (81, 2)

@@ -143,7 +143,7 @@ def _is_wanted(study: _Study, step: int, wanted: Wanted, task: int) -> bool:
 def _logged(study: _Study, step: int, wanted: Wanted) -> int:
     shown = 0
     for each in _executions(study, step, _range(study, step, wanted)):
-        if wanted.failed and each.ran.outcome is Outcome.SUCCEEDED:
+        if wanted.failed and not study.tally.failed(step, each.ran.task):
             continue
         if not _is_wanted(study, step, wanted, each.ran.task):
             continue
