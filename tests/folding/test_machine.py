@@ -1,4 +1,4 @@
-"""The pure core as a machine that Hypothesis drives: deliveries, losses, duplicates, crashes, steps of the clock.
+"""The pure core as a machine that Hypothesis drives: deliveries, losses, duplicates, crashes, lost logs, steps of the clock.
 
 What must hold at each step is `World`'s to say: nothing starts early, nothing is out twice. Here is what may happen to it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from merlin_study.ledger import Ledger
 from tests.folding.studies import Shape
@@ -50,6 +50,12 @@ class Machine(RuleBasedStateMachine):
             ledger.issue(chunk)
         ledger.settle_waiting()
         world.ledger = ledger
+
+    @precondition(lambda self: self.world.epoch < 4)
+    @rule(kept=st.floats(0, 1))
+    def lose_the_log(self, kept: float) -> None:
+        """The stream is emptied or rewound, and completed from the workspace, as `merlin_operator.repair` has it."""
+        self.world.lose_the_log(kept)
 
     @rule(seconds=st.sampled_from([-3600.0, -1.0, 3600.0]))
     def step_the_clock(self, seconds: float) -> None:

@@ -39,7 +39,12 @@ class World:
         self.first = offset(self.plan)
         self.ledger = Ledger(self.plan)
         self.random = random.Random(seed)
-        self.log: list[tuple[wire.Bound | wire.Start | wire.Report | wire.Lost, float]] = []
+        self.log: list[tuple[wire.Entry, float]] = []
+        self.recorded: list[wire.Start | wire.Report] = []
+        """What agents wrote into the workspace, whatever becomes of the log."""
+        self.epoch = 1
+        self.hands: list[wire.Chunk] = []
+        """Chunks of earlier epochs that agents still have."""
         self.now = 1000.0
         self.waiting: dict[int, wire.Chunk] = {}
         self.running: dict[int, tuple[wire.Chunk, str, int]] = {}
@@ -52,14 +57,16 @@ class World:
         at = step - self.first
         return self.naive.tasks[at][index] if at >= 0 else None
 
-    def apply(self, entry: wire.Bound | wire.Start | wire.Report | wire.Lost) -> None:
+    def apply(self, entry: wire.Entry) -> None:
         self.log.append((entry, self.now))
+        if isinstance(entry, wire.Start | wire.Report) and entry not in self.recorded:
+            self.recorded.append(entry)
         self.ledger.apply(entry, at=self.now)
         if self.random.random() < 0.2:  # everything may come twice
             self.ledger.apply(entry, at=self.now)
 
     def issue(self) -> None:
-        candidate = Candidate("u", self.plan.hash, 1, self.ledger, "any", self.served)
+        candidate = Candidate("u", self.plan.hash, self.epoch, self.ledger, "any", self.served)
         # Queues have no agents for a while.
         served = [want for want in sorted(self.plan.wants) if self.random.random() < 0.8]
         capacity = {("any", *want): Capacity(self.random.randint(1, 3)) for want in served}
@@ -70,6 +77,7 @@ class World:
                 if task is not None:
                     assert self.naive.parents(task) <= self.over, "issued before what it waits for was over"
                     assert self.naive.queue(task) == issue.route.queue, "sent to the agents of another queue"
+                    assert task not in self.over, "issued again after it was over"
                 out = {**self.waiting, **{fence: run[0] for fence, run in self.running.items()}}
                 twice = any(other.step == chunk.step and index in self.open[fence] for fence, other in out.items())
                 assert not twice, "out twice"
@@ -79,6 +87,8 @@ class World:
     def act(self) -> None:
         self.now += self.random.random()
         choice = self.random.random()
+        if self.hands and self.random.random() < 0.2:
+            self.claim_in_vain(self.hands.pop())
         if self.waiting and (choice < 0.4 or not self.running):
             chunk = self.waiting.pop(self.random.choice(list(self.waiting)))
             agent = f"a{self.random.randint(0, 2)}"
@@ -97,8 +107,40 @@ class World:
         if self.zombies and self.random.random() < 0.3:
             late = self.zombies.pop()
             self.apply(late)
-            for index in late.results[0].tasks.indices():
+            for index in late.results[0].tasks.indices() if late.results else ():
                 self.finish(late.step, index)
+
+    def lose_the_log(self, kept: float) -> None:
+        """The broker forgets all but a beginning of the log, and every verdict after it; an agent tells what the workspace records.
+
+        Chunks that nobody has claimed may still be in agents' hands: claims of them come late, and nothing of them runs.
+        """
+        self.hands += self.waiting.values()
+        self.waiting = {}
+        self.log = self.log[: int(len(self.log) * kept)]
+        self.epoch += 1
+        self.ledger = Ledger(self.plan)
+        for entry, at in self.log:
+            self.ledger.apply(entry, at=at)
+        self.ledger.next_fence = wire.first_fence(self.epoch)
+        told = sorted(self.recorded, key=lambda each: each.chunk.fence if isinstance(each, wire.Start) else each.fence)
+        for entry in told:
+            self.apply(entry)
+            if self.running and self.random.random() < 0.2:
+                self.progress(self.random.choice(list(self.running)))
+            if self.hands and self.random.random() < 0.1:
+                self.claim_in_vain(self.hands.pop())
+        self.apply(wire.Repaired(epoch=self.epoch))
+        for number, fence in list(self.ledger.fences.items()):
+            if number not in self.running and fence.holder is not None:
+                self.apply(wire.Lost(fence=number, agent=fence.holder))
+
+    def claim_in_vain(self, chunk: wire.Chunk) -> None:
+        """An agent claims a chunk of an earlier epoch, and hands it back once it has found that out."""
+        entry = wire.Start(agent="late", chunk=chunk)
+        self.log.append((entry, self.now))
+        self.ledger.apply(entry, at=self.now)
+        self.zombies.append(self.report(chunk, "late", 1, None, Outcome.LOST))
 
     def progress(self, fence: int) -> None:
         chunk, agent, serial = self.running[fence]

@@ -46,6 +46,10 @@ class Reporter:
         self.space = subjects.Space("ns")
         self.keyring, self.plan, self.samples, self.name = keyring, plan, samples, name
         self.runs: Counter[tuple[int, int]] = Counter()
+        self.told: dict[str, list[tuple[str, wire.Message]]] = {}
+        """By study what we wrote into its log, as an outcome log in a workspace would have it."""
+        self.holds: set[tuple[str, int]] = set()
+        self._answered: set[tuple[str, int]] = set()
         self._broker = broker
         self._queues = queues
         self._stopped, self._works, self._seconds = False, works, seconds
@@ -76,8 +80,11 @@ class Reporter:
 
     async def _beat(self) -> None:
         subject = self.space.heartbeat(SITE, self.name)
-        beat = wire.Heartbeat(agent=self.name, site=SITE, host="h", pid=1, version="0", slots=4, queues=self._queues)
         while not self._stopped:
+            holds = tuple(sorted(self.holds))
+            beat = wire.Heartbeat(
+                agent=self.name, site=SITE, host="h", pid=1, version="0", slots=4, queues=self._queues, holds=holds
+            )
             with contextlib.suppress(NatsError):
                 await self._client.publish(
                     subject, self.keyring.seal(beat.encode(), scope=AGENTS_SCOPE, context=subject)
@@ -96,7 +103,20 @@ class Reporter:
         subject = self.space.offer(SITE)
         message = await self._js.get_msg(self.space.control_stream, subject=subject, direct=True)
         data = self.keyring.open(message.data or b"", scope=AGENTS_SCOPE, context=subject, signer=Signer.OPERATOR)
-        return wire.Offer.model_validate_json(data).consumers
+        offer = wire.Offer.model_validate_json(data)
+        for recall in offer.recalls:
+            if recall.agent == self.name and (recall.study, recall.epoch) not in self._answered:
+                await self._recall(recall)
+        return offer.consumers
+
+    async def _recall(self, recall: wire.Recall) -> None:
+        """Complete a log from what we know, which an agent would read in the workspace."""
+        known = self.told.get(recall.study, [])
+        for subject, entry in known:
+            await self.append(recall.study, subject, entry, expected=None)
+        word = wire.Recalled(agent=self.name, site=SITE, epoch=recall.epoch, found=bool(known))
+        await self.append(recall.study, self.space.recalled(recall.study), word, expected=None)
+        self._answered.add((recall.study, recall.epoch))
 
     async def _pull(self, consumer: wire.Consumer) -> None:
         pull = await self._js.pull_subscribe_bind(consumer=consumer.name, stream=self.space.task_stream)
@@ -127,6 +147,7 @@ class Reporter:
             return
         # Its acknowledgement may get lost: then it comes again, and was claimed by ourselves.
         self._taken.add((chunk.study, chunk.fence))
+        self.holds.add((chunk.study, chunk.fence))
         self.runs.update((chunk.step, index) for index in chunk.tasks.indices())
         facts = wire.SampleFacts(count=self.samples, columns=1, digest="d") if chunk.step == 0 else None
         report = wire.Report(
@@ -146,6 +167,7 @@ class Reporter:
             except (NatsError, TimeoutError, OSError):
                 await asyncio.sleep(0.05)
             else:
+                self.holds.discard((chunk.study, chunk.fence))
                 return
 
     async def _claim(self, chunk: wire.Chunk, subject: str) -> bool:
@@ -181,6 +203,8 @@ class Reporter:
 
     async def append(self, study: str, subject: str, entry: wire.Message, *, expected: int | None) -> None:
         """Append to the log, as the first message of its subject where ``expected`` is 0."""
+        if isinstance(entry, wire.Start | wire.Report) and (subject, entry) not in self.told.setdefault(study, []):
+            self.told[study].append((subject, entry))
         headers = {} if expected is None else {"Nats-Expected-Last-Subject-Sequence": str(expected)}
         await self._js.publish(
             subject, self.keyring.seal(entry.encode(), scope=study, context=subject), headers=headers

@@ -37,6 +37,7 @@ from merlin_agent.post import Post
 from merlin_agent.presence import Presence
 from merlin_agent.reaper import Reaper
 from merlin_agent.record import Recorder
+from merlin_agent.retell import Reteller
 from merlin_agent.slots import Slots
 from merlin_agent.studies import Studies
 from merlin_agent.submissions import Submissions
@@ -153,6 +154,7 @@ class Agent:
         )
         self._retiring: asyncio.Task[None] | None = None
         self._user = _user()
+        self._reteller = Reteller(post, self._studies, agent=self.id, site=settings.site, complain=self._complain)
         self._beat = Beat(post, self._describe, lambda: self._intake.offer.timing.heartbeat)
         self._intake = Intake(
             post,
@@ -165,7 +167,7 @@ class Agent:
             seconds_left=lambda: self._clock.seconds_left(time.time()),
             accept=self._lives.accept,
             refuse=self._on_refused,
-            offered=Offered(retimed=self._beat.soon, quarantined=self._on_quarantined),
+            offered=Offered(retimed=self._beat.soon, quarantined=self._on_quarantined, recalled=self._reteller.heed),
         )
         self._lives.serve(self._intake, self._on_rehearsed)
         self._link.listen(post.space.rollcall, lambda _: self._beat.soon())

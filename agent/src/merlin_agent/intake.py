@@ -25,7 +25,7 @@ from merlin_study import subjects
 from merlin_study.bitmap import Bitmap
 from merlin_study.seal import SealError, Signer
 from merlin_study.taskset import TaskSet
-from merlin_study.wire import Chunk, Consumer, Offer
+from merlin_study.wire import Chunk, Consumer, Offer, Recall
 
 POLL: Final = 10.0
 REREAD: Final = 30.0
@@ -78,10 +78,11 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """Whom to tell that an offer changed the clocks, or that it says that this host gets no work for a while."""
+    """Whom to tell that an offer changed the clocks, that this host gets no work for a while, which logs are to be completed."""
 
     retimed: Callable[[], None]
     quarantined: Callable[[], None]
+    recalled: Callable[[tuple[Recall, ...]], None]
 
 
 class Intake:
@@ -112,7 +113,7 @@ class Intake:
             offered: Told what an offer changes.
         """
         self._post, self._taste = post, taste
-        self._retimed, self._on_quarantined = offered.retimed, offered.quarantined
+        self._retimed, self._on_quarantined, self._on_recalls = offered.retimed, offered.quarantined, offered.recalled
         self._hosts, self._wide_room = reach.hosts, reach.has_room
         self._load, self.seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
         self._wake = asyncio.Event()
@@ -394,6 +395,7 @@ class Intake:
         if offer != self.offer:
             free = not self._quarantined
             self.offer = offer
+            self._on_recalls(offer.recalls)
             if free and self._quarantined:
                 self._give_back_held()
                 self._on_quarantined()

@@ -54,6 +54,10 @@ _LOOK_EVERY: Final = 2.0
 _RETURN_DELAY: Final = 5.0
 
 
+class OutdatedError(Exception):
+    """A chunk was issued in an earlier epoch of its study; the operator issues its tasks again."""
+
+
 @dataclass(eq=False)
 class Life:
     """A claimed chunk with all that belongs to it."""
@@ -127,7 +131,6 @@ class Lives:
         self._intake: Intake | None = None
         self._rehearsed: Callable[[ChunkRun, int], None] = lambda _, __: None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._logging: set[asyncio.Task[None]] = set()
         self.entering = 0
         """Slots' worth of tasks in chunks that are not fed yet: they count as ready, so that not too many are claimed."""
         self.entering_wide = 0
@@ -206,7 +209,7 @@ class Lives:
         except Exception as error:  # noqa: BLE001 - claimed, its fault is told; given back in silence, nobody would know
             _log.exception("a study could not be opened; this is a bug, please report it")
             refused = _bug(error)
-        if held.chunk.study in self._studies.cancelled:
+        if held.chunk.study in self._studies.cancelled or self._studies.is_outdated(held.chunk):
             await self._intake.answer(held, Answer.DONE)
             return None
         failpoints.reach("agent.claim")
@@ -306,15 +309,14 @@ class Lives:
 
     async def _feed(self, life: Life, reserved: _Reserved) -> None:
         """Do what comes before the first task, then let the slots have the chunk."""
-        run, study = life.run, life.study
-        self._note(
-            study,
-            outcomelog.Entry(
-                study=study.uid, plan=run.chunk.plan, start=wire.Start(agent=self._agent, chunk=run.chunk)
-            ),
-        )
+        run = life.run
         try:
+            await self._stand_by(life)
             work = await self._prepare(life, reserved)
+        except OutdatedError as error:
+            life.refused = str(error)
+            self.hand_back(life)
+            return
         except (RefusedError, OSError) as error:
             self._decline(life, str(error))
             return
@@ -348,6 +350,27 @@ class Lives:
         if (left := self._intake.seconds_left()) < float("inf"):
             # What has not started by then would not end in time.
             asyncio.get_running_loop().call_later(max(0.0, left - lane.walltime), self.hand_back, life)
+
+    async def _stand_by(self, life: Life) -> None:
+        """Write our claim where a log that is lost can be told from, and only then ask whether it still counts.
+
+        In this order: whoever raises the epoch says so before it has the workspace read. So either our claim is read there, or we
+        see the epoch.
+
+        Raises:
+            RefusedError: the claim can't be written.
+            OutdatedError: it counts for nothing.
+        """
+        chunk = life.run.chunk
+        claim = outcomelog.Entry(
+            study=life.study.uid, plan=chunk.plan, start=wire.Start(agent=self._agent, chunk=chunk)
+        )
+        failpoints.reach("agent.standby")
+        if problem := await self._record(life.study, claim):
+            raise RefusedError(problem)
+        failpoints.reach("agent.stoodby")
+        if not await self._studies.counts(chunk):
+            raise OutdatedError(f"chunk {chunk.fence}: issued before its study's log was lost; it is issued again")
 
     async def _prepare(self, life: Life, reserved: _Reserved) -> Work:
         """Enter the workspace, and inherit what lost holders of the chunk finished."""
@@ -527,14 +550,8 @@ class Lives:
         failpoints.reach("agent.reported")
         history.note("reported", study=study, fence=report.fence, serial=report.serial, final=report.final)
 
-    async def _record(self, study: Study, entry: outcomelog.Entry) -> None:
-        await self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))
-
-    def _note(self, study: Study, entry: outcomelog.Entry) -> None:
-        """Log a line that nothing waits for; lines are written in their order."""
-        task = asyncio.create_task(self._record(study, entry))
-        self._logging.add(task)
-        task.add_done_callback(self._logging.discard)
+    async def _record(self, study: Study, entry: outcomelog.Entry) -> str:
+        return await self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))
 
     def hand_back(self, life: Life) -> None:
         """Start nothing more of a chunk; what runs of it goes on."""

@@ -36,16 +36,19 @@ class Recorder:
     def __init__(self, complain: Callable[[str], None]) -> None:
         self._complain = complain
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
-        self._waiting: list[tuple[str, bytes, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[str, bytes, asyncio.Future[str]]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def append(self, path: str, line: bytes) -> None:
-        """Append a line; one that can't be written is a problem told, and no reason to keep a result from the broker."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def append(self, path: str, line: bytes) -> str:
+        """Append a line, and return once it is on disk; or say why it is not, which is a problem told, too.
+
+        That is no reason to keep a result from the broker; only what is not claimed here does not run.
+        """
+        written: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((path, line, written))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
-        await written
+        return await written
 
     async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -54,14 +57,16 @@ class Recorder:
             by_path: dict[str, list[bytes]] = {}
             for path, line, _ in batch:
                 by_path.setdefault(path, []).append(line)
+            failed: dict[str, str] = {}
             for path, lines in by_path.items():
                 try:
                     await loop.run_in_executor(self._thread, _append, path, b"".join(lines))
                 except OSError as error:
-                    self._complain(f"{path}: the outcome log can't be written: {error.strerror}")
-            for _, _, written in batch:
+                    failed[path] = f"{path}: the outcome log can't be written: {error.strerror}"
+                    self._complain(failed[path])
+            for path, _, written in batch:
                 if not written.done():
-                    written.set_result(None)
+                    written.set_result(failed.get(path, ""))
 
     def close(self) -> None:
         """End the thread once it has written."""

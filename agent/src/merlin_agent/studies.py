@@ -201,8 +201,8 @@ class Studies:
             await self._hear(chunk.study)
             key = (chunk.study, chunk.plan)
             if key not in self._studies:
-                plan = await self._plan(chunk)
-                root = workspace.study_root(plan, self._workspace_root, complete)
+                plan = await self._plan(chunk.study, chunk.plan)
+                root = self._root(plan)
                 if environment.refers(complete(plan.output_path)):
                     raise RefusedError(
                         f"OUTPUT_PATH {plan.output_path}: holds a variable that is not set in this agent's environment; "
@@ -218,16 +218,27 @@ class Studies:
                 study.bound = True
             return study
 
-    async def _plan(self, chunk: Chunk) -> Plan:
-        subject = self._post.space.plan(chunk.study, chunk.plan)
+    async def root_of(self, study: str, plan_hash: str) -> str:
+        """Return where the workspace of a study is, or would be.
+
+        Raises:
+            NotYetError: there is no plan that opens.
+        """
+        return self._root(await self._plan(study, plan_hash))
+
+    def _root(self, plan: Plan) -> str:
+        return workspace.study_root(plan, self._workspace_root, complete)
+
+    async def _plan(self, study: str, plan_hash: str) -> Plan:
+        subject = self._post.space.plan(study, plan_hash)
         try:
-            stored = await self._post.read(subject, scope=chunk.study)
+            stored = await self._post.read(subject, scope=study)
             if stored is None:
                 raise NotYetError(f"{subject}: expected the plan, found none")
             plan = Plan.from_json(await asyncio.to_thread(_inflated, stored))
         except (SealError, BlobError, ValidationError, zlib.error) as error:
             raise NotYetError(f"{subject}: {str(error).splitlines()[0]}") from error
-        if plan.hash != chunk.plan or plan.version != PLAN_VERSION:
+        if plan.hash != plan_hash or plan.version != PLAN_VERSION:
             raise NotYetError(
                 f"{subject}: expected the plan of this hash in version {PLAN_VERSION}, found {plan.hash[:16]} in {plan.version}"
             )
@@ -245,8 +256,10 @@ class Studies:
         self._asked.clear()
 
     async def _hear(self, study: str) -> None:
-        if study in self._asked:
-            return
+        if study not in self._asked:
+            await self._read_word(study)
+
+    async def _read_word(self, study: str) -> None:
         subject = self._post.space.control(study)
         data = await until_answered(lambda: self._post.broker.last(self._post.space.control_stream, subject))
         if data is not None:
@@ -260,8 +273,11 @@ class Studies:
             word = Control.model_validate_json(payload)
         except (SealError, ValidationError):
             return  # nobody whom we trust said anything
-        if word.study != study or study in self.cancelled or self._words.get(study) == word:
+        known = self._words.get(study)
+        if word.study != study or study in self.cancelled or known == word:
             return
+        if known is not None and word.epoch < known.epoch:
+            return  # a broker that was restored says what it said once
         self._words[study] = word
         if word.cancelled:
             self.cancelled.add(study)
@@ -281,6 +297,17 @@ class Studies:
             task = asyncio.create_task(asyncio.to_thread(_write_down, f"{root}/{workspace.INFO}", finale))
             self._listening.add(task)
             task.add_done_callback(self._listening.discard)
+
+    def is_outdated(self, chunk: Chunk) -> bool:
+        """Whether a chunk was issued in an earlier epoch of its study, as far as we have heard."""
+        word = self._words.get(chunk.study)
+        return word is not None and chunk.epoch < word.epoch
+
+    async def counts(self, chunk: Chunk) -> bool:
+        """Ask the broker whether a chunk that is claimed was issued in the present epoch of its study."""
+        await self._read_word(chunk.study)
+        word = self._words.get(chunk.study)
+        return chunk.epoch == 1 if word is None else chunk.epoch >= word.epoch
 
     def stopped(self, chunk: Chunk) -> Stop | None:
         """Return why nothing of a chunk may start, None where it may."""

@@ -52,6 +52,8 @@ STOP_WORKERS: Final = "StopWorkers"
 """A task ended with exit code 105: agents of the study stopped, others take nothing more of it; a restart goes on."""
 NOT_SUSPENDED: Final = "NotSuspended"
 """The study is not suspended."""
+LOG_INCOMPLETE: Final = "LogIncomplete"
+"""The broker may have lost some of the study's log, and no agent that sees the workspace is there to tell it."""
 WORKSPACE_FULL: Final = "WorkspaceFull"
 """Agents find the disk or the quota of the workspace full; they hand tasks back and wait. No task fails by it."""
 AGENTS_LOST: Final = "AgentsLost"
@@ -230,10 +232,8 @@ def _suspended(view: StudyView) -> Condition:
 def _degraded(view: StudyView) -> Condition:
     if view.doubled:
         return Condition("Degraded", "True", DOUBLED, f"{view.doubled} executions ran again without a reason")
-    if view.full_on:
-        hosts = ", ".join(view.full_on[:5]) + (" and others" if len(view.full_on) > 5 else "")
-        message = f"no room to write in the workspace, say agents on {hosts}; free some, and all goes on"
-        return Condition("Degraded", "True", WORKSPACE_FULL, _clean(message, MAX_MESSAGE))
+    if (held := _held_up(view)) is not None:
+        return held
     if view.exhausted:
         message = f"{view.exhausted} tasks took one agent after the other with them; failures tells which"
         return Condition("Degraded", "True", AGENTS_LOST, message)
@@ -245,6 +245,17 @@ def _degraded(view: StudyView) -> Condition:
             "Degraded", "True", view.warnings[0].reason, _clean("\n".join(map(str, view.warnings)), MAX_MESSAGE)
         )
     return Condition("Degraded", "False", AS_EXPECTED)
+
+
+def _held_up(view: StudyView) -> Condition | None:
+    """Say what keeps all of a study from going on, and who can cure it."""
+    if view.lost_log:
+        return Condition("Degraded", "True", LOG_INCOMPLETE, _clean(view.lost_log, MAX_MESSAGE))
+    if not view.full_on:
+        return None
+    hosts = ", ".join(view.full_on[:5]) + (" and others" if len(view.full_on) > 5 else "")
+    message = f"no room to write in the workspace, say agents on {hosts}; free some, and all goes on"
+    return Condition("Degraded", "True", WORKSPACE_FULL, _clean(message, MAX_MESSAGE))
 
 
 def _end_reason(view: StudyView) -> str:

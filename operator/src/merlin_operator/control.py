@@ -232,7 +232,7 @@ class Control:
             gone.append(fence.chunk.fence)
         return gone
 
-    def word(self, study: str) -> wire.Control:
+    def word(self, study: str, *, epoch: int = 1) -> wire.Control:
         """Return what agents should know of the study."""
         ledger = self.ledger
         held = self.switches.suspend or self.stopped
@@ -241,6 +241,7 @@ class Control:
         )
         return wire.Control(
             study=study,
+            epoch=epoch,
             name=ledger.plan.name,
             drop_below=ledger.next_fence if held else max(ledger.drop_below, default=0),
             kill_below=ledger.kill_below,

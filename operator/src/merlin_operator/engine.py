@@ -5,16 +5,18 @@ decision out; nothing depends on which event woke it. What it knows of a study i
 engine that reads the same log is the same engine.
 
 Its parts, in the order of a round: `merlin_operator.logreader` (the log, and the sync that a study needs before it may
-issue), `merlin_operator.verdicts` (what only the operator decides), `merlin_operator.warden` (hosts that fail everything),
-`merlin_operator.assignments` (what agents are told), `merlin_operator.routing` (consumers and offers),
-`merlin_operator.publication` (chunks); beside them `merlin_operator.removal` and `merlin_operator.showing`. Any refused
-or unanswered write makes the study unsynced again: read, never repeat.
+issue), `merlin_operator.repair` (logs that may lack something), `merlin_operator.verdicts` (what only the operator decides),
+`merlin_operator.warden` (hosts that fail everything), `merlin_operator.assignments` (what agents are told),
+`merlin_operator.routing` (consumers and offers), `merlin_operator.publication` (chunks); beside them
+`merlin_operator.removal` and `merlin_operator.showing`. Any refused or unanswered write makes the study unsynced again:
+read, never repeat.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,12 +31,14 @@ from merlin_operator.board import AgentView, Board, Submission
 from merlin_operator.brokerwatch import BrokerWatch
 from merlin_operator.control import switches_of
 from merlin_operator.core import AGENTS_SCOPE, Core, Counters, EngineConfig
+from merlin_operator.doubt import Past
 from merlin_operator.family import Lineage
 from merlin_operator.keeper import Keeper
 from merlin_operator.load import BrokerLoad
 from merlin_operator.logreader import LogReader
 from merlin_operator.publication import Publisher
 from merlin_operator.removal import Remover
+from merlin_operator.repair import Repairer
 from merlin_operator.routing import Router
 from merlin_operator.stream import Outage
 from merlin_operator.study import Study
@@ -83,6 +87,7 @@ class Engine:
         self._judge = Judge(self.core)
         self._router, self._publisher = Router(self.core), Publisher(self.core, self._judge.withdraw)
         self._foreman = Foreman(self.core)
+        self._repairer = Repairer(self.core, self._judge)
         self._remover = Remover(self.core, self._turn)
         self._watch = BrokerWatch(self.core)
         self._last_loop = time.monotonic()
@@ -112,6 +117,7 @@ class Engine:
 
     async def _compiled(self, submission: Submission) -> Study:
         study = Study(submission.ref, submission.generation, created=submission.created, lineage=submission.lineage)
+        study.made, study.past = submission.created, Past.of(submission.status)
         try:
             table = await self._contents.table(submission)
             verdict = acceptance.judge(submission, table, taken=self._taken(submission.ref.uid))
@@ -162,6 +168,7 @@ class Engine:
     def add(self, ref: StudyRef, plan: Plan, lineage: Lineage | None = None, *, created: float | None = None) -> None:
         """Take a compiled study, as the local engine does; ``created`` in Unix seconds, None for one that is new."""
         study = Study(ref, 1, created=time.time() if created is None else created, lineage=lineage or Lineage())
+        study.made = math.inf if created is None else created
         study.adopt(plan)
         self.studies[ref.uid] = study
         self.core.wake.set()
@@ -226,6 +233,7 @@ class Engine:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.broker.run(self._connected))
             tasks.create_task(self._reader.follow())
+            tasks.create_task(self._reader.watch())
             tasks.create_task(self._rounds())
             tasks.create_task(self._births.run())
             tasks.create_task(self._watch.run())
@@ -278,6 +286,7 @@ class Engine:
             study.doubt(now, patience=_PATIENCE)
             if study.ledger is not None and not study.synced and not study.cancelled:
                 await self._reader.sync(study)
+        await self._repairer.repair(now)
         await self._judge.judge_losses(now)
         await self._warden.judge(now)
         await self._judge.judge_switches()

@@ -48,6 +48,15 @@ class Fleet:
         heard = member.heard if member is not None else 0.0
         return now - max(heard, self._listening_since)
 
+    def last(self, agent: str) -> tuple[wire.Heartbeat | None, float]:
+        """Return an agent's last heartbeat and when it was heard; None where there was none."""
+        member = self.members.get(agent)
+        return (None, 0.0) if member is None else (member.heartbeat, member.heard)
+
+    def listened(self, since: float, now: float) -> float:
+        """Return for how many of the seconds since a moment agents could be heard."""
+        return now - max(since, self._listening_since)
+
     def is_gone(self, agent: str, now: float) -> bool:
         """Whether an agent said its last word, or has been silent for too long."""
         member = self.members.get(agent)

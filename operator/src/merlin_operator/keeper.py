@@ -79,6 +79,8 @@ class Keeper:
             return False
         if not self._keeps_kin and (study.children or study.orders):
             return False
+        if study.broken or (study.ledger is not None and study.ledger.early):
+            return False  # what is told anew is told again, should we die
         if study.entries < self.core.config.snapshot_entries:
             return False
         ended, took = self._took.get(study.ref.uid, (0.0, 0.0))
@@ -162,6 +164,7 @@ class Keeper:
         asked.give(study)
         study.folded, study.verdict, study.entries = head.sequence, head.verdict, 0
         study.kept = frozenset(blocks) | ({head.state, head.kin} - {""})
+        study.folded_as, study.first = hash(entry.data), head.sequence
         return head.sequence
 
     async def _read(self, uid: str, digest: str) -> bytes:

@@ -1,5 +1,8 @@
 """How a study's log reaches its ledger: the follower of all new entries, and the sync that reads the past.
 
+Each connection may be to another server, or the same one may have lost or replaced what it kept: what is not certain to
+be as it was puts the study into doubt (`merlin_operator.repair`).
+
 A study is *synced* once its cursor was read, then the chunks in the task stream, then the log up to where it ended after
 that. In this order nothing slips through, because a chunk leaves the task stream only after its start stands in the log.
 """
@@ -10,13 +13,16 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
+from typing import Final
 
 from pydantic import ValidationError
 
+from merlin_operator import doubt
 from merlin_operator.births import Births
 from merlin_operator.contents import Contents
 from merlin_operator.core import Core
 from merlin_operator.keeper import Keeper
+from merlin_operator.origin import Ground
 from merlin_operator.stream import Outage, Stored
 from merlin_operator.study import Study
 from merlin_operator.warden import Warden
@@ -24,6 +30,9 @@ from merlin_study import failpoints, history, subjects, wire
 from merlin_study.seal import SealError, Signer
 
 log = logging.getLogger(__name__)
+
+LOOK_EVERY: Final = 5.0
+"""Seconds between two looks whether the streams are those that they were."""
 
 
 class LogReader:
@@ -34,26 +43,42 @@ class LogReader:
         self._warden = warden
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
-        self._read_from = 0
+        self._read_from, self._life = 0, 0
+        self._ground = Ground(core)
 
     async def connected(self) -> None:
         """Find out from where to follow on a new connection, before any study is synced.
 
         What is appended from here on reaches a study through the follower, what stands by sync.
         """
+        self._life += 1
         for study in self.core.all():
-            study.synced, study.kept = False, frozenset()  # the broker may have lost what was kept there
-        newest = await self.core.broker.last_sequence(self.core.space.report_stream)
-        if self._read_from > newest + 1:
-            self._start_over()
-        self._read_from = self._read_from or newest + 1
+            study.forget_told()
+        before = self._ground.origin
+        if await self._ground.settle() != before and before is not None:
+            for study in self.core.all():
+                study.outlive()
+        self._read_from = await self.core.broker.last_sequence(self.core.space.report_stream) + 1
 
-    def _start_over(self) -> None:
-        """The log is shorter than what was read of it: another stream. Every ledger is folded anew from what it holds."""
-        log.error("the log was replaced or rewound; folding every study again")
-        self._read_from = 0
-        for study in self.core.all():
-            study.start_over()
+    async def watch(self) -> None:
+        """Look now and then whether the streams are those that they were, for ever: somebody may delete or empty one."""
+        while True:
+            await asyncio.sleep(min(LOOK_EVERY, self.core.config.timing.heartbeat))
+            if not (self.core.broker.connected and self.ready.is_set()):
+                continue
+            try:
+                if not await self._ground.stands():
+                    log.error("a stream was deleted or made anew; reading everything again")
+                    self.core.broker.drop()
+                    continue
+                _, oldest, _ = await self.core.broker.extent(self.core.space.report_stream)
+            except Outage as error:
+                log.debug("look at the streams interrupted error=%s", error)
+                continue
+            for study in self.core.all():
+                if study.synced and 0 < study.first < oldest:
+                    study.synced, study.torn = False, True
+                    self.core.wake.set()
 
     async def follow(self) -> None:
         """Feed new entries of every study, from where the last reader ended; for ever."""
@@ -61,8 +86,11 @@ class LogReader:
         while True:
             await self.ready.wait()
             try:
+                life = self._life
                 async with aclosing(core.broker.read_log(core.space.all_reports, start=self._read_from)) as entries:
                     async for stored in entries:
+                        if life != self._life:
+                            break  # of an earlier connection, and perhaps of another log
                         self._read_from = stored.sequence + 1
                         self._take(stored)
             except Outage as error:
@@ -85,7 +113,10 @@ class LogReader:
             study.pending.append(stored)
 
     def _fold(self, study: Study, stored: Stored) -> None:
-        if stored.sequence <= study.folded or self._births.take(study, stored):
+        if stored.sequence <= study.folded:
+            return
+        study.folded_as, study.first = hash(stored.data), study.first or stored.sequence
+        if self._births.take(study, stored):
             return
         try:
             entry = self.entry(study.ref.uid, stored)
@@ -136,6 +167,11 @@ class LogReader:
         assert study.ledger is not None
         if not await self._contents.settle(study):
             return
+        if study.folded and (study.torn or not await self._still_stands(study)):
+            log.error("the log lost what was read of it; reading it anew study=%s", study.ref.name)
+            history.note("started over", study=study.ref.uid)
+            study.start_over()
+            study.doubt_log(int(self.core.now))
         if study.folded == 0:
             await self._keeper.find(study)
         uid, ledger, space, broker = study.ref.uid, study.ledger, self.core.space, self.core.broker
@@ -147,12 +183,15 @@ class LogReader:
         failpoints.reach("operator.sync")
         taken = (subjects.parse_chunk(each.subject).fence for each in waiting)
         ledger.next_fence = max(ledger.next_fence, max(taken, default=0) + 1)
-        if cursor is not None:
-            ledger.next_fence = max(ledger.next_fence, self._next_fence(uid, cursor))
+        said = self._cursor(uid, cursor) if cursor is not None else None
+        if said is not None:
+            ledger.next_fence = max(ledger.next_fence, said.next_fence)
         there = {chunk.fence for chunk in found}
-        for fence in list(ledger.fences.values()):
-            if fence.chunk.fence not in there:
-                ledger.withdraw(fence.chunk)
+        gone = [each for each in ledger.fences.values() if each.holder is None and each.chunk.fence not in there]
+        self._set_epoch(study, said, [subjects.parse_chunk(each.subject).fence for each in waiting], len(gone))
+        ledger.next_fence = max(ledger.next_fence, wire.first_fence(study.epoch))
+        for fence in gone:
+            ledger.withdraw(fence.chunk)
         for chunk in found:
             ledger.issue(chunk)
         study.stale = any(chunk.fence not in ledger.fences for chunk in found)
@@ -182,13 +221,32 @@ class LogReader:
             log.warning("chunk refused subject=%s error=%s", stored.subject, error)
             return None
 
-    def _next_fence(self, uid: str, cursor: Stored) -> int:
+    async def _still_stands(self, study: Study) -> bool:
+        """Whether the entry that was folded last is in the log, and the same one."""
+        entry = await self.core.broker.stored(self.core.space.report_stream, study.folded)
+        return entry is not None and hash(entry.data) == study.folded_as
+
+    def _set_epoch(self, study: Study, said: wire.Cursor | None, waiting: list[int], gone: int) -> None:
+        """Find the study's epoch, and whether its log is in doubt; ``gone`` chunks that we published wait nowhere, unclaimed."""
+        assert study.ledger is not None
+        study.announced = said.epoch if said is not None else 1
+        study.epoch = max(study.epoch, study.announced, study.ledger.repaired)
+        if self._ground.origin is not None:
+            study.stand_on(self._ground.origin.since)
+        if not study.counted and said is not None:
+            gone += doubt.unaccounted(study.ledger, said, waiting)
+        if not study.broken and (gone or (study.past.begun and said is None and study.folded == 0)):
+            log.error("the log lacks what was issued study=%s fences=%d", study.ref.name, gone)
+            study.doubt_log(int(self.core.now))
+        study.counted = True
+
+    def _cursor(self, uid: str, cursor: Stored) -> wire.Cursor | None:
         try:
-            return wire.Cursor.model_validate_json(self.core.open_own(uid, cursor)).next_fence
+            return wire.Cursor.model_validate_json(self.core.open_own(uid, cursor))
         except (SealError, ValidationError) as error:
             self.core.refuse(error)
             log.warning("cursor refused subject=%s error=%s", cursor.subject, error)
-            return 1
+            return None
 
     async def _catch_up(self, study: Study, end: int) -> None:
         """Fold the study's log up to the stream's sequence ``end``."""

@@ -37,7 +37,7 @@ class Publisher:
             )
             for study in core.all()
             if study.active and study.synced and study.plan is not None and study.ledger is not None
-            if study.awaited <= study.folded and not core.control(study, study.ledger).holds
+            if not study.broken and study.awaited <= study.folded and not core.control(study, study.ledger).holds
         ]
         if not candidates:
             return

@@ -68,6 +68,9 @@ class Router:
             quarantined=tuple(sorted(host for at, host in resting if at == site)),
             agents=1 << (agents - 1).bit_length() if agents else 0,
             proving=tuple(sorted(host for at, host in held if at == site and (at, host) not in resting)),
+            recalls=tuple(
+                study.recall for study in self.core.all() if study.recall is not None and study.recall_site == site
+            ),
         )
         if self._offers.get(site) != offer:
             subject = self.core.space.offer(site)

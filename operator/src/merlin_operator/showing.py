@@ -35,6 +35,7 @@ def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
             stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
         )
         for study in core.all()
+        if not (study.past.over and study.broken)  # what it came to is told already, and its log knows no better yet
     ]
 
 
@@ -65,6 +66,8 @@ def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:
     """Say in one sentence what is missing: a file of the study, or agents for a queue that has work; empty where nothing is."""
     if study.lacking:
         return study.lacking
+    if study.lost_log:
+        return study.lost_log
     if not study.active or study.plan is None or study.ledger is None or study.switches.suspend:
         return ""
     site = None if study.site == subjects.ANY_SITE else study.site

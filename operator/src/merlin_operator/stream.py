@@ -49,6 +49,10 @@ class Outage(Exception):  # noqa: N818 a state of the world, not a mistake
     """The broker can't be reached, or does not answer."""
 
 
+class Absent(Outage):
+    """There is no such stream: somebody deleted it, or it was not made yet."""
+
+
 class Missing(Outage):
     """The message or consumer that was asked for is not there."""
 
@@ -119,6 +123,12 @@ class Broker:
     def connected(self) -> bool:
         """Whether the connection stands at the moment."""
         return self._client is not None and self._client.is_connected
+
+    @property
+    def server_id(self) -> str:
+        """Which process of a server this connection is with: another one after each start of a server."""
+        info = self._client._server_info if self._client is not None else {}  # noqa: SLF001 nats-py shows it nowhere else
+        return str(info.get("server_id") or "")
 
     async def wait_connected(self) -> None:
         """Return once there is a connection."""
@@ -191,8 +201,12 @@ class Broker:
         self.problem = ""
         self._up.set()
 
+    def drop(self) -> None:
+        """End the connection as if it had broken; `run` makes another, and all that follows a new one follows."""
+        self._closed.set()
+
     async def close(self) -> None:
-        """Drop the connection."""
+        """Drop the connection; `run` makes another."""
         client, self._client, self._js = self._client, None, None
         self._up.clear()
         if client is not None:
@@ -330,8 +344,17 @@ class Broker:
 
     async def incarnation(self, stream: str) -> str:
         """Return which creation of a stream this is."""
+        return (await self.extent(stream))[0]
+
+    async def extent(self, stream: str) -> tuple[str, int, int]:
+        """Return which creation of a stream this is, and the sequences of its oldest and newest message.
+
+        Raises:
+            Absent: there is no such stream.
+            Outage: the broker did not answer.
+        """
         info = await self._ask(lambda js: js.stream_info(stream))
-        return str(info.created)
+        return str(info.created), int(info.state.first_seq), int(info.state.last_seq)
 
     async def subjects(self, stream: str, filter_subject: str) -> set[str]:
         """Return the subjects of a stream's messages that match."""
@@ -480,7 +503,7 @@ class Broker:
 
         Raises:
             Conflict: a compare-and-set found another value.
-            Missing: what was asked for is not there.
+            Absent, Missing: the stream, or what was asked for in it, is not there.
             Outage: any other refusal, or no answer.
         """
         js = self._need()
@@ -491,8 +514,8 @@ class Broker:
         except APIError as error:
             if error.err_code == WRONG_LAST_SEQUENCE:
                 raise Conflict(error.description or "") from error
-            if isinstance(error, NotFoundError) and error.err_code != _NO_STREAM:
-                raise Missing(str(error)) from error
+            if isinstance(error, NotFoundError):
+                raise (Absent if error.err_code == _NO_STREAM else Missing)(str(error)) from error
             raise Outage(str(error)) from error
         except _OUTAGES as error:
             raise Outage(str(error) or type(error).__name__) from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from merlin_operator.board import Submission
 from merlin_operator.control import Control, Switches
+from merlin_operator.doubt import Past
 from merlin_operator.family import Child, Lineage, Ordered
 from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
@@ -20,6 +22,10 @@ from merlin_study.plan import Plan
 
 RATE_SECONDS: Final = 60.0
 """The span over which tasks a second are measured."""
+
+
+SKEW: Final = 5.0
+"""Seconds by which the clocks of API server and operator may differ."""
 
 
 @dataclass
@@ -78,6 +84,27 @@ class Study:
     """The priority under which its unstarted chunks were published; None while that is not known."""
     excuse: wire.Excused | None = None
     """What a quarantined host failed of it, until that is judged."""
+    made: float = math.inf
+    """When its object was made, in Unix seconds; infinity for one that only this process has known."""
+    past: Past = field(default_factory=Past)
+    first: int = 0
+    """The sequence of the oldest entry that is known to be in the log."""
+    torn: bool = False
+    """Whether that one is gone."""
+    folded_as: int = 0
+    """The hash of the entry that was folded last: each is sealed anew, so no other one is the same."""
+    counted: bool = False
+    """Whether it was looked for fences that were issued and are nowhere, once in this process."""
+    announced: int = 0
+    """The epoch that the cursor says."""
+    recall: wire.Recall | None = None
+    """What an agent is asked to tell, at `recall_site`; `asked` when each agent was (monotonic seconds)."""
+    recall_site: str = ""
+    asked: dict[str, float] = field(default_factory=dict)
+    lost_log: str = ""
+    """What its user has to do before its log is whole again."""
+    unheld: dict[int, float] = field(default_factory=dict)
+    """Fences that their living holder does not name, and since when (monotonic seconds)."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why agents handed back all of a chunk, by agent, the latest last; forgotten once anything of the study has a result."""
 
@@ -105,6 +132,25 @@ class Study:
             return self.ledger.bound.site
         return self.spec_site or subjects.ANY_SITE
 
+    @property
+    def broken(self) -> bool:
+        """Whether its log may lack something: nothing of it is decided or issued before that is told."""
+        return self.ledger is not None and self.ledger.repaired < self.epoch
+
+    def doubt_log(self, epoch: int) -> None:
+        """Take its log as one that lacks something; ``epoch`` is the time in Unix seconds."""
+        self.epoch = max(self.epoch + 1, epoch)
+
+    def stand_on(self, since: int) -> None:
+        """Take its log as one that stands on its present server since then: of an older study it may lack something."""
+        if self.made < since + SKEW:
+            self.epoch = max(self.epoch, since)
+
+    def outlive(self) -> None:
+        """Note that it is older than the server or stream that its log stands on now."""
+        if self.folded or self.cursor:
+            self.made = -math.inf
+
     def adopt(self, plan: Plan) -> None:
         """Take a plan, with an empty ledger."""
         self.plan, self.ledger = plan, Ledger(plan)
@@ -124,13 +170,23 @@ class Study:
         elif now - self.still_since > patience:
             self.synced, self.still_since = False, now
 
+    def forget_told(self) -> None:
+        """Forget what was put into last values, for a connection whose broker may have lost them."""
+        self.synced, self.kept, self.word, self.end_told, self.told = False, frozenset(), None, False, None
+
     def start_over(self) -> None:
         """Forget what was folded; the next sync reads it again. Fences go on, since agents know those that were."""
+        if self.ledger is not None and (bound := self.ledger.bound) is not None:
+            began = self.ledger.first_at or self.created
+            self.past = replace(self.past, started_at=began, site=bound.site, workspace=bound.workspace)
         if self.plan is not None:
             next_fence = self.ledger.next_fence if self.ledger is not None else 1
             self.ledger = Ledger(self.plan)
             self.ledger.next_fence = next_fence
         self.synced, self.folded, self.verdict, self.awaited, self.word = False, 0, 0, 0, None
+        self.first, self.torn, self.recall = 0, False, None
+        self.asked.clear()
+        self.unheld.clear()
         self.entries, self.kept = 0, frozenset()
         self.judged.clear()
         self.withdrawn.clear()
@@ -191,7 +247,7 @@ class Study:
                 self.generation,
                 self.cancelled,
             ),
-            *(self.switches, self.lacking, self.inherited, self.excuse),
+            *(self.switches, self.lacking, self.inherited, self.excuse, self.lost_log),
             (ledger.next_fence, len(ledger.fences)) if ledger is not None else None,
         )
         if self.seen is None or self.seen[0] != seen or self.children or self.seen[1] is not ledger:
@@ -238,8 +294,10 @@ class Study:
             self.ref,
             self.generation,
             steps=steps,
-            workspace=ledger.bound.workspace if ledger.bound is not None else self.plan.workspace,
-            site=ledger.bound.site if ledger.bound is not None else self.spec_site,
+            workspace=ledger.bound.workspace
+            if ledger.bound is not None
+            else self.past.workspace or self.plan.workspace,
+            site=ledger.bound.site if ledger.bound is not None else self.spec_site or self.past.site,
             plan_hash=self.plan.hash,
             unrolled=ledger.unrolled,
             finished=self.over or self.cancelled,
@@ -247,11 +305,12 @@ class Study:
             suspended=self.switches.suspend,
             stopped=stopped,
             full_on=full_on,
+            lost_log=self.lost_log,
             exhausted=ledger.exhausted,
             ttl=self.switches.ttl,
             rate=rate,
             remaining_seconds=left / rate if rate and known else None,
-            started_at=ledger.first_at,
+            started_at=ledger.first_at if self.past.started_at is None else self.past.started_at,
             finished_at=ledger.last_at if self.over else None,
             first_failures=tuple(
                 FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.first_failures

@@ -31,16 +31,25 @@ class Judge:
     async def judge_losses(self, now: float) -> None:
         """Call fences lost whose holder is gone at ``now`` (monotonic seconds)."""
         for study in self.core.all():
-            if not study.active or not study.synced or study.ledger is None:
+            if not study.active or not study.synced or study.broken or study.ledger is None:
                 continue
             for number, fence in list(study.ledger.fences.items()):
                 if fence.holder is None or number in study.judged:
                     continue
-                if self.core.fleet.is_gone(fence.holder, now):
+                if self.core.fleet.is_gone(fence.holder, now) or self._dropped(study, number, fence.holder, now):
                     await self._lose(study, wire.Lost(fence=number, agent=fence.holder))
 
+    def _dropped(self, study: Study, fence: int, holder: str, now: float) -> bool:
+        """Whether a living holder does not know of its fence: what it said last of it got lost."""
+        heartbeat, heard = self.core.fleet.last(holder)
+        if heartbeat is None or (study.ref.uid, fence) in heartbeat.holds:
+            study.unheld.pop(fence, None)
+            return False
+        since = study.unheld.setdefault(fence, now)
+        return heard > since and self.core.fleet.listened(since, now) > self.core.config.timing.lost_after
+
     async def _lose(self, study: Study, verdict: wire.Lost) -> None:
-        if await self._append(study, verdict):
+        if await self.append(study, verdict):
             study.judged.add(verdict.fence)
             self.core.tally.lose(study.site)
             log.warning("chunk lost study=%s fence=%d agent=%s", study.ref.name, verdict.fence, verdict.agent)
@@ -48,7 +57,7 @@ class Judge:
     async def judge_switches(self) -> None:
         """Carry out what the switches of each study ask for: withdraw, write the verdict, tell the agents."""
         for study in self.core.all():
-            if study.synced and study.ledger is not None and not study.cancelled:
+            if study.synced and not study.broken and study.ledger is not None and not study.cancelled:
                 stands = (
                     *(study.ledger, study.folded, study.awaited, study.switches, study.word, study.stale),
                     study.excuse,
@@ -65,10 +74,10 @@ class Judge:
         asked = self.core.control(study, ledger)
         if gone := asked.to_withdraw():
             await self.withdraw(study, gone)
-        elif (verdict := asked.verdict()) is not None and await self._append(study, verdict):
+        elif (verdict := asked.verdict()) is not None and await self.append(study, verdict):
             study.awaited = study.verdict
             log.info("verdict study=%s %s", study.ref.name, verdict.model_dump_json(exclude_defaults=True)[:500])
-        await self._tell(study, asked.word(study.ref.uid))
+        await self.tell(study, ledger)
         await self._sweep(study, ledger)
 
     async def withdraw(self, study: Study, fences: list[int]) -> None:
@@ -102,10 +111,10 @@ class Judge:
             await core.broker.append(subject, core.seal(uid, subject, word.encode()), expected=0)
         study.withdrawn.add(fence)
 
-    async def _tell(self, study: Study, word: wire.Control) -> None:
+    async def tell(self, study: Study, ledger: Ledger) -> None:
         """Put the word for the agents where it differs from the one that stands."""
         core, uid = self.core, study.ref.uid
-        subject = core.space.control(uid)
+        subject, word = core.space.control(uid), core.control(study, ledger).word(uid, epoch=study.epoch)
         if study.word is None:
             study.word = await self._stands(uid, subject)
         if word != study.word:
@@ -122,8 +131,10 @@ class Judge:
             log.warning("word refused subject=%s error=%s", subject, error)
         return wire.Control(study=uid)
 
-    async def _append(
-        self, study: Study, verdict: wire.Noted | wire.Lost | wire.Excused | wire.Dropped | wire.Restarted
+    async def append(
+        self,
+        study: Study,
+        verdict: wire.Noted | wire.Lost | wire.Excused | wire.Dropped | wire.Restarted | wire.Repaired,
     ) -> bool:
         """Append a verdict; False where another operator was first: the study is read again then."""
         core, subject = self.core, self.core.space.verdicts(study.ref.uid)

@@ -74,7 +74,8 @@ class StudyView:
     operator counted it.
     ``warnings`` tells what was asked of the study after it was accepted and is not built yet, and which studies its
     steps asked for in vain. ``notes`` are what its author should know of the specification, one line each.
-    ``full_on``: hosts that find no room in its workspace. ``ttl``: seconds after its end until it is to be deleted (None: never).
+    ``full_on``: hosts that find no room in its workspace. ``lost_log``: what has to be done before a log that was lost can be
+    whole again. ``ttl``: seconds after its end until it is to be deleted (None: never).
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
     for and that were or will be made, ``refused_children`` those that were refused, ``unborn`` those of which nothing has become yet.
     ``broker_problem`` says why the broker can't be reached, ``broker_note`` what is wanting while it can.
@@ -97,6 +98,7 @@ class StudyView:
     exhausted: int = 0
     ttl: int | None = None
     full_on: tuple[str, ...] = ()
+    lost_log: str = ""
     rate: float | None = None
     remaining_seconds: float | None = None
     started_at: float | None = None

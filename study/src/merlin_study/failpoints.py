@@ -13,6 +13,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_study import history
+
 VARIABLE: Final = "MERLIN_FAILPOINTS"
 _LOOK_EVERY: Final = 0.01
 
@@ -74,6 +76,7 @@ def _act(name: str) -> None:
     elif point.action == "raise":
         raise FailpointError(name)
     else:
+        history.note("paused", point=name)
         gate, waiting = point.action.removeprefix("pause:"), threading.Event()
         while not os.path.exists(gate):  # noqa: PTH110 - the agent imports this, and pathlib costs at its start
             waiting.wait(_LOOK_EVERY)

@@ -5,6 +5,7 @@ it is written, so it survives the death of the process. Without the variable not
 
     operator   issued (a chunk, before it is published), folded (an entry of the log), synced
     agent      claimed, began and ended (one execution of one task), reported (a report that the broker has stored)
+    both       paused (at a named point, see `merlin_study.failpoints`)
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The log is all there is to know: ``Bound`` (which site), ``Start`` (who runs a chunk), ``Report`` (what came of it), and
 the operator's words: ``Withdrawn`` (a chunk that nobody will start), ``Lost`` (its holder is gone), ``Dropped`` (what waits
-is cancelled), ``Restarted`` (what is over runs again). Folding the same log gives the same ledger, wherever and however
-often; an entry that comes twice changes nothing. Time enters only as the broker's timestamp of an entry, so the moment at
-which a retry is due is a function of the log as well.
+is cancelled), ``Restarted`` (what is over runs again), ``Repaired`` (what was lost of the log is told again). Folding the
+same log gives the same ledger, wherever and however often; an entry that comes twice changes nothing. Time enters only as
+the broker's timestamp of an entry, so the moment at which a retry is due is a function of the log as well.
 
 Rules, per task: success absorbs; what comes after a final outcome is counted and not applied; restarts and retries
 spend one budget (`merlin_study.outcome.after_budget`); a loss spends none. A task is in at most one *current* fence; a
@@ -113,6 +113,10 @@ class Ledger:
         """By site, the last word on what its workspace recorded."""
         self.scan = Scan(len(plan.steps))
         """The look at the marks in the workspace that a restart asked for."""
+        self.early: dict[int, list[tuple[wire.Report, float]]] = {}
+        """By fence, reports whose claim has not come, and when they did: only in a log that is told anew."""
+        self.repaired = 1
+        """The epoch up to which the log says all that happened."""
         self._backlog = Backlog()
         self._fold_now = 0.0
         self.honoured: set[str] = set()
@@ -158,17 +162,26 @@ class Ledger:
                 self._start(entry)
             case wire.Report():
                 self._report(entry, at)
+            case wire.Withdrawn():
+                self._withdrawn(entry)
+            case _:
+                self._verdict(entry)
+
+    def _verdict(
+        self, entry: wire.Noted | wire.Lost | wire.Excused | wire.Dropped | wire.Restarted | wire.Repaired
+    ) -> None:
+        match entry:
             case wire.Noted():
                 self.noted = True
                 self.honoured.update(entry.tokens)
-            case wire.Withdrawn():
-                self._withdrawn(entry)
             case wire.Lost():
                 self._lose(entry)
             case wire.Dropped():
                 self._drop(entry)
             case wire.Restarted() | wire.Excused():
                 self._anew(entry)
+            case wire.Repaired():
+                self._repair(entry)
             case _:
                 assert_never(entry)
 
@@ -187,7 +200,7 @@ class Ledger:
         known = self.fences.get(chunk.fence)
         if known is not None and known.chunk != chunk:
             self.withdraw(known.chunk)
-        elif known is not None or chunk.fence in self.closed:
+        elif known is not None or self._is_over(chunk.fence):
             return
         if not self.dag.fits(chunk.step, chunk.tasks):
             return
@@ -196,7 +209,8 @@ class Ledger:
 
     def _start(self, entry: wire.Start) -> None:
         chunk = entry.chunk
-        known = chunk.scan or chunk.fence in self.fences or chunk.fence in self.closed
+        self.dag.measure(chunk.samples)  # known when it was issued, though a log that is told anew may not say so yet
+        known = chunk.scan or chunk.fence in self.fences or self._is_over(chunk.fence)
         if not known and self.dag.fits(chunk.step, chunk.tasks):
             self._catch_up(chunk)
         self.issue(chunk)
@@ -209,6 +223,20 @@ class Ledger:
             self._supersede(
                 fence, self.superseded.pop(chunk.fence), (wire.LostHolder(fence=chunk.fence, agent=entry.agent),)
             )
+        for report, at in self.early.pop(chunk.fence, ()):
+            self._report(report, at)
+
+    def _is_over(self, fence: int) -> bool:
+        """Whether nothing more can come of a fence: it is closed, or nobody had claimed it when its epoch was."""
+        return fence in self.closed or (fence < wire.first_fence(self.repaired) and fence not in self.fences)
+
+    def _repair(self, entry: wire.Repaired) -> None:
+        """Take the log as whole: what is still without its claim never ran, and what is out does not wait."""
+        self.repaired = max(self.repaired, entry.epoch)
+        self.next_fence = max(self.next_fence, wire.first_fence(self.repaired))
+        self.early.clear()
+        self.superseded.clear()
+        self.settle_waiting()
 
     def _catch_up(self, chunk: wire.Chunk) -> None:
         """Conclude from a chunk that another operator issued what had happened before: what it holds waits no more.
@@ -234,6 +262,9 @@ class Ledger:
 
     def _report(self, report: wire.Report, at: float) -> None:
         fence = self.fences.get(report.fence)
+        if fence is None and not self._is_over(report.fence):
+            self.early.setdefault(report.fence, []).append((report, at))
+            return
         if fence is None:
             self._late_report(report)
             return
@@ -301,7 +332,9 @@ class Ledger:
             fresh = self.dag.finish(chunk.step, tasks, outcome, code=result.code)
             again = tasks.bits & ~(fresh.bits << (fresh.first - tasks.first) if fresh is not None else 0)
             self.redundant += again.bit_count()
-            if again and not chunk.lost:
+            if (
+                again and not chunk.lost and chunk.generation <= self.generation
+            ):  # else a restart of a log that was lost
                 self.doubled += self._unexplained(chunk.step, tasks.first, again)
             return
         over = self.steps[chunk.step].final.read(tasks.first, tasks.width)

@@ -1,6 +1,6 @@
 """A ledger as something to keep: a state in strict models, and beside it the blocks of bits, each named by its content.
 
-`freeze` and `thaw` are inverse: a ledger that is thawed answers everything as the frozen one would, so it may stand for the log
+`freeze` and `thaw` are inverse, but for reports whose claim is not told yet (`Ledger.early`), so none is kept then: a ledger that is thawed answers everything as the frozen one would, so it may stand for the log
 up to the entry that was folded last. Blocks are immutable, because their name is their digest: a new snapshot adds those that
 changed, and an old one stays whole until nobody names its blocks any more. Blocks of equal bits are kept once, and a block
 whose every bit is set is a number in the state.
@@ -40,7 +40,17 @@ _PLAIN: Final = (
         "first_at",
         "last_at",
     ),
-    *("noted", "kill_below", "cancelled", "drop_below", "hard_failed", "stop_asked", "exhausted", "recalled"),
+    *(
+        "noted",
+        "kill_below",
+        "cancelled",
+        "drop_below",
+        "hard_failed",
+        "stop_asked",
+        "exhausted",
+        "recalled",
+        "repaired",
+    ),
 )
 """Attributes of a ledger that stand in its state as they are."""
 
@@ -132,6 +142,7 @@ class State(wire.Message):
     lost_serials: tuple[LostState, ...]
     superseded: dict[int, list[TaskSet]]
     recalled: dict[str, wire.Recalled]
+    repaired: int
     closed: Bits
     scan: ScanState
     first_failures: tuple[StepFailure, ...]

@@ -197,6 +197,11 @@ class Space:
         """Return the filter for all parts of a study's snapshots."""
         return f"{ROOT}.{self._token}.control.kept.{study}.>"
 
+    @property
+    def origin(self) -> str:
+        """The subject of what is known of the broker that keeps the namespace's logs."""
+        return f"{ROOT}.{self._token}.control.origin"
+
     def offer(self, site: str) -> str:
         """Return the subject of what a site's agents may pull."""
         return f"{ROOT}.{self._token}.control.offer.{escape(site)}"

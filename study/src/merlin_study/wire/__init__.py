@@ -2,7 +2,7 @@
 
     operator → task stream      Chunk, Cursor
     agent, operator → report stream   Bound, Start, Report, Recalled (agents), Withdrawn, Noted, Lost, Excused, Dropped,
-                                      Restarted (operator): the log that the ledger folds
+                                      Restarted, Repaired (operator): the log that the ledger folds
     operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control, Assignment, Quarantines: last value counts
     agent → operator            Heartbeat, not stored
 
@@ -12,7 +12,7 @@ Read ``message`` (the base), ``chunk`` (the task stream), ``log`` (the report st
 operator tell each other about themselves).
 """
 
-from merlin_study.wire.chunk import Chunk, Cursor, LostHolder
+from merlin_study.wire.chunk import Chunk, Cursor, LostHolder, epoch_of, first_fence
 from merlin_study.wire.heartbeat import (
     BUCKETS,
     MAX_FULL,
@@ -34,6 +34,7 @@ from merlin_study.wire.log import (
     Lost,
     Noted,
     Recalled,
+    Repaired,
     Report,
     Restarted,
     Result,
@@ -78,6 +79,7 @@ __all__ = [
     "QueueFigures",
     "Recall",
     "Recalled",
+    "Repaired",
     "Report",
     "Restarted",
     "Result",
@@ -87,4 +89,6 @@ __all__ = [
     "Timing",
     "Withdrawn",
     "decode_log",
+    "epoch_of",
+    "first_fence",
 ]

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from merlin_study.taskset import TaskSet
 from merlin_study.wire.message import Message
+
+EPOCH_SHIFT: Final = 20
+"""The bits of a fence below its epoch."""
+
+
+def first_fence(epoch: int) -> int:
+    """Return the lowest fence of an epoch: above all fences of earlier ones, whose number nobody may know any more.
+
+    An epoch after the first is a time in Unix seconds, so this holds for a million chunks a second; 53 bits suffice until 2242.
+    """
+    return 1 if epoch <= 1 else epoch << EPOCH_SHIFT
+
+
+def epoch_of(fence: int) -> int:
+    """Return the epoch that a fence was issued in."""
+    return max(1, fence >> EPOCH_SHIFT)
 
 
 class LostHolder(Message):

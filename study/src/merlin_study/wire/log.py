@@ -154,7 +154,7 @@ class Restarted(Message):
 
 
 class Recalled(Message):
-    """An agent's word that a site told all that the study's workspace there records (or that there is none: not ``found``)."""
+    """An agent's word that it told all that the study's workspace at its site records (or that it sees none: not ``found``)."""
 
     kind: Literal["recalled"] = "recalled"
     agent: str
@@ -163,10 +163,17 @@ class Recalled(Message):
     found: bool
 
 
-Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Excused | Dropped | Restarted
+class Repaired(Message):
+    """The operator's verdict that the log says all that workspaces record; no claim of an earlier epoch counts from here on."""
+
+    kind: Literal["repaired"] = "repaired"
+    epoch: int
+
+
+Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Excused | Dropped | Restarted | Repaired
 """Anything in a study's part of the report stream."""
 
-VERDICTS: Final = (Noted, Lost, Excused, Dropped, Restarted)
+VERDICTS: Final = (Noted, Lost, Excused, Dropped, Restarted, Repaired)
 """What stands on the subject of verdicts, appended by compare-and-set."""
 
 LogEntry = Annotated[Entry, Field(discriminator="kind")]

@@ -28,12 +28,16 @@ class Timing(Message):
 
 
 class Recall(Message):
-    """A study whose log was lost: ``agent`` shall tell what the workspace records, everybody else what it holds of it."""
+    """A study whose log may lack something: ``agent`` shall tell what the workspace records.
+
+    ``known``: ranges of fences (first, last) of which the log lacks nothing.
+    """
 
     study: str
     plan: str
     epoch: int
     agent: str
+    known: tuple[tuple[int, int], ...] = ()
 
 
 class Quarantine(Message):
@@ -57,7 +61,7 @@ class Quarantines(Message):
 
 
 class Offer(Message):
-    """What agents of a site may pull from now on, and which studies' logs they shall tell anew.
+    """What agents of a site may pull from now on, and which studies' logs one of them shall complete.
 
     Agents of a host in ``quarantined`` take nothing, those of one in ``proving`` one chunk at a time. ``agents``: how many the site has,
     up to the next power of two, so that offers change seldom.
@@ -90,9 +94,11 @@ class Control(Message):
     starts, and of those below ``kill_below`` what runs ends, too. Agents that were started for this study leave where
     ``retired`` is set, or names all queues that they serve. ``retained``: deleted, and the broker keeps what it holds of it.
     ``name``: what the study calls itself, by which agents know one that they were started for before it had a uid.
+    ``epoch``: what was issued in an earlier one and does not run yet is not run any more.
     """
 
     study: str
+    epoch: int = 1
     name: str = ""
     cancelled: bool = False
     drop_below: int = 0

@@ -1,0 +1,105 @@
+"""What the logs of a namespace stand on: which server process keeps them, which creation of each stream, and since when.
+
+As long as a server process lives, what it acknowledged is there. Across a start of a server nobody but people knows what became of
+its disk: it may be emptied, restored to an older state, or lack its last writes. So the origin is stored beside the logs: who
+finds another server or other streams than it names writes a new one, and every study that is older is in doubt from then on
+(`merlin_operator.repair`). This needs no memory of any process, so an operator that dies with the broker loses nothing by it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from pydantic import ValidationError
+
+from merlin_operator.core import AGENTS_SCOPE, Core
+from merlin_operator.stream import Absent, Conflict, Stored
+from merlin_study import wire
+from merlin_study.seal import SealError
+
+log = logging.getLogger(__name__)
+
+MOST_SERVERS: Final = 8
+"""Servers of a cluster that are remembered; one more or less costs a look into workspaces, and no more."""
+
+
+class Origin(wire.Message):
+    """The servers and creations of streams (tasks, reports, control) that logs are whole under ``since`` (Unix seconds)."""
+
+    servers: tuple[str, ...]
+    streams: tuple[str, ...]
+    since: int
+
+
+class Ground:
+    """Knows the origin of a namespace's logs, and whether it is still the one that it was."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.origin: Origin | None = None
+
+    async def settle(self) -> Origin:
+        """Find or write the origin; to be called on each connection, once the streams are there.
+
+        Raises:
+            merlin_operator.stream.Outage: the broker did not answer.
+        """
+        server, streams = self.core.broker.server_id, await self._streams()
+        while True:
+            stored = await self.core.broker.last(self.core.space.control_stream, self.core.space.origin)
+            known = self._opened(stored)
+            if known is not None and known.streams == streams and server in known.servers:
+                self.origin = known
+                return known
+            earlier = known.servers if known is not None and known.streams == streams else ()
+            later = (
+                max(known.since if known is not None else 0, self.origin.since if self.origin is not None else 0) + 1
+            )
+            made = Origin(
+                servers=(*earlier, server)[-MOST_SERVERS:], streams=streams, since=max(int(self.core.now), later)
+            )
+            try:
+                await self._write(made, expected=stored.sequence if stored is not None else 0)
+            except Conflict:
+                continue  # another operator was first
+            log.warning(
+                "the logs stand on another server or other streams from now on server=%s since=%d", server, made.since
+            )
+            self.origin = made
+            return made
+
+    async def stands(self) -> bool:
+        """Whether the streams are still those that were there when the connection was made.
+
+        Raises:
+            merlin_operator.stream.Outage: the broker did not answer.
+        """
+        try:
+            return self.origin is None or self.origin.streams == await self._streams()
+        except Absent:
+            return False
+
+    async def _streams(self) -> tuple[str, ...]:
+        space = self.core.space
+        return tuple(
+            [
+                await self.core.broker.incarnation(stream)
+                for stream in (space.task_stream, space.report_stream, space.control_stream)
+            ]
+        )
+
+    def _opened(self, stored: Stored | None) -> Origin | None:
+        if stored is None:
+            return None
+        try:
+            return Origin.model_validate_json(self.core.open_own(AGENTS_SCOPE, stored))
+        except (SealError, ValidationError) as error:
+            self.core.refuse(error)
+            log.warning("origin refused subject=%s error=%s", stored.subject, error)
+            return None
+
+    async def _write(self, origin: Origin, *, expected: int) -> None:
+        subject = self.core.space.origin
+        sealed = self.core.seal(AGENTS_SCOPE, subject, origin.encode())
+        await self.core.broker.append(subject, sealed, expected=expected)

@@ -1,0 +1,128 @@
+"""Repair: what follows where a study's log may not be the one that it was.
+
+A log is in doubt where it stands on another server or stream than before (`merlin_operator.origin`), where an entry that was
+folded is gone, or where fences were issued of which neither log nor task stream knows. What was lost, the outcome logs in the
+workspace say, since whoever runs a chunk has written its claim there before. So, in this order:
+
+1. The study's *epoch* is raised: in its cursor, so that no other operator issues anything of the earlier one, and in its word, which
+   agents read after each claim, once that claim is in their outcome log. What still waits in the task stream is dropped.
+2. The log is read up to its end. What is claimed after that does not run, since its agent finds the word; what ran before
+   stands in an outcome log.
+3. The offer asks one agent of the study's site to tell the log what the workspace records and the log does not (`merlin_agent.retell`).
+4. When it said that it did, the verdict `Repaired` closes the earlier epochs. Only then anything is decided or issued again.
+
+Each step can be taken twice, by this operator or the next one. Verdicts that were lost are taken anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from merlin_operator import doubt
+from merlin_operator.core import Core
+from merlin_operator.stream import Conflict
+from merlin_operator.study import Study
+from merlin_operator.verdicts import Judge
+from merlin_study import failpoints, wire
+from merlin_study.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 60.0
+"""Seconds until another agent of a site is asked; one that is gone, or that sees no workspace, is followed at once."""
+AT_ONCE: Final = 64
+"""Studies whose logs a site completes at the same time: an offer has to stay small."""
+
+
+class Repairer:
+    """Completes logs that are in doubt; see the module."""
+
+    def __init__(self, core: Core, judge: Judge) -> None:
+        self.core, self._judge = core, judge
+
+    async def repair(self, now: float) -> None:
+        """Take the next step for every study that needs one, at ``now`` (monotonic seconds)."""
+        live = {agent.agent: agent.site for agent in self.core.fleet.live(now)}
+        asked = sum(study.recall is not None for study in self.core.all())
+        for study in self.core.all():
+            if not self._needs(study):
+                study.recall, study.lost_log = None, ""
+            elif study.announced < study.epoch:
+                await self._raise(study)
+            elif study.recall is not None or asked < AT_ONCE:
+                had = study.recall is not None
+                await self._ask(study, live, now)
+                asked += (study.recall is not None) - had
+
+    def _needs(self, study: Study) -> bool:
+        if study.ledger is None or not study.synced or not study.broken or study.cancelled:
+            return False
+        return not study.over  # what is over needs nothing, until somebody asks for more
+
+    async def _ask(self, study: Study, live: Mapping[str, str], now: float) -> None:
+        assert study.ledger is not None
+        assert study.plan is not None
+        sites = doubt.sites_to_ask(study.ledger, study.epoch, study.past, site=study.site, live=live.values())
+        if not sites:
+            await self._conclude(study, study.ledger)
+            return
+        blind = {word.agent for word in study.ledger.recalled.values() if word.epoch >= study.epoch and not word.found}
+        recall = study.recall
+        is_telling = recall is not None and live.get(recall.agent) in sites and recall.agent not in blind
+        if is_telling and recall is not None and now - study.asked[recall.agent] < PATIENCE:
+            return
+        study.recall = None
+        fresh = [
+            agent
+            for agent, site in live.items()
+            if site in sites and now - study.asked.get(agent, -PATIENCE) >= PATIENCE
+        ]
+        study.lost_log = "" if fresh else doubt.complaint(study.past, sites[0], blind)
+        if not fresh:
+            return
+        agent = min(fresh)
+        study.recall = wire.Recall(
+            study=study.ref.uid,
+            plan=study.plan.hash,
+            epoch=study.epoch,
+            agent=agent,
+            known=doubt.known_fences(study.ledger.closed),
+        )
+        study.recall_site, study.asked[agent] = live[agent], now
+        failpoints.reach("operator.recall")
+        log.warning(
+            "log in doubt, asking for what it lacks study=%s agent=%s epoch=%d", study.ref.name, agent, study.epoch
+        )
+
+    async def _conclude(self, study: Study, ledger: Ledger) -> None:
+        """Say that the log is whole; unless it told of a later epoch than ours, whose clock was set back since."""
+        highest = max(map(wire.epoch_of, (ledger.next_fence - 1, *ledger.fences)))
+        if highest > study.epoch:
+            study.epoch = highest + 1
+            return
+        failpoints.reach("operator.repaired")
+        if study.awaited <= study.folded and await self._judge.append(study, wire.Repaired(epoch=study.epoch)):
+            study.awaited = study.verdict
+            log.warning("log repaired study=%s epoch=%d", study.ref.name, study.epoch)
+
+    async def _raise(self, study: Study) -> None:
+        """Say the new epoch, to operators and to agents, and drop what waits of the old one; then read the log again."""
+        assert study.plan is not None
+        assert study.ledger is not None
+        core, uid = self.core, study.ref.uid
+        study.ledger.next_fence = max(study.ledger.next_fence, wire.first_fence(study.epoch))
+        cursor = wire.Cursor(study=uid, plan=study.plan.hash, epoch=study.epoch, next_fence=study.ledger.next_fence)
+        subject = core.space.cursor(uid)
+        study.synced, study.recall = False, None
+        study.asked.clear()
+        failpoints.reach("operator.epoch")
+        try:
+            await core.broker.publish_batch(
+                (subject, core.seal(uid, subject, cursor.encode())), [], expected=study.cursor
+            )
+        except Conflict:
+            return  # another operator was first; read what it wrote
+        await self._judge.tell(study, study.ledger)
+        await core.broker.purge(core.space.task_stream, core.space.chunks_of(uid))
