@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 
 from merlin_study.subjects import Space
 from tests.faults.checker import Finding, read
-from tests.faults.rig import Rig, a_rig
+from tests.faults.rig import TIMING, Rig, a_rig
 from tests.ground import Broker, eventually
 
 SPACE = Space("local")
@@ -31,7 +31,8 @@ def rig(broker: Broker, tmp_path: Path) -> Iterator[Rig]:
         "[ $(( $(MERLIN_SAMPLE_ID) % 40 )) -ne 5 ] || mkdir tried || exit 0\n"
         "[ $(( $(MERLIN_SAMPLE_ID) % 40 )) -ne 5 ] || exit $(MERLIN_RETRY)"
     )
-    with a_rig(broker, tmp_path, tasks=TASKS, cmd=cmd) as made:
+    timing = TIMING.model_copy(update={"lost_after": 15.0})  # else a busy machine makes losses of its own
+    with a_rig(broker, tmp_path, tasks=TASKS, cmd=cmd, timing=timing) as made:
         made.operator()
         made.agent()
         made.agent()

@@ -270,7 +270,7 @@ class Engine:
                 self.fleet.start_clocks(self._last_loop)
                 for study in self.core.all():
                     study.synced = False
-            if self.broker.connected and self._reader.ready.is_set():
+            if self._reader.knows_broker:
                 try:
                     async with self._turn:
                         await self._round()
@@ -304,7 +304,7 @@ class Engine:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
-            if self.broker.connected and self._reader.ready.is_set():
+            if self._reader.knows_broker:
                 try:
                     await self._keeper.keep()
                 except Outage as error:

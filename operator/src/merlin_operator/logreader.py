@@ -43,7 +43,7 @@ class LogReader:
         self._warden = warden
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
-        self._read_from, self._life = 0, 0
+        self._read_from, self._known = 0, -1
         self._ground = Ground(core)
 
     async def connected(self) -> None:
@@ -51,7 +51,6 @@ class LogReader:
 
         What is appended from here on reaches a study through the follower, what stands by sync.
         """
-        self._life += 1
         for study in self.core.all():
             study.forget_told()
         before = self._ground.origin
@@ -59,12 +58,18 @@ class LogReader:
             for study in self.core.all():
                 study.outlive()
         self._read_from = await self.core.broker.last_sequence(self.core.space.report_stream) + 1
+        self._known = self.core.broker.reconnects
+
+    @property
+    def knows_broker(self) -> bool:
+        """Whether the connection stands, and it is known what the broker has of the logs that were read: not before act on it."""
+        return self.core.broker.connected and self._known == self.core.broker.reconnects
 
     async def watch(self) -> None:
         """Look now and then whether the streams are those that they were, for ever: somebody may delete or empty one."""
         while True:
             await asyncio.sleep(min(LOOK_EVERY, self.core.config.timing.heartbeat))
-            if not (self.core.broker.connected and self.ready.is_set()):
+            if not self.knows_broker:
                 continue
             try:
                 if not await self._ground.stands():
@@ -84,12 +89,14 @@ class LogReader:
         """Feed new entries of every study, from where the last reader ended; for ever."""
         core = self.core
         while True:
-            await self.ready.wait()
+            if not self.knows_broker:
+                await asyncio.sleep(0.05)
+                continue
+            connection = self._known
             try:
-                life = self._life
                 async with aclosing(core.broker.read_log(core.space.all_reports, start=self._read_from)) as entries:
                     async for stored in entries:
-                        if life != self._life:
+                        if connection != core.broker.reconnects:
                             break  # of an earlier connection, and perhaps of another log
                         self._read_from = stored.sequence + 1
                         self._take(stored)

@@ -1,0 +1,86 @@
+"""Whether a log lacks something, and who is asked: the decisions behind a repair."""
+
+from __future__ import annotations
+
+import pytest
+
+from merlin_operator.doubt import Past, complaint, known_fences, sites_to_ask, unaccounted
+from merlin_study import wire
+from merlin_study.bitmap import Bitmap
+from merlin_study.ledger import Ledger
+from merlin_study.subjects import ANY_SITE
+from merlin_study.taskset import TaskSet
+from tests.folding.studies import Shape, plan_of
+
+EPOCH = 1_800_000_000
+BASE = wire.first_fence(EPOCH)
+BEGUN = Past(started_at=1.0, site="here", workspace="/ws/study")
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """Fence 1 is claimed and over, fence 2 is claimed, nobody knows of more."""
+    made = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
+    made.closed.add_range(BASE, 1)
+    chunk = wire.Chunk(study="u", plan="h", epoch=EPOCH, fence=BASE + 1, step=0, tasks=TaskSet.of([0]), attempt=1)
+    made.apply(wire.Start(agent="a", chunk=chunk), at=0)
+    return made
+
+
+def word(site: str, *, found: bool, epoch: int = EPOCH) -> wire.Recalled:
+    return wire.Recalled(agent=f"agent at {site}", site=site, epoch=epoch, found=found)
+
+
+@pytest.mark.parametrize(
+    ("next_fence", "waiting", "missing"), [(2, [], 0), (3, [2], 0), (3, [], 1), (5, [2], 2), (2, [9], 0), (0, [], 0)]
+)
+def test_each_fence_that_was_issued_is_in_the_log_or_waits(
+    ledger: Ledger, next_fence: int, waiting: list[int], missing: int
+) -> None:
+    cursor = wire.Cursor(study="u", plan="h", epoch=EPOCH, next_fence=BASE + next_fence)
+    assert unaccounted(ledger, cursor, [BASE + each for each in waiting]) == missing
+
+
+def test_fences_of_an_epoch_are_above_those_of_all_before() -> None:
+    assert wire.first_fence(1) == 1
+    assert wire.first_fence(EPOCH) > wire.first_fence(EPOCH - 1) + 999_999
+    assert [wire.epoch_of(fence) for fence in (1, BASE - 1, BASE, BASE + 999_999)] == [1, EPOCH - 1, EPOCH, EPOCH]
+
+
+def test_what_is_known_is_named_in_few_ranges() -> None:
+    closed = Bitmap()
+    closed.add_range(1, 100_000)
+    closed.add(TaskSet.of([BASE, BASE + 1, BASE + 7]))
+    assert known_fences(closed) == ((1, 100_000), (BASE, BASE + 1), (BASE + 7, BASE + 7))
+    assert known_fences(closed, most=2) == ((1, 100_000), (BASE, BASE + 1))
+
+
+@pytest.mark.parametrize(
+    ("past", "site", "words", "asked"),
+    [
+        (Past(), ANY_SITE, [], ["here", "there"]),
+        (Past(), ANY_SITE, [word("here", found=False)], ["there"]),
+        (Past(), ANY_SITE, [word("here", found=False), word("there", found=False)], []),
+        (Past(), ANY_SITE, [word("there", found=True)], []),
+        (Past(), "here", [word("here", found=False)], []),
+        (BEGUN, ANY_SITE, [], ["here"]),
+        (BEGUN, "here", [word("here", found=False)], ["here"]),
+        (BEGUN, "here", [word("here", found=True, epoch=EPOCH - 1)], ["here"]),
+        (BEGUN, "here", [word("here", found=True)], []),
+    ],
+)
+def test_a_missing_workspace_is_believed_only_of_a_study_that_never_began(
+    past: Past, site: str, words: list[wire.Recalled], asked: list[str]
+) -> None:
+    ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
+    for each in words:
+        ledger.apply(each, at=0)
+    assert sites_to_ask(ledger, EPOCH, past, site=site, live=["here", "there"]) == asked
+
+
+def test_a_study_that_waits_says_for_what() -> None:
+    assert sites_to_ask(
+        Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml())), 2, Past(), site=ANY_SITE, live=[]
+    ) == [ANY_SITE]
+    assert "of site here has to read that in the workspace /ws/study: start one" in complaint(BEGUN, "here", [])
+    assert "agent a sees no workspace /ws/study" in complaint(BEGUN, "here", ["b", "a"])
