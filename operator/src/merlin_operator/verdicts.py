@@ -96,7 +96,7 @@ class Judge:
     async def judge_priorities(self) -> None:
         """Withdraw what was published under another priority than a study has now: it lies in another band, or behind others."""
         for study in self.core.all():
-            if not study.active or not study.synced or study.ledger is None:
+            if not study.active or not study.synced or study.broken or study.ledger is None:
                 continue
             priority = study.switches.priority
             if study.ranked not in (None, priority):
