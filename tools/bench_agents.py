@@ -90,7 +90,7 @@ class Simulated:
             seconds_left=lambda: float("inf"),
             accept=self._accept,
             refuse=self.problems.append,
-            offered=Offered(retimed=self._beat.soon, quarantined=lambda: None),
+            offered=Offered(retimed=self._beat.soon, quarantined=lambda: None, recalled=lambda _: None),
         )
         self.lives.serve(self.intake, lambda *_: None)
         self.link.listen(post.space.rollcall, lambda _: self._beat.soon())
