@@ -123,7 +123,7 @@ def test_all_that_is_left_is_the_workspace(rig: Rig, broker: Broker) -> None:
         process.kill()
     wipe(broker)
     rig.operator()
-    eventually(lambda: "start one" in rig.view().get("lost_log", ""), message="what is missing is shown")
+    eventually(lambda: "no agent serves" in rig.view().get("waiting_for", ""), message="what is missing is shown")
     first = rig.agent(failpoints="agent.retell=kill@9")
     eventually(lambda: not first.alive, message="the first agent dies while it tells")
     rig.agent()

@@ -203,6 +203,11 @@ class Engine:
         """Return how long ago the loop last went round."""
         return time.monotonic() - self._last_loop
 
+    @property
+    def knows_broker(self) -> bool:
+        """Whether the connection stands, and it is known what the broker has of the logs that were read."""
+        return self._reader.knows_broker
+
     def met_broker(self) -> bool:
         """Whether there was a connection to the broker, with its streams in place."""
         return self._reader.ready.is_set()

@@ -44,6 +44,8 @@ class LogReader:
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
         self._read_from, self._known = 0, -1
+        self._newest: Stored | None = None
+        """The newest entry of all that is known."""
         self._ground = Ground(core)
 
     async def connected(self) -> None:
@@ -53,12 +55,23 @@ class LogReader:
         """
         for study in self.core.all():
             study.forget_told()
-        before = self._ground.origin
-        if await self._ground.settle() != before and before is not None:
+        before, stream = self._ground.origin, self.core.space.report_stream
+        origin = await self._ground.settle(stood=await self._stands())
+        if before is not None and origin.since != before.since:
             for study in self.core.all():
                 study.outlive()
-        self._read_from = await self.core.broker.last_sequence(self.core.space.report_stream) + 1
+        end = await self.core.broker.last_sequence(stream)
+        self._newest = await self.core.broker.stored(stream, end) if end else None
+        self._read_from = end + 1
         self._known = self.core.broker.reconnects
+
+    async def _stands(self) -> bool:
+        """Whether the newest entry that is known is still in the log, and the same one: each is sealed anew, so no two are alike."""
+        known = self._newest
+        if known is None:
+            return self._read_from == 1  # nothing was there, else it can't be told any more
+        found = await self.core.broker.stored(self.core.space.report_stream, known.sequence)
+        return found is not None and found.data == known.data
 
     @property
     def knows_broker(self) -> bool:
@@ -98,7 +111,7 @@ class LogReader:
                     async for stored in entries:
                         if connection != core.broker.reconnects:
                             break  # of an earlier connection, and perhaps of another log
-                        self._read_from = stored.sequence + 1
+                        self._read_from, self._newest = stored.sequence + 1, stored
                         self._take(stored)
             except Outage as error:
                 log.info("log reader starts again error=%s", error)
@@ -178,7 +191,7 @@ class LogReader:
             log.error("the log lost what was read of it; reading it anew study=%s", study.ref.name)
             history.note("started over", study=study.ref.uid)
             study.start_over()
-            study.doubt_log(int(self.core.now))
+            study.lose_log(int(self.core.now))
         if study.folded == 0:
             await self._keeper.find(study)
         uid, ledger, space, broker = study.ref.uid, study.ledger, self.core.space, self.core.broker
@@ -195,6 +208,9 @@ class LogReader:
             ledger.next_fence = max(ledger.next_fence, said.next_fence)
         there = {chunk.fence for chunk in found}
         gone = [each for each in ledger.fences.values() if each.holder is None and each.chunk.fence not in there]
+        if study.cursor > (cursor.sequence if cursor is not None else 0):
+            log.error("the log lacks what was published study=%s", study.ref.name)
+            study.lose_log(int(self.core.now))
         self._set_epoch(study, said, [subjects.parse_chunk(each.subject).fence for each in waiting], len(gone))
         ledger.next_fence = max(ledger.next_fence, wire.first_fence(study.epoch))
         for fence in gone:
@@ -239,12 +255,12 @@ class LogReader:
         study.announced = said.epoch if said is not None else 1
         study.epoch = max(study.epoch, study.announced, study.ledger.repaired)
         if self._ground.origin is not None:
-            study.stand_on(self._ground.origin.since)
+            study.stand_on(since=self._ground.origin.since, made=self._ground.origin.made)
         if not study.counted and said is not None:
             gone += doubt.unaccounted(study.ledger, said, waiting)
         if not study.broken and (gone or (study.past.begun and said is None and study.folded == 0)):
             log.error("the log lacks what was issued study=%s fences=%d", study.ref.name, gone)
-            study.doubt_log(int(self.core.now))
+            study.lose_log(int(self.core.now))
         study.counted = True
 
     def _cursor(self, uid: str, cursor: Stored) -> wire.Cursor | None:

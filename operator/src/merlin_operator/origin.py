@@ -1,9 +1,12 @@
 """What the logs of a namespace stand on: which server process keeps them, which creation of each stream, and since when.
 
-As long as a server process lives, what it acknowledged is there. Across a start of a server nobody but people knows what became of
-its disk: it may be emptied, restored to an older state, or lack its last writes. So the origin is stored beside the logs: who
-finds another server or other streams than it names writes a new one, and every study that is older is in doubt from then on
-(`merlin_operator.repair`). This needs no memory of any process, so an operator that dies with the broker loses nothing by it.
+As long as a server process lives, what it acknowledged is there. A server that was started anew has what it had, where its disk is
+the same and each write had reached it; but a disk may also be put back to an older state, or lack its last writes. Who followed the
+log across the start can tell: the entry that was the newest is still there, or it is not. Who did not can't.
+
+So the origin is stored beside the logs. Who finds other streams than it names, or another server without being able to tell that
+the log stands, writes a new one, and every study that is older is in doubt from then on (`merlin_operator.repair`). This needs no
+memory of any process, so an operator that dies with the broker loses nothing by it.
 """
 
 from __future__ import annotations
@@ -25,11 +28,16 @@ MOST_SERVERS: Final = 8
 
 
 class Origin(wire.Message):
-    """The servers and creations of streams (tasks, reports, control) that logs are whole under ``since`` (Unix seconds)."""
+    """The servers and creations of streams (tasks, reports, control) that logs are whole under ``since`` (Unix seconds).
+
+    ``made``: when these streams were found to be new. What is older than that has lost its log, what is older than ``since`` only may
+    have lost some of it.
+    """
 
     servers: tuple[str, ...]
     streams: tuple[str, ...]
     since: int
+    made: int
 
 
 class Ground:
@@ -39,8 +47,11 @@ class Ground:
         self.core = core
         self.origin: Origin | None = None
 
-    async def settle(self) -> Origin:
+    async def settle(self, *, stood: bool) -> Origin:
         """Find or write the origin; to be called on each connection, once the streams are there.
+
+        Args:
+            stood: the newest entry that this process knew of the log is still there, so that another server changes nothing.
 
         Raises:
             merlin_operator.stream.Outage: the broker did not answer.
@@ -52,22 +63,28 @@ class Ground:
             if known is not None and known.streams == streams and server in known.servers:
                 self.origin = known
                 return known
-            earlier = known.servers if known is not None and known.streams == streams else ()
-            later = (
-                max(known.since if known is not None else 0, self.origin.since if self.origin is not None else 0) + 1
-            )
-            made = Origin(
-                servers=(*earlier, server)[-MOST_SERVERS:], streams=streams, since=max(int(self.core.now), later)
-            )
+            made = self._next(known, server, streams, stood=stood)
             try:
                 await self._write(made, expected=stored.sequence if stored is not None else 0)
             except Conflict:
                 continue  # another operator was first
-            log.warning(
-                "the logs stand on another server or other streams from now on server=%s since=%d", server, made.since
-            )
+            log.warning("the logs stand on server=%s since=%d, their streams since=%d", server, made.since, made.made)
             self.origin = made
             return made
+
+    def _next(self, known: Origin | None, server: str, streams: tuple[str, ...], *, stood: bool) -> Origin:
+        """Return what the logs stand on from now on."""
+        if known is not None and known.streams == streams:
+            servers = (*known.servers, server)[-MOST_SERVERS:]
+            if stood and self.origin is not None and self.origin.since == known.since:
+                return known.model_copy(update={"servers": servers})
+            return known.model_copy(update={"servers": servers, "since": self._later(known)})
+        since = self._later(known)
+        return Origin(servers=(server,), streams=streams, since=since, made=since)
+
+    def _later(self, known: Origin | None) -> int:
+        """Return the time, or what is later than all that was said before."""
+        return max(int(self.core.now), *(each.since + 1 for each in (known, self.origin) if each is not None), 0)
 
     async def stands(self) -> bool:
         """Whether the streams are still those that were there when the connection was made.

@@ -1,8 +1,9 @@
 """Repair: what follows where a study's log may not be the one that it was.
 
-A log is in doubt where it stands on another server or stream than before (`merlin_operator.origin`), where an entry that was
-folded is gone, or where fences were issued of which neither log nor task stream knows. What was lost, the outcome logs in the
-workspace say, since whoever runs a chunk has written its claim there before. So, in this order:
+A log is in doubt where it stands on another stream than before, or on a server that nobody followed across its start
+(`merlin_operator.origin`), where an entry that was folded is gone, or where fences were issued of which neither log nor task stream
+knows. A study of which the log says that it is over needs no more than that, until somebody asks for more. What was lost, the outcome
+logs in the workspace say, since whoever runs a chunk has written its claim there before. So, in this order:
 
 1. The study's *epoch* is raised: in its cursor, so that no other operator issues anything of the earlier one, and in its word, which
    agents read after each claim, once that claim is in their outcome log. What still waits in the task stream is dropped.
@@ -48,7 +49,8 @@ class Repairer:
         asked = sum(study.recall is not None for study in self.core.all())
         for study in self.core.all():
             if not self._needs(study):
-                study.recall, study.lost_log = None, ""
+                study.recall, study.lost_log, study.lost = None, "", study.lost and study.broken
+                study.unheard = False
             elif study.announced < study.epoch:
                 await self._raise(study)
             elif study.recall is not None or asked < AT_ONCE:
@@ -79,7 +81,9 @@ class Repairer:
             for agent, site in live.items()
             if site in sites and now - study.asked.get(agent, -PATIENCE) >= PATIENCE
         ]
-        study.lost_log = "" if fresh else doubt.complaint(study.past, sites[0], blind)
+        study.unheard = not fresh
+        is_missed = study.begun and not fresh  # one that never began waits for agents as any study does
+        study.lost_log = doubt.complaint(study.past, sites[0], blind) if is_missed else ""
         if not fresh:
             return
         agent = min(fresh)

@@ -35,7 +35,8 @@ def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
             stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
         )
         for study in core.all()
-        if not (study.past.over and study.broken)  # what it came to is told already, and its log knows no better yet
+        if study.over
+        or not (study.past.over and study.broken)  # else what it came to is told, and its log knows no better yet
     ]
 
 

@@ -101,8 +101,12 @@ class Study:
     """What an agent is asked to tell, at `recall_site`; `asked` when each agent was (monotonic seconds)."""
     recall_site: str = ""
     asked: dict[str, float] = field(default_factory=dict)
+    lost: bool = False
+    """Whether its log lacks something for sure, where it is in doubt."""
+    unheard: bool = False
+    """Whether no agent is there that could complete its log, where it is in doubt."""
     lost_log: str = ""
-    """What its user has to do before its log is whole again."""
+    """What its user has to do before its log is known to be whole."""
     unheld: dict[int, float] = field(default_factory=dict)
     """Fences that their living holder does not name, and since when (monotonic seconds)."""
     refusals: dict[str, str] = field(default_factory=dict)
@@ -137,14 +141,29 @@ class Study:
         """Whether its log may lack something: nothing of it is decided or issued before that is told."""
         return self.ledger is not None and self.ledger.repaired < self.epoch
 
-    def doubt_log(self, epoch: int) -> None:
-        """Take its log as one that lacks something; ``epoch`` is the time in Unix seconds."""
-        self.epoch = max(self.epoch + 1, epoch)
+    @property
+    def begun(self) -> bool:
+        """Whether any of it was ever claimed, as far as its log or its status says, so that it has a workspace."""
+        return self.past.begun or (self.ledger is not None and self.ledger.bound is not None)
 
-    def stand_on(self, since: int) -> None:
-        """Take its log as one that stands on its present server since then: of an older study it may lack something."""
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is to be cancelled, and nobody is there who could complete its log before."""
+        return self.broken and self.unheard and self.switches.cancel
+
+    def lose_log(self, epoch: int) -> None:
+        """Take its log as one that lacks something; ``epoch`` is the time in Unix seconds."""
+        self.epoch, self.lost = max(self.epoch + 1, epoch), True
+
+    def stand_on(self, *, since: int, made: int) -> None:
+        """Take its log as one that stands on its present server since then: of an older study it may lack something.
+
+        Of one that began before the streams were ``made``, it does.
+        """
         if self.made < since + SKEW:
             self.epoch = max(self.epoch, since)
+        is_older = self.ledger is not None and self.ledger.repaired < made and self.made < made + SKEW
+        self.lost = self.broken and (self.lost or is_older)
 
     def outlive(self) -> None:
         """Note that it is older than the server or stream that its log stands on now."""
@@ -247,7 +266,7 @@ class Study:
                 self.generation,
                 self.cancelled,
             ),
-            *(self.switches, self.lacking, self.inherited, self.excuse, self.lost_log),
+            *(self.switches, self.lacking, self.inherited, self.excuse, self.lost, self.lost_log),
             (ledger.next_fence, len(ledger.fences)) if ledger is not None else None,
         )
         if self.seen is None or self.seen[0] != seen or self.children or self.seen[1] is not ledger:
@@ -305,7 +324,7 @@ class Study:
             suspended=self.switches.suspend,
             stopped=stopped,
             full_on=full_on,
-            lost_log=self.lost_log,
+            lost_log=self.lost_log if self.lost else "",
             exhausted=ledger.exhausted,
             ttl=self.switches.ttl,
             rate=rate,

@@ -57,7 +57,8 @@ class Judge:
     async def judge_switches(self) -> None:
         """Carry out what the switches of each study ask for: withdraw, write the verdict, tell the agents."""
         for study in self.core.all():
-            if study.synced and not study.broken and study.ledger is not None and not study.cancelled:
+            is_whole = not study.broken or study.abandoned
+            if study.synced and is_whole and study.ledger is not None and not study.cancelled:
                 stands = (
                     *(study.ledger, study.folded, study.awaited, study.switches, study.word, study.stale),
                     study.excuse,
