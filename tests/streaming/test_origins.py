@@ -25,13 +25,14 @@ TEXT = """
 description: {name: t, description: d}
 study:
 - {name: a, description: d, run: {cmd: "echo $(S)"}}
+- {name: b, description: d, run: {cmd: "echo", task_queue: other}}
 merlin: {samples: {file: x.csv, column_labels: [S]}}
 """
 
 
 @pytest.fixture
 def plan() -> Plan:
-    """A study of one step."""
+    """A study of two steps, one on a queue of its own."""
     return plan_of(TEXT)
 
 
@@ -107,7 +108,7 @@ def test_a_study_whose_log_nobody_can_complete_waits_for_agents_and_is_cancelled
 
     async def scenario() -> None:
         keyring, created = Keyring.generate(), time.time() - 60
-        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, seconds=0.05)
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, queues=("merlin",))  # so it is never over
         async with reporter.working(), engine_of(broker, keyring, plan, created=created) as (_, shown):
             await until(lambda: shown.done > 10)
         broker.kill()
