@@ -179,6 +179,11 @@ class Rig:
         """The file for which tasks look that `linger`."""
         return self.directory / "hurry"
 
+    @property
+    def hold(self) -> Path:
+        """The file for as long as which tasks stand still that `hold`."""
+        return self.directory / "hold"
+
     def describe(self) -> str:
         """What every process last said."""
         said = "\n".join(process.describe() for process in self.processes)
@@ -197,6 +202,11 @@ def linger(directory: Path) -> str:
     A study of such tasks has work left when something is done to it, however late a busy machine shows how far it is.
     """
     return f"for turn in 1 2 3 4 5 6 7 8 9 10; do [ -e {directory / 'hurry'} ] || sleep 0.1; done"
+
+
+def hold(directory: Path) -> str:
+    """Return a command that ends once there is no `Rig.hold`."""
+    return f"while [ -e {directory / 'hold'} ]; do sleep 0.1; done"
 
 
 def _spec(tasks: int, cmd: str, generate: str) -> str:

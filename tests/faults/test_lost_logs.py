@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 
 from merlin_study.subjects import Space
 from tests.faults.checker import Finding, read
-from tests.faults.rig import TIMING, Rig, a_rig
+from tests.faults.rig import TIMING, Rig, a_rig, hold
 from tests.ground import Broker, eventually
 
 SPACE = Space("local")
@@ -27,7 +27,7 @@ AGAIN = TASKS // 40
 def rig(broker: Broker, tmp_path: Path) -> Iterator[Rig]:
     """A study in its middle, with two agents. One of its tasks fails, and a few ask for another try."""
     cmd = (
-        "sleep 0.1\n[ $(MERLIN_SAMPLE_ID) -ne 17 ] || exit 3\n"
+        f"sleep 0.1\n{hold(tmp_path)}\n[ $(MERLIN_SAMPLE_ID) -ne 17 ] || exit 3\n"
         "[ $(( $(MERLIN_SAMPLE_ID) % 40 )) -ne 5 ] || mkdir tried || exit 0\n"
         "[ $(( $(MERLIN_SAMPLE_ID) % 40 )) -ne 5 ] || exit $(MERLIN_RETRY)"
     )
@@ -133,15 +133,29 @@ def test_all_that_is_left_is_the_workspace(rig: Rig, broker: Broker) -> None:
 
 
 def test_who_comes_late_with_a_claim_of_a_lost_log_runs_nothing(rig: Rig, broker: Broker) -> None:
-    """One agent stands still before its claim, one with a claim that is then lost; they wake when others have their tasks."""
-    gate = rig.directory / "gate"
+    """One agent stands still before its claim, one with a claim that is then lost; they wake when all that is recorded is told.
+
+    An operator dies as it raises the epoch: agents hear of that from the next one, before it has anything told.
+    """
+    rig.hold.touch()
+    late, told = rig.directory / "late", rig.directory / "told"
     for point in ("agent.claim", "agent.standby"):
-        rig.agent(failpoints=f"{point}=pause:{gate}@1")
-    eventually(
-        lambda: len([each for each in read(rig.history) if each["event"] == "paused"]) == 2, message="both stand"
-    )
+        rig.agent(failpoints=f"{point}=pause:{late}@1")
+    eventually(lambda: _standing(rig) == {"agent.claim", "agent.standby"}, message="both stand")
+    rig.operators[-1].kill()
     wipe(broker)
-    rig.until_done(rig.done() + 40)
-    gate.touch()
+    doomed = rig.operator(failpoints="operator.raised=kill")
+    eventually(lambda: not doomed.alive, message="the operator dies as it raises the epoch")
+    rig.operator(failpoints=f"operator.repaired=pause:{told}@1")
+    rig.hold.unlink()
+    eventually(lambda: "operator.repaired" in _standing(rig), message="all that is recorded is told")
+    late.touch()
+    eventually(lambda: len(list(rig.root.glob("merlin_info/outcomes/*.jsonl"))) == 4, message="they wrote their claims")
+    told.touch()
     finding = ends_well(rig)
     assert finding.overlaps == 0
+
+
+def _standing(rig: Rig) -> set[str]:
+    """The points where processes stand, or stood, still."""
+    return {each["point"] for each in read(rig.history) if each["event"] == "paused"}

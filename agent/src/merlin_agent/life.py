@@ -366,8 +366,11 @@ class Lives:
             study=life.study.uid, plan=chunk.plan, start=wire.Start(agent=self._agent, chunk=chunk)
         )
         failpoints.reach("agent.standby")
-        if problem := await self._record(life.study, claim):
-            raise RefusedError(problem)
+        if (problem := await self._record(life.study, claim)) is not None:
+            if problem.errno in files.FULL:
+                self.full.add(life.study.uid)
+            path = log_path(life.study.info, self._agent)
+            raise RefusedError(f"{path}: the outcome log can't be written: {problem.strerror}")
         failpoints.reach("agent.stoodby")
         if not await self._studies.counts(chunk):
             raise OutdatedError(f"chunk {chunk.fence}: issued before its study's log was lost; it is issued again")
@@ -550,7 +553,7 @@ class Lives:
         failpoints.reach("agent.reported")
         history.note("reported", study=study, fence=report.fence, serial=report.serial, final=report.final)
 
-    async def _record(self, study: Study, entry: outcomelog.Entry) -> str:
+    async def _record(self, study: Study, entry: outcomelog.Entry) -> OSError | None:
         return await self._recorder.append(log_path(study.info, self._agent), outcomelog.encode_line(entry))
 
     def hand_back(self, life: Life) -> None:

@@ -36,15 +36,15 @@ class Recorder:
     def __init__(self, complain: Callable[[str], None]) -> None:
         self._complain = complain
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
-        self._waiting: list[tuple[str, bytes, asyncio.Future[str]]] = []
+        self._waiting: list[tuple[str, bytes, asyncio.Future[OSError | None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def append(self, path: str, line: bytes) -> str:
-        """Append a line, and return once it is on disk; or say why it is not, which is a problem told, too.
+    async def append(self, path: str, line: bytes) -> OSError | None:
+        """Append a line, and return once it is on disk; or return why it is not, which is a problem told, too.
 
         That is no reason to keep a result from the broker; only what is not claimed here does not run.
         """
-        written: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        written: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((path, line, written))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
@@ -57,16 +57,16 @@ class Recorder:
             by_path: dict[str, list[bytes]] = {}
             for path, line, _ in batch:
                 by_path.setdefault(path, []).append(line)
-            failed: dict[str, str] = {}
+            failed: dict[str, OSError] = {}
             for path, lines in by_path.items():
                 try:
                     await loop.run_in_executor(self._thread, _append, path, b"".join(lines))
                 except OSError as error:
-                    failed[path] = f"{path}: the outcome log can't be written: {error.strerror}"
-                    self._complain(failed[path])
+                    failed[path] = error
+                    self._complain(f"{path}: the outcome log can't be written: {error.strerror}")
             for path, _, written in batch:
                 if not written.done():
-                    written.set_result(failed.get(path, ""))
+                    written.set_result(failed.get(path))
 
     def close(self) -> None:
         """End the thread once it has written."""

@@ -51,9 +51,11 @@ def find(directory: str, study: str, known: Sequence[tuple[int, int]]) -> list[L
     Raises:
         OSError: a log can't be read.
     """
-    found, scans = [], set()
+    found, scans, names = [], set(), list[str]()
     lows = [low for low, _ in known]
-    for name in sorted(os.listdir(directory)):
+    with contextlib.suppress(FileNotFoundError):  # whoever removed them left marks, by which tasks are found done
+        names = sorted(os.listdir(directory))
+    for name in names:
         if not name.endswith(".jsonl"):
             continue
         for line, entry in _entries(f"{directory}/{name}"):

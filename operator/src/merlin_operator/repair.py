@@ -5,14 +5,14 @@ A log is in doubt where it stands on another stream than before, or on a server 
 knows. A study of which the log says that it is over needs no more than that, until somebody asks for more. What was lost, the outcome
 logs in the workspace say, since whoever runs a chunk has written its claim there before. So, in this order:
 
-1. The study's *epoch* is raised: in its cursor, so that no other operator issues anything of the earlier one, and in its word, which
-   agents read after each claim, once that claim is in their outcome log. What still waits in the task stream is dropped.
+1. The study's *epoch* is raised: in its cursor, so that no other operator issues anything of the earlier one. What still waits in the
+   task stream is dropped. Then it is raised in its word, which agents read after each claim, once that claim is in their outcome log.
 2. The log is read up to its end. What is claimed after that does not run, since its agent finds the word; what ran before
    stands in an outcome log.
 3. The offer asks one agent of the study's site to tell the log what the workspace records and the log does not (`merlin_agent.retell`).
 4. When it said that it did, the verdict `Repaired` closes the earlier epochs. Only then anything is decided or issued again.
 
-Each step can be taken twice, by this operator or the next one. Verdicts that were lost are taken anew.
+Each step can be taken twice, by this operator or the next one: whoever finds the cursor without the word takes the first one again. Verdicts that were lost are taken anew.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Repairer:
             if not self._needs(study):
                 study.recall, study.lost_log, study.lost = None, "", study.lost and study.broken
                 study.unheard = False
-            elif study.announced < study.epoch:
+            elif study.announced < study.epoch or not await self._is_said(study):
                 await self._raise(study)
             elif study.recall is not None or asked < AT_ONCE:
                 had = study.recall is not None
@@ -111,8 +111,15 @@ class Repairer:
             study.awaited = study.verdict
             log.warning("log repaired study=%s epoch=%d", study.ref.name, study.epoch)
 
+    async def _is_said(self, study: Study) -> bool:
+        """Whether agents can read of the epoch: who raised it may have died before it said so to them."""
+        said = (await self._judge.said(study)).epoch
+        if said > study.epoch:
+            study.epoch = said + 1  # what they were told once they go by
+        return said == study.epoch
+
     async def _raise(self, study: Study) -> None:
-        """Say the new epoch, to operators and to agents, and drop what waits of the old one; then read the log again."""
+        """Say the new epoch to operators, drop what waits of the old one, say it to agents; then read the log again."""
         assert study.plan is not None
         assert study.ledger is not None
         core, uid = self.core, study.ref.uid
@@ -128,5 +135,6 @@ class Repairer:
             )
         except Conflict:
             return  # another operator was first; read what it wrote
-        await self._judge.tell(study, study.ledger)
+        failpoints.reach("operator.raised")
         await core.broker.purge(core.space.task_stream, core.space.chunks_of(uid))
+        await self._judge.tell(study, study.ledger)  # at last: it stands for all of this

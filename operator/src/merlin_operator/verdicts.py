@@ -116,11 +116,15 @@ class Judge:
         """Put the word for the agents where it differs from the one that stands."""
         core, uid = self.core, study.ref.uid
         subject, word = core.space.control(uid), core.control(study, ledger).word(uid, epoch=study.epoch)
-        if study.word is None:
-            study.word = await self._stands(uid, subject)
-        if word != study.word:
+        if word != await self.said(study):
             await core.broker.put(subject, core.seal(uid, subject, word.encode()))
             study.word = word
+
+    async def said(self, study: Study) -> wire.Control:
+        """Return the word that stands."""
+        if study.word is None:
+            study.word = await self._stands(study.ref.uid, self.core.space.control(study.ref.uid))
+        return study.word
 
     async def _stands(self, uid: str, subject: str) -> wire.Control:
         stored = await self.core.broker.last(self.core.space.control_stream, subject)
