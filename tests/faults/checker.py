@@ -6,7 +6,8 @@ which results each of them knew by then. Then, for every task:
 - it has an outcome that an agent told;
 - it was never issued by an operator that had folded a success of it (no success is accepted twice);
 - it ran again only after a try that asked for it or was handed back, or whose failure was judged to be its host's, or where one of
-  the two fences names the other as lost: the new holder's after the lost one's, or the lost one's after it came back to life;
+  the two fences names the other as lost: the new holder's (or what followed from that) after the lost one's, or the lost one's after
+  it came back to life;
 - two executions overlap only in the last case; these are counted.
 """
 
@@ -131,11 +132,13 @@ def _check_task(
 ) -> None:
     for number, later in enumerate(runs[1:], start=1):
         finding.repeated += 1
-        for earlier in runs[:number]:
+        for at, earlier in enumerate(runs[:number], start=1):
             over = earlier.ended is not None and earlier.ended <= later.began
             if over and (earlier.outcome in AGAIN or (excused and earlier.outcome != Outcome.SUCCEEDED)):
                 continue
-            if earlier.fence not in _lost(chunks, later.fence) and later.fence not in _lost(chunks, earlier.fence):
+            # Who took over from a lost holder may have asked for another try, which follows from that one.
+            taken_over = any(earlier.fence in _lost(chunks, each.fence) for each in runs[at : number + 1])
+            if not taken_over and later.fence not in _lost(chunks, earlier.fence):
                 finding.faults.append(
                     f"task {task}: fence {later.fence} ran it again after fence {earlier.fence} "
                     f"({earlier.outcome if over else 'which may still run'}), without a verdict of loss"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,7 @@ def test_a_study_outlives_all_that_its_broker_can_lose(rig: Rig, broker: Broker,
     finding = ends_well(rig)
     assert (finding.losses, finding.overlaps) == (0, 0)
     assert finding.executions == TASKS + AGAIN
+    assert Counter(rig.runs().values()) == {1: TASKS - AGAIN, 2: AGAIN}, "as the tasks' own files say"
 
 
 def test_all_that_is_left_is_the_workspace(rig: Rig, broker: Broker) -> None:

@@ -201,6 +201,10 @@ class Reporter:
                 return entry.agent if isinstance(entry, wire.Start) else ""
         return ""
 
+    async def purge(self, stream: str, subject: str) -> None:
+        """Remove what a stream holds of a subject, as no agent may."""
+        await self._js.purge_stream(stream, subject=subject)
+
     async def append(self, study: str, subject: str, entry: wire.Message, *, expected: int | None) -> None:
         """Append to the log, as the first message of its subject where ``expected`` is 0."""
         if isinstance(entry, wire.Start | wire.Report) and (subject, entry) not in self.told.setdefault(study, []):
