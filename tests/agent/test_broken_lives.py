@@ -80,6 +80,9 @@ class Stub:
     def wake(self) -> None:
         """Nobody sleeps."""
 
+    def go_on(self) -> None:
+        """Nobody pauses."""
+
     @property
     def reports(self) -> list[wire.Report]:
         """What was told of the chunk."""
@@ -257,6 +260,7 @@ def test_an_agent_that_leaves_stays_while_what_tasks_left_is_brought_to_the_work
                 passed.set()
 
         monkeypatch.setattr(life.work, "sync", sync)
+        monkeypatch.setattr(life.work, "patience", 600.0)
         draining = asyncio.create_task(lives.drain(0.1, asyncio.Event()))
         await eventually_async(lambda: asyncio.sleep(0, life.syncing))
         await asyncio.wait({draining}, timeout=1.0)  # ten times what it gives the broker
@@ -281,6 +285,7 @@ def test_a_hurry_ends_the_waiting_for_what_tasks_left(stub: Stub, monkeypatch: p
         (life,) = lives.by_run.values()
         assert life.work is not None
         monkeypatch.setattr(life.work, "sync", lambda: never.wait(120))
+        monkeypatch.setattr(life.work, "patience", 600.0)
         hurry = asyncio.Event()
         draining = asyncio.create_task(lives.drain(0.1, hurry))
         await eventually_async(lambda: asyncio.sleep(0, life.syncing))

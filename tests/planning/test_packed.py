@@ -46,6 +46,7 @@ def test_steps_with_samples_on_one_host_are_packed() -> None:
         ("echo $(X)", "cat ../sim/*", ("last", "../sim")),
         ("echo $(X)", "find $(MERLIN_WORKSPACE) -name x", ("last", "$(MERLIN_WORKSPACE) without one directory in it")),
         ("echo $(X)", "ls $(MERLIN_WORKSPACE)/s*/x", ("last", "$(MERLIN_WORKSPACE) without one directory in it")),
+        ("echo $(X)", "ls $(MERLIN_WORKSPACE)/./sim/x", ("last", "$(MERLIN_WORKSPACE) without one directory in it")),
         ("echo $(X)", "cat $(P)/x", ("last", "$(MERLIN_WORKSPACE)/sim")),
         ("echo $(X)", "cat $(HERE)/x", ("last", "$(MERLIN_WORKSPACE)/sim")),
         ("echo $(X) > $(MERLIN_WORKSPACE)/sim/x", "echo", ("sim", "$(MERLIN_WORKSPACE)/sim")),

@@ -80,7 +80,7 @@ class Life:
     wide: bool = False
     """Whether its tasks run over several hosts."""
     syncing: bool = False
-    """Whether what its tasks left is being brought to where it stays."""
+    """Whether what its tasks left is being brought from here to where it stays."""
     published: float | None = None
     """When its chunk was handed to the broker, by the broker's clock; None where that is not known."""
 
@@ -506,7 +506,7 @@ class Lives:
         """Have what the tasks left be on disk before their success is told; return whether it is."""
         if life.work is None:
             return True
-        life.syncing = True
+        life.syncing = life.patience > 0
         try:
             await asyncio.get_running_loop().run_in_executor(None, life.work.sync)
         except OSError as error:

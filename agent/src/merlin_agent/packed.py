@@ -8,6 +8,7 @@ had not told, and nobody else has heard of it. A task that came before, here or 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -151,6 +152,8 @@ class PackedWork(LeanWork):
     def _place(self, slot: Slot, task: int, script: Script, lent: int) -> Place:
         if os.path.lexists(script.directory):  # of a chunk that was handed back
             files.remove_tree(script.directory)
+            if os.path.lexists(script.directory):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), script.directory)
         if self._step.in_place or self._before(task):
             self._own.add(script.directory)
         if self._before(task):

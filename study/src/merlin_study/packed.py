@@ -19,7 +19,7 @@ from merlin_study.workspace import safe_name
 
 _OWN: Final = re.compile(r"\$\(WORKSPACE\)[\"']?/+[\"']?\$\(MERLIN_SAMPLE_PATH\)")
 _ROOT: Final = r"\$\(MERLIN_WORKSPACE\)"
-_ANY: Final = re.compile(_ROOT + r"(?![\"']?/+[\"']?[\w.()-]+(?![\w.()*?\[{$-]))")
+_ANY: Final = re.compile(_ROOT + r"(?![\"']?/+[\"']?(?!\.{1,2}/)[\w.()-]+(?![\w.()*?\[{$-]))")
 """The study's directory where no single name follows: a script that is given it may look anywhere below."""
 
 
