@@ -1,22 +1,27 @@
-"""A server without Kubernetes: allocations of a real Slurm work on its studies, commands reach it, and a restart loses nothing."""
+"""A server without Kubernetes: allocations of a real Slurm work on its studies, commands reach it, and a restart loses nothing.
 
-import json
+Upstream's own example is that of its wheel, as `tests.compat` installs it.
+"""
+
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.compat import running
 from tests.ground import Slurm, eventually
+from tests.server.commands import Home
 
-BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
-HELLO = """\
-description: {name: hello, description: says hello in two languages}
+WAITS = """\
+description: {name: waits, description: says hello in two languages}
 global.parameters: {WORD: {values: [hello, salut], label: WORD.%%}}
 study:
 - {name: greet, description: d, run: {cmd: echo $(WORD) > said}}
@@ -32,33 +37,20 @@ merlin:
 """
 
 
-class Site:
+class Site(Home):
     """A user's home, a workspace, and commands in the Slurm's network."""
 
     def __init__(self, slurm: Slurm, root: Path) -> None:
-        self.slurm, self.root, self.home = slurm, root, root / "home"
-        self.directory = self.home / ".merlin" / "server"
-        self.home.mkdir()
-        self.environ = {**os.environ, "HOME": str(self.home)}
-        self.environ.pop("KUBECONFIG", None)
-
-    def merlin(self, *arguments: str, code: int = 0) -> str:
-        command = self.slurm.network.enter([str(BIN / "merlin"), *arguments])
-        done = subprocess.run(
-            command, env=self.environ, cwd=self.root, capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        super().__init__(slurm.network, root)
+        self.slurm = slurm
 
     def allocate(self, agent: str) -> str:
         script = (
             f"exec {agent} --credentials {self.directory}/site.yaml --slots 2 --workspace {self.root}/ws --site here "
             "--drain-grace 1"
         )
-        return self.slurm.sbatch(script, cpus_per_task=2)
-
-    def phase(self, study: str) -> str:
-        return next((line.split()[1] for line in self.merlin("server", "status").splitlines() if study in line), "")
+        path = f"{running.environment() / 'bin'}:{os.environ['PATH']}"  # what upstream's example imports
+        return self.slurm.sbatch(script, cpus_per_task=2, env={"PATH": path})
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +93,26 @@ def test_the_one_file_runs_in_a_bare_environment_and_refuses_a_place_that_is_ope
 
 @pytest.mark.slurm
 def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(site: Site, one_file: Path) -> None:
-    (site.root / "hello.yaml").write_text(HELLO)
+    shutil.copytree(running.environment() / "examples" / "workflows" / "hello", site.root / "hello")
     (site.root / "sampled.yaml").write_text(SAMPLED)
     agent = f"{Path(sys.executable).resolve()} {one_file}"
     jobs = [site.allocate(agent), site.allocate(agent)]
     eventually(lambda: site.merlin("query-workers").count("here") >= 2, interval=0.5, message="both agents are there")
-    assert "merlin status hello-" in site.merlin("run", "hello.yaml")
-    eventually(lambda: site.phase("hello-") == "Succeeded", interval=0.5)
-    assert "all 3 tasks succeeded" in site.merlin("status", "hello.yaml")
-    (said,) = (site.root / "ws").glob("hello_*/collect/all")
-    assert said.read_text().split() == ["hello", "salut"]
+    said = site.merlin("run", "hello/hello.yaml") + site.merlin("run", "hello/hello_samples.yaml")
+    hello, with_samples = re.findall(r"merlin status (\S+)", said)
+    for study, tasks in ((hello, 3), (with_samples, 8)):
+        eventually(partial(has_succeeded, site, study), interval=0.5)
+        assert f"all {tasks} tasks succeeded" in site.merlin("status", study)
+    assert outputs(site, "hello_[0-9]*/step_1/*/step_1_*.out") == ["hello, world!", "hola, mundo!"]
+    greeted = [line.partition(", ")[0] for line in outputs(site, "hello_samples_*/step_1/*/*/step_1_*.out")]
+    assert greeted == ["hello"] * 3 + ["hola"] * 3
+    assert outputs(site, "hello_*/step_2/step_2.out") == ["Hurrah, we did it!"] * 2
     site.merlin("run", "sampled.yaml")
     eventually(lambda: any((site.root / "ws").glob("sampled_*/sim/*/*/x")), message="the samples run")
     site.merlin("server", "stop")
     assert "does not answer" in site.merlin("server", "status", code=4)
     site.merlin("server", "start")
-    eventually(lambda: site.phase("hello-") == "Succeeded", message="the log is read again")
+    eventually(lambda: site.phase(hello) == "Succeeded", message="the log is read again")
     eventually(lambda: site.phase("sampled-") == "Succeeded", interval=0.5)
     (count,) = (site.root / "ws").glob("sampled_*/count/n")
     assert count.read_text().strip() == "40"
@@ -131,6 +127,15 @@ def test_two_allocations_run_studies_of_a_server_that_is_restarted_under_them(si
         assert site.slurm.wait(job) == "COMPLETED"
 
 
+def has_succeeded(site: Site, study: str) -> bool:
+    return site.phase(study) == "Succeeded"
+
+
+def outputs(site: Site, pattern: str) -> list[str]:
+    """The lines of all files of that pattern in the workspace, sorted."""
+    return sorted(line for path in (site.root / "ws").glob(pattern) for line in path.read_text().splitlines())
+
+
 def test_everything_secret_is_for_its_owner_alone(site: Site) -> None:
     assert stat.S_IMODE(site.directory.stat().st_mode) == 0o700
     for path in site.directory.rglob("*"):
@@ -139,7 +144,7 @@ def test_everything_secret_is_for_its_owner_alone(site: Site) -> None:
 
 
 def test_a_study_is_cancelled_and_its_name_is_not_taken_twice(site: Site) -> None:
-    (site.root / "waits.yaml").write_text(HELLO.replace("name: hello", "name: waits"))
+    (site.root / "waits.yaml").write_text(WAITS)
     site.merlin("run", "waits.yaml", "--name", "waits")
     site.merlin("run", "waits.yaml", "--name", "waits", code=4)
     site.merlin("cancel", "waits")
@@ -156,22 +161,26 @@ def test_a_study_is_suspended_and_goes_on_at_a_word(site: Site) -> None:
 
 def test_a_server_that_was_stopped_goes_on_on_another_machine_from_a_copy_of_its_state(site: Site) -> None:
     before = site.merlin("server", "status")
+    assert "use that one, or run there" in site.merlin("server", "start", code=4, host="another")
     site.merlin("server", "stop")
-    place = site.directory / "server.json"
-    known = json.loads(place.read_text())
-    place.write_text(json.dumps({**known, "host": "another-machine"}))
-    assert "its server runs or ran on another-machine" in site.merlin("server", "start", code=4)
     shutil.copytree(site.root / "state", site.root / "copy")
-    site.merlin("server", "start", "--address", "127.0.0.1", "--state", str(site.root / "copy"))
+    flags = ("--address", "127.0.0.1", "--state", str(site.root / "copy"))
+    assert "as it was copied" not in site.merlin("server", "start", *flags, host="another")
     studies = [line.split()[:2] for line in before.splitlines() if "waits" in line]
     assert studies == [["waits", "Cancelled"]]
     eventually(lambda: site.phase("waits") == "Cancelled", message="the log is read from the copy")
+    assert "the server runs on another; run there" in site.merlin("server", "stop", code=4)
+    site.merlin("server", "stop", host="another")
+    said = site.merlin("server", "start", "--address", "127.0.0.1", "--state", str(site.root / "state"))
+    assert "as it was copied" in said, "its own store is older by now"
+    assert (site.root / "state" / "broker.old").is_dir()
+    eventually(lambda: site.phase("waits") == "Cancelled", message="the log is read from the snapshot")
 
 
 def test_a_context_says_which_server_counts(site: Site) -> None:
     assert "* server" in site.merlin("context", "list")
     site.merlin("context", "use", "cluster")
-    assert "found no cluster" in site.merlin("run", "hello.yaml", code=4)
+    assert "found no cluster" in site.merlin("run", "waits.yaml", code=4)
     site.environ["MERLIN_CONTEXT"] = "server"
     assert "* server" in site.merlin("context", "list")
     del site.environ["MERLIN_CONTEXT"]

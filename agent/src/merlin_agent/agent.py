@@ -75,7 +75,7 @@ class Agent:
         self._busy_at = time.monotonic()
         self._grace = settings.drain_grace
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
-        renew = functools.partial(config.load_credentials, settings.credentials, ca=settings.ca)
+        renew = functools.partial(config.renewed_credentials, settings)
         self._link = Link(server=settings.server, credentials=credentials, name=self.id, renew=renew)
         post = Post(self._link, keys, Space(settings.namespace))
         found = allocation.here()

@@ -50,7 +50,8 @@ class ConfigError(Exception):
 class Credentials:
     """What proves to the broker who we are (a token, a user with a password, or nothing), and it to us.
 
-    ``ca`` is the broker's certificate authority in PEM (empty: those of the host). ``keys`` come with a site file only.
+    ``ca`` is the broker's certificate authority in PEM (empty: those of the host). ``keys`` and ``server``, where the broker is, come with
+    a site file only.
     """
 
     token: str = ""
@@ -58,6 +59,7 @@ class Credentials:
     password: str = ""
     ca: str = ""
     keys: Keyring | None = None
+    server: str = ""
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of a NATS client."""
@@ -324,6 +326,18 @@ def load_credentials(path: Path | None, *, ca: Path | None = None) -> Credential
         raise ConfigError(f"{ca}: expected a certificate authority in PEM, found: {error}", UNREADABLE_KEYS) from error
 
 
+def renewed_credentials(settings: Settings) -> Credentials:
+    """Read the credentials again, as they are now.
+
+    Raises:
+        ConfigError: as `load_credentials`, or secrets would go to a server that they name now in the clear.
+    """
+    found = load_credentials(settings.credentials, ca=settings.ca)
+    if found.server:
+        check_transport(settings.model_copy(update={"server": found.server}), found)
+    return found
+
+
 def _read_credentials(path: Path) -> Credentials:
     try:
         state = path.stat()
@@ -348,7 +362,7 @@ def _read_credentials(path: Path) -> Credentials:
 def _from_site_file(path: Path, values: Mapping[str, Any]) -> Credentials:
     try:
         site = sitefile.parse(values)
-        return Credentials(user=site.user, password=site.password, ca=site.ca, keys=site.keyring())
+        return Credentials(user=site.user, password=site.password, ca=site.ca, keys=site.keyring(), server=site.server)
     except sitefile.SiteFileError as error:
         raise ConfigError(
             f"{path}: expected a site file of `merlin site credentials`, found: {error}", UNREADABLE_KEYS

@@ -72,7 +72,8 @@ class Link:
             server: the address; several of one cluster with commas between them.
             credentials: those of the first connection.
             name: what the broker shows for us.
-            renew: reads the credentials again before each further connection: they change while we run.
+            renew: reads the credentials again before each further connection: they change while we run. Where they named the server,
+                they do so from then on, too: it may have moved.
         """
         self._server, self._credentials, self._name, self._renew = server, credentials, name, renew
         self._client: nats.aio.client.Client | None = None
@@ -126,7 +127,10 @@ class Link:
         """Take the credentials as they are now; the old ones where they can't be read."""
         try:
             if self._renew is not None:
-                self._credentials = self._renew()
+                before, self._credentials = self._credentials, self._renew()
+                if self._server == before.server and self._credentials.server not in ("", before.server):
+                    self._server = self._credentials.server
+                    _log.info("the server is at %s now", self._server)
         except ConfigError as error:  # a file that is just being replaced: the next attempt reads it
             _log.warning("the old credentials are kept: %s", error)
 

@@ -163,11 +163,14 @@ def _add_server(server: argparse.ArgumentParser) -> None:
             type=Path,
             default=Path("~/.merlin/server"),
             metavar="DIR",
-            help="keys and addresses, of mode 0700 (default: ~/.merlin/server)",
+            help="keys, addresses, studies and snapshots, of mode 0700 (default: ~/.merlin/server)",
         )
         if name == "start":
             one.add_argument("--address", default="", metavar="HOST", help="how agents reach it (default: this host)")
             one.add_argument("--state", default="", metavar="DIR", help="on a local disk (default: below /var/tmp)")
+            one.add_argument(
+                "--snapshot-every", type=float, metavar="S", help="seconds between two copies of the log (default: 60)"
+            )
             one.add_argument("--name", default="server", metavar="NAME", help="the context's name (default: server)")
 
 
@@ -252,7 +255,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     directory = arguments.directory.expanduser().absolute()
     if arguments.what == "start":
-        given = {name: getattr(arguments, name) for name in ("address", "state", "name")}
+        given = {name: getattr(arguments, name) for name in ("address", "state", "snapshot_every", "name")}
         return server.start(directory, Output(), **given)
     return (server.stop if arguments.what == "stop" else server.status)(directory, Output())
 

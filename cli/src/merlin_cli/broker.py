@@ -112,13 +112,13 @@ def find_server() -> str:
     return found
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on.
+def free_port(wished: int | None = None) -> int:
+    """A port of 127.0.0.1 that nobody listens on: the one that is wished for, if that is free.
 
     Raises:
         CliError: none was found in a hundred tries.
     """
-    for port in random.sample(PORTS, 100):
+    for port in (*([] if wished is None else [wished]), *random.sample(PORTS, 100)):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

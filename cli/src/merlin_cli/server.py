@@ -1,14 +1,20 @@
 """``merlin server start|stop|status``: NATS and the engine for one user's allocations, without Kubernetes.
 
 From a directory of mode 0700 (keys, certificates, addresses; made on the spot, once) to a process that outlives the command
-(`merlin_cli.serverd`). What agents need is one file in it, what commands need another; both may lie on a file system that the
-user's machines share. What has to survive a restart lies on a local disk, as JetStream wants it.
+(`merlin_cli.serverd`). What agents need is one file in it, what commands need another; it should lie on a file system that the
+user's machines share. The broker's store lies on a local disk, as JetStream wants it; the studies, and copies of the log, lie in the
+directory, so that a server can be started on another machine when this one is gone.
+
+Which store counts: each start that does not go on with the store of the one before raises the *generation*, which stands in
+``server.json`` and in the store's directory. A store of another generation is older than the copies are, and is set aside.
 """
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -18,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from ssl import create_default_context
@@ -26,14 +32,18 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from merlin_cli import contexts, local
+from merlin_cli import contexts, local, signs
 from merlin_cli.broker import MAX_PAYLOAD, find_server, free_port, write_private
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.summary import say
 
 START_TIMEOUT: Final = 60.0
-STOP_TIMEOUT: Final = 30.0
+STOP_TIMEOUT: Final = 60.0
+SNAPSHOT_EVERY: Final = 60.0
 LOCK: Final = "server.lock"
+_GENERATION: Final = "generation"
+_STORE: Final = "broker"
+_STUDIES: Final = ("studies", "configmaps", "wishes.json")
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class Place:
         port: Of the engine's API.
         state: The directory on that machine's disk.
         pid: Of the process that keeps both alive.
+        generation: How often a server did not go on with the store of the one before.
+        every: Seconds between two copies of the log.
     """
 
     host: str
@@ -55,6 +67,8 @@ class Place:
     port: int
     state: str
     pid: int = 0
+    generation: int = 0
+    every: float = SNAPSHOT_EVERY
 
     @property
     def broker(self) -> str:
@@ -82,11 +96,19 @@ def read(directory: Path) -> Place | None:
         raise CliError(Exit.CANNOT_RUN, f"{directory}/server.json: is damaged ({error}); remove it") from error
 
 
-def start(directory: Path, console: Console, *, address: str = "", state: str = "", name: str = "server") -> Exit:
+def start(
+    directory: Path,
+    console: Console,
+    *,
+    address: str = "",
+    state: str = "",
+    snapshot_every: float | None = None,
+    name: str = "server",
+) -> Exit:
     """Start the server, or find that it runs.
 
     Raises:
-        CliError: it does not come up, its directory is open to others, or its state lies on another machine.
+        CliError: it does not come up, its directory is open to others, or it runs on another machine.
     """
     local.check_installed()
     find_server()
@@ -98,21 +120,22 @@ def start(directory: Path, console: Console, *, address: str = "", state: str = 
             Exit.CANNOT_RUN, f"{directory}: expected a directory of yours with mode 0700; run: chmod 700 {directory}"
         )
     before, here = read(directory), socket.gethostname()
-    if before is not None and before.host != here and not state:
-        raise CliError(
-            Exit.CANNOT_RUN,
-            f"{directory}: its server runs or ran on {before.host} and its state lies there, in {before.state}; start it "
-            "there, or give another --directory (a new server), or --state with a copy of that directory",
-        )
+    if before is not None and before.host != here:
+        _await_end(directory, before, console)
     if before is not None and before.host == here and _alive(before):
         say(console, f"The server runs already at {before.broker} (pid {before.pid}).")
         return Exit.OK
     place = _placed(directory, before, here=here, address=address, state=state)
+    if snapshot_every is not None:
+        place = replace(place, every=snapshot_every)
+    is_without_log = before is not None and not (Path(place.state) / _STORE).is_dir()
     _furnish(directory, place)
     pid = _launch(directory, place)
     known = contexts.Contexts.load()
     contexts.Contexts(name, {**known.files, name: str(directory / "kubeconfig")}).save()
     say(console, f"The server runs at {place.broker} (pid {pid}); its state lies in {place.state}.")
+    if is_without_log:
+        say(console, f"  it goes on from its log as it was copied {_copied(directory)}; agents add what came since")
     say(console, f"  start agents:     merlin-agent --credentials {directory / contexts.SITE_FILE}")
     say(console, "  submit to it:     merlin run SPEC      (merlin context use cluster: to a cluster again)")
     say(console, "  stop it:          merlin server stop")
@@ -161,6 +184,7 @@ def status(directory: Path, console: Console) -> Exit:
         ) from error
     agents = health["agents"]
     say(console, f"Server at {place.broker} on {place.host} (pid {place.pid}); {agents} agents.")
+    say(console, f"  its log was copied {_copied(directory)}")
     for study in studies:
         said, counts = study.get("status") or {}, (study.get("status") or {}).get("counts") or {}
         done, total = counts.get("done", 0), counts.get("total", "?")
@@ -168,23 +192,117 @@ def status(directory: Path, console: Console) -> Exit:
     return Exit.OK
 
 
+def _await_end(directory: Path, before: Place, console: Console) -> None:
+    """Return once the server of another machine has ended, or counts as dead.
+
+    Raises:
+        CliError: it runs.
+    """
+    runs = f"{directory}: its server runs on {before.host}"
+    deadline, said = time.monotonic() + 2 * signs.STALE, False
+    while True:
+        try:
+            _ask(directory, before, "/healthz")
+        except (OSError, ValueError):
+            pass
+        else:
+            raise CliError(Exit.CANNOT_RUN, f"{runs}; use that one, or run there: merlin server stop")
+        silent = signs.silent_for(directory)
+        if silent >= signs.STALE:
+            return
+        if time.monotonic() > deadline:
+            raise CliError(
+                Exit.CANNOT_RUN,
+                f"{runs}: it gives signs of life, but does not answer at {before.api} from here; run there: merlin server stop",
+            )
+        if not said:
+            left = signs.STALE - silent
+            say(console, f"The server on {before.host} does not answer; it counts as dead in {left:.0f} s.")
+            said = True
+        time.sleep(1.0)
+
+
 def _placed(directory: Path, before: Place | None, *, here: str, address: str, state: str) -> Place:
-    """Keep the ports of an earlier start, so that agents that wait find the server again."""
+    """Choose address, ports, state and generation.
+
+    On the machine of an earlier start, address and ports stay, so that agents that wait find the server again. Elsewhere the
+    ports stay where they are free.
+    """
     own = (
         f"/var/tmp/merlin-{os.geteuid()}-{base64.b32encode(os.fsencode(directory)).decode().lower().rstrip('=')[-24:]}"  # noqa: S108 made with 0700 and checked
     )
     lies = os.path.abspath(state or (before.state if before else own))  # noqa: PTH100
-    Path(lies).mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        Path(lies).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(
+            Exit.CANNOT_RUN, f"{lies}: can't be made ({error.strerror}); give another directory with --state"
+        ) from error
     if Path(lies).stat().st_uid != os.geteuid():
         raise CliError(Exit.CANNOT_RUN, f"{lies}: belongs to somebody else; give another directory with --state")
-    ports = (before.broker_port, before.port) if before else (free_port(), free_port())
-    return Place(here, address or (before.address if before else here), *ports, lies)
+    held = _held(Path(lies))
+    if before is None:
+        return Place(here, address or here, free_port(), free_port(), lies, generation=held or 0)
+    is_same = held == before.generation
+    if held is not None and not is_same:
+        _set_aside(Path(lies))
+    has_stayed = is_same and (before.host, before.state) == (here, lies)
+    if before.host == here:
+        known, ports = before.address, (before.broker_port, before.port)
+    else:
+        known, ports = here, (free_port(before.broker_port), free_port(before.port))
+    return Place(
+        here,
+        address or known,
+        *ports,
+        lies,
+        generation=before.generation + (not has_stayed),
+        every=before.every,
+    )
+
+
+def _held(state: Path) -> int | None:
+    """Return the generation of the store in a state's directory; None where there is no store."""
+    if not (state / _STORE).is_dir():
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        return int((state / _GENERATION).read_text())
+    return 0  # that of a server that knew of none
+
+
+def _set_aside(state: Path) -> None:
+    """Move a store away that is older than what another machine's server went on with."""
+    old = state / f"{_STORE}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    (state / _STORE).rename(old)
+
+
+def _adopt_studies(directory: Path, state: Path) -> None:
+    """Move the studies of an earlier version, which lie beside its store, to where another machine finds them."""
+    for name in _STUDIES:
+        if (state / name).exists() and not (directory / name).exists():
+            shutil.move(state / name, directory / name)
+
+
+def _copied(directory: Path) -> str:
+    """Say how old the newest copy of the log is."""
+    from merlin_operator import backup
+
+    try:
+        taken = backup.newest(directory / backup.PLACE)
+    except (OSError, ValueError) as error:
+        return f"to {directory / backup.PLACE}, where the newest copy can't be read ({error})"
+    if taken is None:
+        return "nowhere yet"
+    return f"{max(0, time.time() - taken):.0f} s ago, to {directory / backup.PLACE}"
 
 
 def _furnish(directory: Path, place: Place) -> None:
     """Make keys where there are none, and write what follows from them."""
     from merlin_operator import bootstrap
 
+    _adopt_studies(directory, Path(place.state))
+    write_private(Path(place.state) / _GENERATION, str(place.generation))
     now, keys_file = datetime.now(UTC), directory / "keys.json"
     if not keys_file.exists():
         drawn = {key: value.decode() for key, value in bootstrap.draw(now).items()}
@@ -235,7 +353,7 @@ def _broker_config(directory: Path, place: Place, keys: Mapping[str, bytes]) -> 
             f"max_payload: {MAX_PAYLOAD}",
             f"ports_file_dir: {json.dumps(place.state)}",
             f"tls {{ {tls} }}",
-            f"jetstream {{ store_dir: {json.dumps(place.state + '/broker')}, sync_interval: always }}",
+            f"jetstream {{ store_dir: {json.dumps(f'{place.state}/{_STORE}')}, sync_interval: always }}",
             f"authorization {{ users: [{users}] }}",
             "",
         )

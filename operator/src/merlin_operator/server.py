@@ -1,7 +1,8 @@
 """``merlin server``'s own process: the engine with the studies of one user, and the few requests of the API that ``merlin`` makes.
 
 The same command line, the same requests and the same objects as with a cluster, over TLS with a token. What is submitted lies on a
-`shelf`; everything else that has to survive a restart lies in the broker's store and in the workspaces, as ever.
+`shelf` in the server's directory; everything else that has to survive a restart lies in the broker's store and in the workspaces, as
+ever. The store is on this host's disk; a copy of it is kept beside the shelf (`backup`), for the case that this host is lost.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from typing import Any, Final
 from aiohttp import web
 
 from merlin_operator import allocations, assignments, conditions, config, expiry
+from merlin_operator.backup import PLACE, Backup
 from merlin_operator.board import AgentView
 from merlin_operator.cluster import ALLOCATIONS, GROUP, VERSION, ApiError, submission_of
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
 from merlin_operator.nursery import ClusterNursery
 from merlin_operator.shelf import CONFIG_MAPS, INVALID, MISSING, STUDIES, Shelf
-from merlin_operator.stream import Outage
+from merlin_operator.stream import Broker, Outage
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import transport
 from merlin_study.seal import Keyring
@@ -42,6 +44,8 @@ NAMESPACE: Final = "default"
 MAX_BODY: Final = 8 << 20
 FORGET_SECONDS: Final = 30.0
 EXPIRY_INTERVAL: Final = 5.0
+LAST_COPY_SECONDS: Final = 10.0
+"""How long the end may wait for a last copy of the log."""
 _OBJECTS: Final = f"/apis/{GROUP}/{VERSION}/namespaces/{NAMESPACE}"
 _CORE: Final = f"/api/v1/namespaces/{NAMESPACE}"
 _STEADY: Final = ("observedGeneration", "phase", "planHash")
@@ -51,8 +55,8 @@ _STEADY: Final = ("observedGeneration", "phase", "planHash")
 class Server:
     """A `board.Board`, and the studies as `nursery.ClusterNursery` makes and changes them."""
 
-    def __init__(self, shelf: Shelf, settings: EngineConfig) -> None:
-        self.shelf = shelf
+    def __init__(self, shelf: Shelf, settings: EngineConfig, backup: Backup) -> None:
+        self.shelf, self.backup = shelf, backup
         self.engine = Engine(settings, self, ClusterNursery(self), reader=shelf)
         self._agents: Sequence[AgentView] = ()
         self._views: Sequence[StudyView] = ()
@@ -120,6 +124,15 @@ class Server:
         async with asyncio.TaskGroup() as parts:
             parts.create_task(self.engine.run())
             parts.create_task(self._expire())
+            parts.create_task(self.backup.keep(self.engine.broker))
+
+    async def copy_once_more(self) -> None:
+        """Copy what was written since the last copy, within a few seconds."""
+        try:
+            async with asyncio.timeout(LAST_COPY_SECONDS):
+                await self.backup.take(self.engine.broker)
+        except (TimeoutError, Outage, OSError) as error:
+            log.warning("no last copy of the log error=%s", str(error) or type(error).__name__)
 
     async def _expire(self) -> None:
         while True:
@@ -259,7 +272,8 @@ async def serve(arguments: argparse.Namespace) -> None:
         options={**options, **transport.options(arguments.broker, user=options["user"], ca=ca)},
         keyring=Keyring.load(secrets),
     )
-    server = Server(Shelf(arguments.state, NAMESPACE), settings)
+    backup = Backup(directory / PLACE, arguments.generation, arguments.every)
+    server = Server(Shelf(directory, NAMESPACE), settings, backup)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(directory / "tls.crt", directory / "tls.key")
@@ -271,19 +285,40 @@ async def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_reader(sys.stdin.fileno(), stop.set)  # the lifeline: it ends with whoever started us
-    running, ended = asyncio.create_task(server.run()), asyncio.create_task(stop.wait())
+    running, ended = asyncio.create_task(_run(server, settings)), asyncio.create_task(stop.wait())
     await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if not running.done():
+        await server.copy_once_more()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await runner.cleanup()
 
 
+async def _run(server: Server, settings: EngineConfig) -> None:
+    """Work, once a broker that has no log was given the copy that there is."""
+    broker, done = Broker(server.engine.space, server=settings.server, options=settings.options), asyncio.Event()
+
+    async def connected() -> None:
+        await server.backup.put_back(broker)
+        done.set()
+
+    connecting = asyncio.create_task(broker.run(connected))
+    try:
+        await done.wait()
+    finally:
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await connecting
+    await server.run()
+
+
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(prog="merlin_operator.server", description=__doc__)
-    parser.add_argument("--directory", required=True, type=Path, help="keys and certificates")
-    parser.add_argument("--state", required=True, type=Path, help="where studies lie")
+    parser.add_argument("--directory", required=True, type=Path, help="keys, certificates, studies, copies of the log")
+    parser.add_argument("--generation", required=True, type=int, help="how often a server went on from a copy")
+    parser.add_argument("--every", required=True, type=float, help="seconds between two copies of the log")
     parser.add_argument("--broker", required=True, help="the broker's address")
     parser.add_argument("--listen", required=True, help="the address to listen on")
     parser.add_argument("--port", required=True, type=int, help="the port")

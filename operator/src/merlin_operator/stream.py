@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,8 +37,13 @@ _CONNECT_SECONDS: Final = 5
 _SILENCE_SECONDS: Final = 12
 """More than two of the log reader's idle heartbeats."""
 _NO_STREAM: Final = 10059
+_NO_CONTENT: Final = "204"
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks at whether the connection still stands."""
+_COPY_SECONDS: Final = 30.0
+"""Within which the next piece of a stream's copy has to come, and a stream has to be made of one."""
+_PIECE: Final = 128 << 10
+"""Bytes of a stream's copy that travel at once."""
 _PAGE: Final = 256
 """Consumers that the server lists at once."""
 _BACKOFF: Final = (0.1, 2.0)
@@ -324,6 +330,69 @@ class Broker:
     async def purge(self, stream: str, subject: str) -> None:
         """Remove every message of a stream whose subject matches."""
         await self._ask(lambda js: js.purge_stream(stream, subject=subject))
+
+    async def copy(self, stream: str, take: Callable[[bytes], None]) -> dict[str, Any]:
+        """Hand a copy of a stream to ``take`` in a thread, piece by piece; return what the server needs beside it to `put_back`.
+
+        Raises:
+            Outage: there is no such stream, or the copy is not whole.
+        """
+        client, pieces = self._need_client(), asyncio.Queue[Msg]()
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=pieces.put)
+        try:
+            ask = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": _PIECE}
+            said = await self._ask_api(f"STREAM.SNAPSHOT.{stream}", json.dumps(ask).encode())
+            while True:
+                async with asyncio.timeout(_COPY_SECONDS):
+                    piece = await pieces.get()
+                if not piece.data:
+                    break
+                await asyncio.to_thread(take, piece.data)
+                if piece.reply:  # the server waits for it before it sends many more
+                    await client.publish(piece.reply, b"")
+        except _OUTAGES as error:
+            raise Outage(f"copying {stream}: {str(error) or type(error).__name__}") from error
+        finally:
+            with contextlib.suppress(*_OUTAGES):
+                await subscription.unsubscribe()
+        if (status := (piece.headers or {}).get("Status", _NO_CONTENT)) != _NO_CONTENT:
+            raise Outage(f"copying {stream}: it ended with {status}")
+        return {"config": said["config"], "state": said["state"]}
+
+    async def put_back(self, stream: str, about: dict[str, Any], pieces: Iterable[bytes]) -> None:
+        """Make a stream of what `copy` gave; where it can't be made, there is none.
+
+        Raises:
+            Outage: there is one already, or the server refuses the copy.
+        """
+        said = await self._ask_api(f"STREAM.RESTORE.{stream}", json.dumps(about).encode())
+        for piece in itertools.chain(pieces, (b"",)):
+            await self._ask_api(said["deliver_subject"], piece, prefix="")
+
+    async def drop_stream(self, stream: str) -> None:
+        """Delete a stream."""
+        await self._ask(lambda js: js.delete_stream(stream))
+
+    async def stream_names(self) -> set[str]:
+        """Return the names of all streams of the account."""
+        return set((await self._ask_api("STREAM.NAMES")).get("streams") or ())
+
+    async def _ask_api(self, subject: str, data: bytes = b"", *, prefix: str = "$JS.API.") -> dict[str, Any]:
+        """Make a request of the server that nats-py has no function for.
+
+        Raises:
+            Outage: no answer, or a refusal.
+        """
+        try:
+            with _heeding_cancellation():
+                reply = await self._need_client().request(prefix + subject, data, timeout=_COPY_SECONDS)
+        except _OUTAGES as error:
+            raise Outage(f"{subject}: {str(error) or type(error).__name__}") from error
+        answer: dict[str, Any] = json.loads(reply.data or b"{}")
+        if "error" in answer:
+            raise Outage(f"{subject}: {answer['error'].get('description')}")
+        return answer
 
     # Reads
 
