@@ -38,10 +38,10 @@ def test_the_same_study_becomes_the_same_plan() -> None:
 
 
 def test_studies_that_are_created_together_get_directories_of_their_own_and_keep_them() -> None:
-    """The next second that is free; later, by what the Study shows, whatever else there is then. Who names the run gets that name."""
+    """A second after the latest one; later, by what the Study shows, whatever else there is then. Who names the run gets that name."""
     first = judge(_submission(SPEC)).plan
     assert first is not None
-    taken = {directory(first), ("", "n_20260102-025046"), ("elsewhere", "n_20260102-025047")}
+    taken = {directory(first), ("", "n_20260102-025046"), ("elsewhere", "n_20260102-025047"), ("", "n_mine")}
     second = judge(_submission(SPEC), taken=taken).plan
     assert second is not None
     assert second.workspace == "n_20260102-025047"

@@ -7,11 +7,10 @@ study nor ignoring the switch would be what its user wants.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from merlin_operator.board import Submission
@@ -34,6 +33,7 @@ SWITCHES: Final = frozenset(
 
 Directory = tuple[str, str]
 """The ``output_path`` and ``workspace`` of a plan."""
+_FORM: Final = "%Y%m%d-%H%M%S"
 _STAMPED: Final = re.compile(r"[0-9]{8}-[0-9]{6}$")
 
 
@@ -99,7 +99,7 @@ def directory(plan: Plan) -> Directory:
 def _compiled(
     compile_with: Callable[[str], Plan], workspace: str, created: float, *, taken: Collection[Directory]
 ) -> Plan:
-    """Compile with the stamp that the study's ``workspace`` has, else with the first second from its creation whose directory is free.
+    """Compile with the stamp that the study's ``workspace`` has, else with its creation or, where that is taken, a second after all.
 
     Studies of one specification that are created together would share a directory otherwise; a local run waits for the next second.
     """
@@ -109,12 +109,13 @@ def _compiled(
     if directory(plan) not in taken:
         return plan
     name = plan.workspace.removesuffix(_stamp(created))
-    later = (_stamp(created + seconds) for seconds in itertools.count(1))
-    return compile_with(next(each for each in later if (plan.output_path, name + each) not in taken))
+    others = (below.removeprefix(name) for at, below in taken if at == plan.output_path and below.startswith(name))
+    latest = max(stamp for stamp in others if _STAMPED.fullmatch(stamp))
+    return compile_with((datetime.strptime(latest, _FORM).replace(tzinfo=UTC) + timedelta(seconds=1)).strftime(_FORM))
 
 
 def _stamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%d-%H%M%S")
+    return datetime.fromtimestamp(seconds, UTC).strftime(_FORM)
 
 
 def redirect(submission: Submission, plan: Plan) -> Verdict:

@@ -141,8 +141,9 @@ class Births:
         """How many studies each family has had, by the root's uid."""
         members: Counter[str] = Counter()
         for study in self.core.all():
-            born = sum(child.born is not None and bool(child.born.uid) for child in study.children.values())
-            members[study.lineage.root or study.ref.uid] += born
+            if study.children:
+                born = sum(child.born is not None and bool(child.born.uid) for child in study.children.values())
+                members[study.lineage.root or study.ref.uid] += born
         return members
 
     async def _settle(self, study: Study, child: family.Child, members: Counter[str]) -> None:
@@ -171,7 +172,9 @@ class Births:
 
     async def _inherit(self, study: Study) -> None:
         """Cancel what a cancelled study had started, directly or not: those between may be over long since."""
-        if not study.active or study.switches.cancel or self._nursery is None or not self._ended(study):
+        if not study.lineage.root or not study.active or study.switches.cancel or self._nursery is None:
+            return
+        if not self._ended(study):
             return
         refused = await self._nursery.change(study.ref, {"cancel": True})
         study.switches = replace(study.switches, cancel=True)  # the object says so soon; until then we do not ask again
@@ -243,6 +246,8 @@ class Births:
 
     async def _tell(self, study: Study, members: Counter[str]) -> None:
         """Tell agents what they can refuse by themselves, where that is anything."""
+        if not study.lineage.root and not members[study.ref.uid]:
+            return  # there is nothing that they could refuse
         full = family.fullness(study.lineage, members=members[study.lineage.root or study.ref.uid])
         word = nested.Family(study=study.ref.uid, depth=study.lineage.depth, full=full)
         if not study.active or word in (study.told, nested.Family(study=study.ref.uid)):

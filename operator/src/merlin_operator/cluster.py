@@ -324,6 +324,10 @@ class _Shown:
     not_before: float = 0.0
 
 
+def _is_shown(shown: StudyView | None, view: StudyView) -> bool:
+    return shown is view or shown == view  # of ten thousand studies few have a new view
+
+
 class ClusterBoard:
     """A `board.Board` that shows studies as their status and batch jobs as Allocations."""
 
@@ -332,6 +336,8 @@ class ClusterBoard:
         self.views: Sequence[StudyView] = ()
         self.agents: Sequence[AgentView] = ()
         self._shown: dict[str, _Shown] = {}
+        self._stale: list[StudyView] = []
+        """Those of the views that the server does not show yet, when they came."""
         self._allocations = allocations.Ledger()
         self._news = asyncio.Event()
 
@@ -344,6 +350,7 @@ class ClusterBoard:
         """Take note of the present state; it is written soon."""
         self.views, self.agents = views, agents
         self._shown = {view.ref.uid: self._shown.get(view.ref.uid) or _Shown() for view in views}
+        self._stale = [view for view in views if not _is_shown(self._shown[view.ref.uid].view, view)]
         self._allocations.note(agents)
         self._news.set()
 
@@ -379,12 +386,12 @@ class ClusterBoard:
     def _most_urgent(self) -> StudyView | None:
         """What has just finished or was refused first, then what has waited longest."""
         now = time.monotonic()
-        due = [view for view in self.views if self._due(view, now)]
+        due = [view for view in self._stale if self._due(view, now)]
         return min(due, key=self._urgency, default=None)
 
     def _due(self, view: StudyView, now: float) -> bool:
         shown = self._shown[view.ref.uid]
-        return now >= shown.not_before and shown.view != view
+        return now >= shown.not_before and not _is_shown(shown.view, view)
 
     def _urgency(self, view: StudyView) -> tuple[bool, float]:
         return not conditions.is_over(view), self._shown[view.ref.uid].not_before

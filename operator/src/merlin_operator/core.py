@@ -80,6 +80,9 @@ class Core:
         )
         self.fleet = fleet.Fleet(config.timing)
         self.studies: dict[str, Study] = {}
+        self._agents: object = None
+        """Stands for the agents that are there: what studies wait for."""
+        self._awake: list[Study] = []
         self.wake = asyncio.Event()
         """Set it and the next round comes at once."""
         self.counters = Counters()
@@ -103,6 +106,43 @@ class Core:
     def all(self) -> Iterator[Study]:
         """Yield the studies of this moment; they may come and go while the caller waits for the broker."""
         yield from list(self.studies.values())
+
+    def look(self, now: float) -> None:
+        """See which studies rest at ``now`` (monotonic seconds), for the round that begins."""
+        live = sum(1 for _ in self.fleet.live(now))
+        self._agents = self.fleet.changes, self.fleet.resting, live
+        self._awake = [study for study in self.studies.values() if not self.rests(study)]
+
+    def awake(self) -> Iterator[Study]:
+        """Yield the studies that may have something to be done in this round: of ten thousand most are over, or wait."""
+        yield from self._awake
+
+    def rests(self, study: Study) -> bool:
+        """Whether nothing has happened to a study since a round found nothing to do for it."""
+        return study.rested_with in (None, self._agents) and study.rested_as == study.standing
+
+    def viewed(self, study: Study) -> None:
+        """Note that a study was shown as it stands."""
+        study.viewed_as = study.standing, self._agents
+
+    def let_rest(self, now: float) -> None:
+        """Let studies rest for which there was nothing to do in this round, which began at ``now`` (monotonic seconds)."""
+        served: dict[tuple[str, frozenset[tuple[str, str]]], bool] = {}
+        live = list(self.fleet.live(now))
+        for study in self._awake:
+            stands = study.standing
+            study.rested_as = None
+            if study.viewed_as != (stands, self._agents):
+                continue
+            if not study.is_still(now, kept_after=self.config.snapshot_entries):
+                continue
+            if study.plan is not None and study.active:
+                key = study.site, study.plan.wants
+                if key not in served:
+                    served[key] = fleet.serving(live, *key) > 0
+                if served[key]:
+                    continue
+            study.rested_as, study.rested_with = stands, self._agents if study.active else None
 
     @property
     def now(self) -> float:

@@ -287,7 +287,8 @@ class Engine:
     async def _round(self) -> None:
         now = time.monotonic()
         await self._compile_again()
-        for study in self.core.all():
+        self.core.look(now)
+        for study in self.core.awake():
             study.doubt(now, patience=_PATIENCE)
             if study.ledger is not None and not study.synced and not study.cancelled:
                 await self._reader.sync(study)
@@ -299,9 +300,10 @@ class Engine:
         await self._foreman.tell(now)
         await self._router.route(now)
         await self._publisher.issue(now)
-        for study in self.core.all():
+        for study in self.core.awake():
             await self._contents.settle_end(study)
             study.note_progress(now)
+        self.core.let_rest(now)
         self.fleet.forget_long_gone(now)
         self._took = time.monotonic() - now
         self.rounds.add(self._took)

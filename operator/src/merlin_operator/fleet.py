@@ -27,6 +27,8 @@ class Fleet:
 
     def __init__(self, timing: wire.Timing) -> None:
         self.members: dict[str, Member] = {}
+        self.changes = 0
+        """How often what an agent offers has changed."""
         self.resting: frozenset[tuple[str, str]] = frozenset()
         """Hosts (site, name) that get no work for the time being."""
         self._timing = timing
@@ -36,7 +38,9 @@ class Fleet:
         """Note a heartbeat; return whether it changes what may be issued (a new agent, other queues, one that leaves)."""
         old = self.members.get(heartbeat.agent)
         self.members[heartbeat.agent] = Member(heartbeat, now)
-        return old is None or _offered(old.heartbeat) != _offered(heartbeat)
+        has_changed = old is None or _offered(old.heartbeat) != _offered(heartbeat)
+        self.changes += has_changed
+        return has_changed
 
     def start_clocks(self, now: float) -> None:
         """Start every silence anew: from here on agents could be heard again."""
@@ -107,6 +111,13 @@ def serves(heartbeat: wire.Heartbeat, *, site: str | None, queue: str, needs: st
         return False
     there = shape.parse(needs).on(cores=heartbeat.slots, memory=heartbeat.memory)
     return there.fits(nodes=heartbeat.nodes, cores=heartbeat.slots, gpus=heartbeat.gpus)
+
+
+def serving(agents: Iterable[wire.Heartbeat], at: str, wants: Iterable[tuple[str, str]]) -> int:
+    """Return how many agents could run something of a study at a site (`subjects.ANY_SITE`: at any) that ``wants`` these."""
+    site = None if at == subjects.ANY_SITE else at
+    wanted = list(wants)
+    return sum(any(serves(agent, site=site, queue=queue, needs=needs) for queue, needs in wanted) for agent in agents)
 
 
 def unserved(agents: Iterable[wire.Heartbeat], *, site: str | None, step: str, queue: str, needs: str) -> str:

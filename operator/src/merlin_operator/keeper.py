@@ -75,14 +75,14 @@ class Keeper:
                 self._took[study.ref.uid] = now, now - began
 
     def _is_due(self, study: Study, now: float) -> bool:
+        if study.entries < self.core.config.snapshot_entries:
+            return False
         if not study.synced or study.cancelled or study.awaited > study.folded:
             return False
         if not self._keeps_kin and (study.children or study.orders):
             return False
         if study.broken or (study.ledger is not None and study.ledger.early):
             return False  # what is told anew is told again, should we die
-        if study.entries < self.core.config.snapshot_entries:
-            return False
         ended, took = self._took.get(study.ref.uid, (0.0, 0.0))
         return now - ended > SHARE * took
 

@@ -35,7 +35,7 @@ class Publisher:
                 most=study.switches.max_in_flight,
                 rehearse=study.switches.rehearse,
             )
-            for study in core.all()
+            for study in core.awake()
             if study.active and study.synced and study.plan is not None and study.ledger is not None
             if not study.broken and study.awaited <= study.folded and not core.control(study, study.ledger).holds
         ]

@@ -46,8 +46,8 @@ class Repairer:
     async def repair(self, now: float) -> None:
         """Take the next step for every study that needs one, at ``now`` (monotonic seconds)."""
         live = {agent.agent: agent.site for agent in self.core.fleet.live(now)}
-        asked = sum(study.recall is not None for study in self.core.all())
-        for study in self.core.all():
+        asked = sum(study.recall is not None for study in self.core.awake())
+        for study in self.core.awake():
             if not self._needs(study):
                 study.recall, study.lost_log, study.lost = None, "", study.lost and study.broken
                 study.unheard = False

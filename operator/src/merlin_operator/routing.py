@@ -32,7 +32,7 @@ class Router:
     async def route(self, now: float) -> None:
         """Make the consumers that are missing, tell agents of them, remove those that nobody wanted for a while."""
         core = self.core
-        plans = [(study.site, study.plan) for study in core.all() if study.active and study.plan is not None]
+        plans = [(study.site, study.plan) for study in core.awake() if study.active and study.plan is not None]
         routes = fleet.routes(plans, list(core.fleet.live(now)))
         wanted = {route.consumer: route for each in routes.values() for route in each}
         # Somebody may have deleted one, and no event tells: an agent whose consumer is gone counts as there, and gets nothing.
@@ -69,7 +69,7 @@ class Router:
             agents=1 << (agents - 1).bit_length() if agents else 0,
             proving=tuple(sorted(host for at, host in held if at == site and (at, host) not in resting)),
             recalls=tuple(
-                study.recall for study in self.core.all() if study.recall is not None and study.recall_site == site
+                study.recall for study in self.core.awake() if study.recall is not None and study.recall_site == site
             ),
         )
         if self._offers.get(site) != offer:

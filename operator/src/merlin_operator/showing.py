@@ -24,8 +24,14 @@ def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
     live = list(core.fleet.live(now))
     counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
     full = [agent for agent in live if agent.full]
-    return [
-        study.view(
+
+    def view(study: Study) -> StudyView:
+        if core.rests(study) and study.seen is not None:
+            seen = study.seen[2]
+            if (seen.broker_problem, seen.broker_note) == (problem, broker_note):
+                return seen
+        core.viewed(study)
+        return study.view(
             agents=_counted(study, live, counted),
             waiting_for=waiting_for(study, live),
             broker_problem=problem,
@@ -34,6 +40,9 @@ def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
             full_on=tuple(sorted({agent.host for agent in full if study.active and study.ref.uid in agent.full})),
             stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
         )
+
+    return [
+        view(study)
         for study in core.all()
         if study.over
         or not (study.past.over and study.broken)  # else what it came to is told, and its log knows no better yet
@@ -43,24 +52,13 @@ def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
 def _counted(
     study: Study, live: Sequence[wire.Heartbeat], known: dict[tuple[str, frozenset[tuple[str, str]]], int]
 ) -> int:
-    """Return `serving`, worked out once for studies that want the same."""
-    if study.plan is None:
+    """Return how many agents could run something of a study, worked out once for studies that want the same."""
+    if study.plan is None or study.over:
         return 0
     key = study.site, study.plan.wants
     if key not in known:
-        known[key] = serving(study, live)
+        known[key] = fleet.serving(live, *key)
     return known[key]
-
-
-def serving(study: Study, live: Sequence[wire.Heartbeat]) -> int:
-    """Return how many agents could run something of a study."""
-    if study.plan is None:
-        return 0
-    site = None if study.site == subjects.ANY_SITE else study.site
-    return sum(
-        any(fleet.serves(agent, site=site, queue=queue, needs=needs) for queue, needs in study.plan.wants)
-        for agent in live
-    )
 
 
 def waiting_for(study: Study, live: Sequence[wire.Heartbeat]) -> str:

@@ -84,6 +84,12 @@ class Study:
     """The priority under which its unstarted chunks were published; None while that is not known."""
     excuse: wire.Excused | None = None
     """What a quarantined host failed of it, until that is judged."""
+    viewed_as: tuple[tuple[object, ...], object] | None = None
+    """How it stood when it was last shown, and to which agents."""
+    rested_as: tuple[object, ...] | None = None
+    """How it stood when a round found that nothing is to be done for it until that changes; None where something is."""
+    rested_with: object = None
+    """The agents that were there then; None where it needs none any more."""
     made: float = math.inf
     """When its object was made, in Unix seconds; infinity for one that only this process has known."""
     past: Past = field(default_factory=Past)
@@ -212,6 +218,35 @@ class Study:
         self.pending.clear()
         self.samples.clear()
         self.refusals.clear()
+
+    @property
+    def standing(self) -> tuple[object, ...]:
+        """All that decides what is to be done for a study at rest, but who is there to do it."""
+        return (
+            *(self.folded, self.generation, self.synced, self.cancelled, self.torn, self.awaited, self.epoch),
+            *(self.switches, self.excuse, self.word, self.recall, self.lacking, self.end_told, len(self.pending)),
+        )
+
+    def is_still(self, now: float, *, kept_after: int) -> bool:
+        """Whether nothing of it is out, on its way or due, so that only news of it or of agents can give it something to do.
+
+        Args:
+            now: monotonic seconds.
+            kept_after: how many entries of a log are folded until a snapshot is due.
+        """
+        ledger = self.ledger
+        if ledger is None:
+            return True
+        is_whole = self.synced and not (self.broken or self.cancelled or self.pending or self.awaited > self.folded)
+        is_due = ledger.fences or self.stale or self.excuse is not None or self.entries >= kept_after
+        is_even = self.samples and self.samples[0][1] == self.samples[-1][1] and now - self.samples[0][0] >= 1.0
+        # What came of these is shown, too, and changes by itself.
+        if not is_whole or is_due or not is_even or self.children or self.orders:
+            return False
+        if ledger.finished:
+            return self.end_told and self.settled_with is not None
+        will_be_due = ledger.next_due() is not None or ledger.scanning
+        return not will_be_due and ledger.stop_asked is None and not ledger.hard_failed
 
     def note_inherited(self) -> None:
         """Remember what stood in the log when it was first read: that was counted before our time."""

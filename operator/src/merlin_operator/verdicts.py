@@ -30,7 +30,7 @@ class Judge:
 
     async def judge_losses(self, now: float) -> None:
         """Call fences lost whose holder is gone at ``now`` (monotonic seconds)."""
-        for study in self.core.all():
+        for study in self.core.awake():
             if not study.active or not study.synced or study.broken or study.ledger is None:
                 continue
             for number, fence in list(study.ledger.fences.items()):
@@ -56,7 +56,7 @@ class Judge:
 
     async def judge_switches(self) -> None:
         """Carry out what the switches of each study ask for: withdraw, write the verdict, tell the agents."""
-        for study in self.core.all():
+        for study in self.core.awake():
             is_whole = not study.broken or study.abandoned
             if study.synced and is_whole and study.ledger is not None and not study.cancelled:
                 stands = (
@@ -96,7 +96,7 @@ class Judge:
 
     async def judge_priorities(self) -> None:
         """Withdraw what was published under another priority than a study has now: it lies in another band, or behind others."""
-        for study in self.core.all():
+        for study in self.core.awake():
             if not study.active or not study.synced or study.broken or study.ledger is None:
                 continue
             priority = study.switches.priority

@@ -1,7 +1,8 @@
 """A bit for each task of a step, in blocks of 64 KiB that exist only once they are touched.
 
 A step may have 10⁸ tasks: 12.5 MB of bits once all are touched, nothing before. A block that is all ones is a marker,
-not memory, so a step that runs through from the front holds one real block at a time. Setting bits inside a Python
+not memory, so a step that runs through from the front holds one real block at a time. A block has memory up to its last
+bit that was touched, so that the steps of ten thousand small studies cost what their tasks do. Setting bits inside a Python
 integer of that size would copy it each time (4.4 ms), so blocks are byte arrays and only the bytes in question are read.
 """
 
@@ -15,8 +16,9 @@ from merlin_study.taskset import TaskSet
 
 BLOCK_BYTES: Final = 64 * 1024
 BLOCK_BITS: Final = BLOCK_BYTES * 8
-_EMPTY: Final = bytes(BLOCK_BYTES)
 _FULL: Final = b"\xff" * BLOCK_BYTES
+_LEAST: Final = 64
+"""Bytes of a block at least."""
 
 
 class Bitmap:
@@ -25,7 +27,7 @@ class Bitmap:
     __slots__ = ("_blocks", "_count", "_digests")
 
     def __init__(self) -> None:
-        self._blocks: dict[int, bytearray | None] = {}  # None: every bit of the block is set
+        self._blocks: dict[int, bytearray | None] = {}  # None: every bit of the block is set; beyond the end none is
         self._count = 0
         self._digests: dict[int, str] = {}
         """Of blocks that have not changed since `digests` was asked."""
@@ -44,9 +46,9 @@ class Bitmap:
             made._blocks.update(dict.fromkeys(range(first, first + count)))
             made._count += count * BLOCK_BITS
         for at, digest in digests.items():
-            block = bytearray(blocks[digest])
-            if len(block) != BLOCK_BYTES:
+            if len(blocks[digest]) != BLOCK_BYTES:
                 raise KeyError(digest)
+            block = bytearray(blocks[digest].rstrip(b"\0"))
             made._blocks[at], made._digests[at] = block, digest
             made._count += int.from_bytes(block, "little").bit_count()
         return made
@@ -59,7 +61,7 @@ class Bitmap:
             data = self._blocks[at]
             if data is not None:
                 if at not in self._digests:
-                    self._digests[at] = hashlib.sha256(data).hexdigest()[:40]
+                    self._digests[at] = hashlib.sha256(self.block(at)).hexdigest()[:40]
                 found[at] = self._digests[at]
             elif full and sum(full[-1]) == at:
                 full[-1] = full[-1][0], full[-1][1] + 1
@@ -68,8 +70,8 @@ class Bitmap:
         return tuple(full), found
 
     def block(self, at: int) -> bytes:
-        """Return the bits of a block that is neither empty nor full."""
-        return bytes(self._blocks[at] or b"")
+        """Return the bits of a block that is not full, all of them."""
+        return bytes(self._blocks[at] or b"").ljust(BLOCK_BYTES, b"\0")
 
     def __len__(self) -> int:
         return self._count
@@ -130,12 +132,12 @@ class Bitmap:
         return self._count - before
 
     def _write_block(self, block: int, offset: int, width: int, bits: int) -> None:
-        if block not in self._blocks:
-            self._blocks[block] = bytearray(BLOCK_BYTES)
-        data = self._blocks[block]
+        data = self._blocks.setdefault(block, bytearray())
         if data is None:
             return
         low, high = offset >> 3, (offset + width + 7) >> 3
+        if high > len(data):  # doubled at least, so that a step which runs through copies each byte once or twice
+            data.extend(bytes(max(_LEAST, 1 << (high - 1).bit_length()) - len(data)))
         old = int.from_bytes(data[low:high], "little")
         new = old | bits << (offset & 7)
         if new == old:
@@ -143,7 +145,7 @@ class Bitmap:
         self._digests.pop(block, None)
         data[low:high] = new.to_bytes(high - low, "little")
         self._count += new.bit_count() - old.bit_count()
-        if data[-1] == 0xFF and data == _FULL:
+        if len(data) == BLOCK_BYTES and data[-1] == 0xFF and data == _FULL:
             self._blocks[block] = None
             self._digests.pop(block, None)
 
@@ -167,12 +169,14 @@ class Bitmap:
         self._digests.pop(block, None)
         if data is None:
             data = self._blocks[block] = bytearray(_FULL)
-        low, high = offset >> 3, (offset + width + 7) >> 3
+        low, high = offset >> 3, min(len(data), (offset + width + 7) >> 3)
+        if low >= high:
+            return
         old = int.from_bytes(data[low:high], "little")
         new = old & ~(bits << (offset & 7))
         data[low:high] = new.to_bytes(high - low, "little")
         self._count -= old.bit_count() - new.bit_count()
-        if not new and data == _EMPTY:
+        if not new and not data.strip(b"\0"):
             del self._blocks[block]
 
     def _block_count(self, block: int) -> int:
