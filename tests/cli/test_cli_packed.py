@@ -4,6 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from merlin_cli import remote
 from tests.cli.test_cli_lean import counted, files, merlin
 from tests.cli.test_cli_local import Merlin, outputs, place, spec
 from tests.ground.waiting import eventually
@@ -169,3 +170,10 @@ def test_a_step_that_a_later_one_reads_is_not_packed_and_the_user_is_told_once(p
     assert sorted(int(path.read_text()) for path in directory.glob("after/**/copy")) == list(range(1, 13))
     (directory / "merlin_info/outcome.json").unlink()
     assert told in " ".join(merlin("status", str(directory)).stdout.split()), "as long as it runs"
+
+
+def test_the_status_of_a_study_in_a_cluster_tells_what_its_author_should_know() -> None:
+    """The message of the condition Accepted, which is empty where there is nothing to say."""
+    conditions = [{"type": "Accepted", "status": "True", "reason": "Compiled", "message": "one\ntwo"}]
+    assert remote.remarks({"status": {"conditions": conditions}}) == ["one", "two"]
+    assert remote.remarks({"status": {"conditions": [{**conditions[0], "message": ""}]}}) == []

@@ -189,3 +189,15 @@ def test_samples_that_can_t_be_made_end_the_study() -> None:
     assert by_name["sum"].outcomes == {Outcome.CANCELLED: 1}
     assert not ledger.finished
     assert by_name["free"].available == 1
+
+
+def test_an_author_is_told_which_step_is_not_packed_and_which_script_reads_it() -> None:
+    """In the message of the condition; the study runs all the same."""
+    steps = [
+        {"name": "sim", "description": "d", "run": {"cmd": "echo $(MERLIN_SAMPLE_ID)"}},
+        {"name": "sum", "description": "d", "run": {"cmd": "cat $(sim.workspace)/x", "depends": ["sim_*"]}},
+    ]
+    spec = {"description": SPEC["description"], "study": steps, "merlin": {"samples": {"count": 3}}}
+    assert judge(_submission({**spec, "outputs": "lean"})).notes == ()
+    (note,) = judge(_submission({**spec, "outputs": "packed"})).notes
+    assert note.startswith("step 'sum': names $(sim.workspace), so under outputs: packed the tasks of step 'sim'")
