@@ -8,6 +8,7 @@ import pytest
 from merlin_study import lean, tasklog
 from merlin_study.compiler import compile_study
 from merlin_study.errors import SpecError
+from merlin_study.outcome import Outcome
 from merlin_study.parse import parse_spec
 from merlin_study.plan import Plan
 from merlin_study.tasklog import Opening, Text
@@ -75,6 +76,34 @@ def a_log(*bodies: bytes) -> bytes:
         fields = {"task": task, "script": 0, "outcome": "succeeded", "code": 0, "seconds": 1.0, "values": {"x": "$(X)"}}
         data += tasklog.header(fields | {"out": len(body), "err": 0, "crc": zlib.crc32(body)}) + body + b"\n"
     return data
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("values", [{}, {"x": 'a"\\\n\u00e4', "y": "1"}])
+@pytest.mark.parametrize("seconds", [0.0, 1e-9, 0.000012345678, 86400.5])
+def test_the_line_of_an_execution_is_what_any_line_is(*, kept: bool, values: dict[str, str], seconds: float) -> None:
+    line = tasklog.ran_header(
+        7,
+        script=2,
+        outcome=Outcome.SOFT_FAILED,
+        code=-9,
+        seconds=seconds,
+        sizes=(3, 4),
+        crc=5,
+        values=values,
+        kept=kept,
+    )
+    fields = {
+        "task": 7,
+        "outcome": "soft-failed",
+        "code": -9,
+        "seconds": round(seconds, 6),
+        "out": 3,
+        "err": 4,
+        "crc": 5,
+    }
+    own = ({"values": values} if values else {}) | ({"kept": True} if kept else {})
+    assert line == tasklog.header(fields | own | {"script": 2})
 
 
 def test_a_log_that_was_cut_off_anywhere_tells_exactly_what_is_whole() -> None:

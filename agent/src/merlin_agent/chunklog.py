@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from merlin_agent.chunkrun import Ended
 from merlin_study import tasklog
@@ -101,26 +101,14 @@ class ChunkLog:
         Raises:
             OSError: it can't be written; then the log ends where it did before.
         """
+        assert ended.outcome is not None, "a task without an outcome runs again and has no record; this is a bug"
         text, values = script
         small = sum(outputs.sizes) <= _PIECE
-        body = b"".join(outputs.pieces()) if small else b""
+        body = b"".join(outputs.pieces()) if small and any(outputs.sizes) else b""
         crc = zlib.crc32(body)
         if not small:
             for piece in outputs.pieces():
                 crc = zlib.crc32(piece, crc)
-        fields: dict[str, Any] = {
-            "task": ended.task,
-            "outcome": ended.outcome,
-            "code": ended.code,
-            "seconds": round(ended.seconds, 6),
-            "out": outputs.sizes[0],
-            "err": outputs.sizes[1],
-            "crc": crc,
-        }
-        if values:
-            fields["values"] = values
-        if kept:
-            fields["kept"] = True
         with self._guard:
             if self._handle < 0:
                 self._open()
@@ -131,7 +119,17 @@ class ChunkLog:
                 if number is None:
                     number = len(self._scripts)
                     before = tasklog.script_entry(number, text)
-                head = before + tasklog.header(fields | {"script": number})
+                head = before + tasklog.ran_header(
+                    ended.task,
+                    script=number,
+                    outcome=ended.outcome,
+                    code=ended.code,
+                    seconds=ended.seconds,
+                    sizes=outputs.sizes,
+                    crc=crc,
+                    values=values,
+                    kept=kept,
+                )
                 if small:
                     self._write(head + body + b"\n")
                 else:

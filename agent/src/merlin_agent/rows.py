@@ -74,6 +74,8 @@ class TextRows:
         block, at = divmod(number, self._stride)
         line, content = self._block(block)[at]
         try:
+            if self._separator == b",":
+                return tuple(content.decode().split(","))
             return tuple(value.decode() for value in content.split(self._separator))
         except UnicodeDecodeError as error:
             found = f"{error.object[error.start]:#04x}"

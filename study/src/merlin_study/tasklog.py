@@ -109,6 +109,27 @@ def header(fields: Mapping[str, Any]) -> bytes:
     return _ENCODE(fields).encode() + b"\n"
 
 
+def ran_header(  # noqa: PLR0913 - its fields
+    task: int,
+    *,
+    script: int,
+    outcome: Outcome,
+    code: int,
+    seconds: float,
+    sizes: tuple[int, int],
+    crc: int,
+    values: Mapping[str, str],
+    kept: bool,
+) -> bytes:
+    """Return the line of an execution; as `header` would write it, in a fraction of the time."""
+    own = f',"values":{_ENCODE(values)}' if values else ""
+    more = ',"kept":true' if kept else ""
+    return (
+        f'{{"task":{task},"outcome":"{outcome}","code":{code},"seconds":{round(seconds, 6)!r},"out":{sizes[0]},"err":{sizes[1]},'
+        f'"crc":{crc}{own}{more},"script":{script}}}\n'
+    ).encode()
+
+
 def opening(facts: Opening) -> bytes:
     """Return the log's first line."""
     return header({"merlin": "tasks", **facts.model_dump()})
