@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import ChunkRun, Stop
 from merlin_agent.launch import NotStartedError
 from merlin_agent.pace import Pace
@@ -198,6 +199,53 @@ def test_a_slot_takes_many_short_tasks_and_one_long_one() -> None:
     started = Pace()
     started.note(0.001, warm=False)
     assert started.appetite == 1
+
+
+def test_a_slot_has_the_next_task_ready_where_the_pause_between_two_would_count() -> None:
+    """And takes no other one ahead where it would not."""
+    pace = Pace()
+    pace.note(0.1, warm=True)
+    assert pace.appetite == 2
+    pace = Pace()
+    pace.note(0.5, warm=True)
+    assert pace.appetite == 1
+
+
+def test_what_stands_behind_a_long_task_stays_while_nobody_else_could_run_it(runs: Runs, tmp_path: Path) -> None:
+    """And runs without a pause; it is given back as soon as another slot has nothing to do."""
+    waits, asked = threading.Event(), threading.Event()
+
+    def others_wait(_: ChunkRun | None) -> bool:
+        asked.set()
+        return waits.is_set()
+
+    slot = Slot(
+        0,
+        runs.slot._launcher,
+        lambda *_: None,
+        grace=1.0,
+        badges=Badges(),
+        warm=runs.warm,
+        others_wait=others_wait,
+    )
+    (tmp_path / "gate").touch()
+    text = f"while [[ -e {tmp_path}/gate ]]; do sleep 0.01; done; exit 2"
+    heard, work = Heard(), jobs(tmp_path, text, "exit 3")
+    thread = threading.Thread(target=heard.launch, args=(slot, work))
+    thread.start()
+    asked.wait()
+    (tmp_path / "gate").unlink()
+    thread.join()
+    assert (heard.codes(), heard.back) == ({0: (2, False), 1: (3, False)}, [])
+    (tmp_path / "gate").touch()
+    waits.set()
+    again = Heard()
+    thread = threading.Thread(target=again.launch, args=(slot, work))
+    thread.start()
+    eventually(lambda: again.back == [1])
+    (tmp_path / "gate").unlink()
+    thread.join()
+    assert again.codes() == {0: (2, False)}
 
 
 def test_tasks_that_are_given_back_are_taken_again_first() -> None:

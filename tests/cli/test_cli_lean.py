@@ -39,7 +39,7 @@ study:
       retry_delay: 0
   - name: gather
     description: finds what the samples left
-    run: {{depends: [again], cmd: 'cat "$(sim.workspace)"/$(MERLIN_GLOB_PATH)file.txt | sort > all.txt; cat all.txt'}}
+    run: {{depends: [again, sim_*], cmd: 'cat "$(sim.workspace)"/$(MERLIN_GLOB_PATH)file.txt | sort > all.txt; cat all.txt'}}
   - name: last
     description: runs after the samples that succeeded
     run: {{depends: [sim], cmd: 'echo "after $(N)" > "$(WORKSPACE)/last.$(N).txt"'}}
@@ -117,4 +117,4 @@ def test_a_lean_study_whose_agent_is_killed_loses_nothing_and_runs_nothing_again
     assert sorted(map(int, ended)) == list(range(80)), "each succeeded exactly once"
     times = [(directory / "runs").read_text().split().count(str(n)) for n in range(1, 81)]
     assert set(times) <= {1, 2}
-    assert times.count(2) <= 2, "only what ran in the two slots as the agent died"
+    assert times.count(2) <= 4, "only what the two slots had taken as the agent died: one that runs, one that is ready"

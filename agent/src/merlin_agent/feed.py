@@ -82,10 +82,18 @@ class Feed:
         if count < 1:
             return []
         with self._condition:
-            waited_for = any(wanted.until < self._clock() + _BATCH for wanted in self._wanted.values())
-            if self._ready or waited_for or (self._queues[0] and not run.urgent):
+            if self._waits_besides(run):
                 return []
             return run.take_more(min(count, run.left // (2 * self._pool.cores)))
+
+    def others_wait(self, run: ChunkRun | None) -> bool:
+        """Whether a slot has nothing to do, or something waits for what a slot has that runs tasks of this chunk."""
+        with self._condition:
+            return self.idle > 0 or run is None or self._waits_besides(run)
+
+    def _waits_besides(self, run: ChunkRun) -> bool:
+        waited_for = any(wanted.until < self._clock() + _BATCH for wanted in self._wanted.values())
+        return bool(self._ready or waited_for or (self._queues[0] and not run.urgent))
 
     def back(self, run: ChunkRun, tasks: Sequence[int]) -> bool:
         """Let others run tasks that were taken and not begun; return whether the chunk still runs."""

@@ -78,6 +78,13 @@ class Script(NamedTuple):
     """By which it is known to the agent; see `badges`."""
     text: str = ""
     warm: Interpreter | None = None
+    alike: str = ""
+    """What stands for the text where it is checked; empty: itself (see `alike`)."""
+
+    @property
+    def checked(self) -> str:
+        """What is checked in the text's place."""
+        return self.alike or self.text
 
 
 class Launcher(Protocol):

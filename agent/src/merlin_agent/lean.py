@@ -187,7 +187,7 @@ class LeanWork(Work):
 
     def _note_lent(self, slot: Slot, script: Script, lent: Scratch, ended: Ended) -> bool:
         """Write the record of a task; return whether the directory became its own, because it left files there."""
-        clean = lent.is_clean() and not _lingers(script.text) and ended.outcome is not None
+        clean = lent.is_clean() and not _lingers(script.checked) and ended.outcome is not None
         kept = not clean and lent.holds_more()
         if kept:
             lent.move_to(script.directory, os.path.basename(script.path).removesuffix(".sh"))

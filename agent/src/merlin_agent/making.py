@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from merlin_agent import badges, launching, surroundings
+from merlin_agent.alike import Alike, alike
 from merlin_agent.launch import Script
 from merlin_agent.rows import Rows
 from merlin_agent.warmth import Interpreter, interpreter
@@ -43,6 +44,10 @@ class Shared(NamedTuple):
     """What their environment has besides the agent's, but for what changes with the time."""
     logged: Text | None
     """The text with the tokens in it that differ between samples; None where each task's own has to be told."""
+    alike: Alike | None
+    """What stands for the texts of samples where these are checked; None where each is checked by itself."""
+    columns: tuple[int, ...]
+    """Those whose values stand in the texts."""
 
 
 class Making:
@@ -119,6 +124,7 @@ class Making:
         launch, walltime = self._exact(combination)
         cores = shape.parse(self._layout.geometry.lane(self._step, combination * self._samples).shape).cores
         launched = launching.variables(launch.type, os.environ) if launch is not None and launch.parallel else {}
+        bound = self._tokens.bound(self._template, combination)
         return Shared(
             self._places.step_dir(self._step, combination),
             f"/{script}",
@@ -126,11 +132,13 @@ class Making:
             f"/{err}",
             shell,
             self._interpreter(shell),
-            self._tokens.filler(self._template, combination),
+            self._tokens.filler(bound),
             launch,
             walltime,
             badges.variables(cores) | launched,
             self._text_for_all(shell, combination),
+            alike(bound.pieces) if self._varies and launch is None else None,
+            self._tokens.columns_in(bound),
         )
 
     def _text_for_all(self, shell: str, combination: int) -> Text | None:
@@ -152,7 +160,8 @@ class Making:
         directory = shared.directory
         if self._planned.sampled and (below := self._layout.sample_path(self._step, sample)):
             directory = f"{directory}/{below}"
-        text = shared.fill(sample, self._values(sample))
+        values = self._values(sample)
+        same = shared.alike
         return Script(
             directory,
             directory + shared.script,
@@ -161,8 +170,9 @@ class Making:
             shared.shell,
             shared.variables,
             "",
-            text,
+            shared.fill(sample, values),
             shared.warm,
+            same.text if same is not None and same.covers([values[at] for at in shared.columns]) else "",
         )
 
     def _values(self, sample: int) -> Sequence[str]:

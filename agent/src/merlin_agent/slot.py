@@ -31,7 +31,7 @@ _SWEPT_WITHIN: Final = 0.5
 """Seconds within which the agent hears of it, too."""
 _ALLOWED: Final = frozenset(os.sched_getaffinity(0))
 _STALLED: Final = 0.1
-"""How long a task runs at most while others wait behind it in its slot."""
+"""How long a task runs at most while others stand behind it that another slot could run."""
 
 
 class Job(NamedTuple):
@@ -71,8 +71,9 @@ class Slot:
         creates: Allowance | None = None,
         leaving: threading.Event | None = None,
         has_lost: Callable[[tuple[str, ...], float], bool] = lambda _, __: False,
+        others_wait: Callable[[ChunkRun | None], bool] = lambda _: True,
     ) -> None:
-        self.number, self.badges, self._has_lost = number, badges, has_lost
+        self.number, self.badges, self._has_lost, self._others_wait = number, badges, has_lost, others_wait
         self.creates = creates or unlimited()
         """How many files may be made."""
         self._leaving = leaving or threading.Event()
@@ -165,7 +166,7 @@ class Slot:
         found: WarmShell | None = None
         for until in range(at, len(jobs)):
             script = jobs[until].script
-            shell = None if script.warm is None else self._warm.shell(script.warm, script.text)
+            shell = self._warm.shell(script)
             if shell is None or shell is not (found or shell):
                 return found, until
             found = shell
@@ -277,6 +278,11 @@ class Slot:
             if self._shell is not None:
                 self._shell.take_back()
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether others could run what stands behind the running task, or want what this slot has."""
+        return self._others_wait(self.run)
+
     def take_back_own(self, shell: WarmShell) -> int:
         """Take back what a shell of this slot's thread has not begun; return how many."""
         with self._guard:
@@ -385,11 +391,13 @@ class _Batch:
         left = math.inf
         if self._at < self.end and (walltime := self._jobs[self._at].walltime) is not None:
             left = since + walltime - self._now
-        if self._at + 1 < self.end and not shell.ended_within(min(left, _STALLED)) and left > _STALLED:
-            count = slot.take_back_own(shell)
-            self.end -= count
-            self._back(range(self.end, self.end + count))
+        while self._at + 1 < self.end and not shell.ended_within(min(left, _STALLED)) and left > _STALLED:
             left -= _STALLED
+            if slot.is_waited_for:
+                count = slot.take_back_own(shell)
+                self.end -= count
+                self._back(range(self.end, self.end + count))
+                break
         if left == math.inf or shell.ended_within(max(0.0, left)):
             return True
         slot.strike_first(shell, signal.SIGTERM)

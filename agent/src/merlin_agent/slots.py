@@ -137,6 +137,7 @@ class Slots:
                 leaving=self.leaving,
                 creates=creates,
                 has_lost=self._has_lost,
+                others_wait=self.feed.others_wait,
             )
             for number in range(count + wide)
         ]

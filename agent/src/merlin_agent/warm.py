@@ -6,12 +6,18 @@ is gone, files that can't be opened) makes the slot start it as any other, so th
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from merlin_agent import warmth
+from merlin_agent.launch import Script
 from merlin_agent.warmshell import ColdError, WarmShell
 from merlin_agent.warmth import Interpreter
+
+_KEPT: Final = 1 << 16
+"""Characters of a script whose check is kept."""
 
 
 class Warm:
@@ -24,18 +30,18 @@ class Warm:
         self._shells: dict[Interpreter, WarmShell] = {}
         self._functions = warmth.functions_that_tell(environ)
 
-    def shell(self, kind: Interpreter, text: str) -> WarmShell | None:
+    def shell(self, script: Script) -> WarmShell | None:
         """Return a warm interpreter for a script, None where it has to be started."""
-        if kind in self._unfit or self._functions is None:
+        kind = script.warm
+        if kind is None or kind in self._unfit or self._functions is None:
             return None
+        text = script.text if self._functions else script.checked  # a function may be called as a number is
         shell = self._shells.get(kind)
-        if kind.kind == "bash" and not warmth.may_run(
-            text, names=shell is None or shell.names, functions=self._functions
-        ):
+        if kind.kind == "bash" and not _may_run(text, shell is None or shell.names, self._functions):
             return None
         if shell is None:
             shell = self._open(kind)
-            if shell is None or (kind.kind == "bash" and not shell.names and not warmth.may_run(text, names=False)):
+            if shell is None or (kind.kind == "bash" and not shell.names and not _may_run(text, False, frozenset())):
                 return None
         return shell
 
@@ -61,6 +67,15 @@ class Warm:
         """End all of them."""
         for shell in list(self._shells.values()):
             self.drop(shell)
+
+
+def _may_run(text: str, names: bool, functions: frozenset[str]) -> bool:  # noqa: FBT001 - a key of what is kept
+    check = _may_run_kept if len(text) <= _KEPT else warmth.may_run
+    return check(text, names=names, functions=functions)
+
+
+_may_run_kept: Final = functools.lru_cache(maxsize=128)(warmth.may_run)
+"""The check takes a third of a millisecond for a page of script, and most scripts were checked before."""
 
 
 def makers(environ: Mapping[bytes, bytes], complain: Callable[[str], None]) -> Callable[[], Warm]:

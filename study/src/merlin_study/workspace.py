@@ -207,32 +207,34 @@ class TaskTokens:
         own = self.own(sample, values)
         return self._render(template, combination, lambda name: own(name.lower()))
 
-    def filler(self, template: Template, combination: int) -> Callable[[int, Sequence[str]], str]:
-        """Return what makes the text of a sample of one combination, given the sample and its values; as `render` does it.
+    def bound(self, template: Template, combination: int) -> Template:
+        """Return the template with only those tokens left in it that differ between samples.
 
         Raises:
             UnfillableError: it would hold more than a script can.
         """
-        texts, names = [template.pieces[0]], []
-        of_combination = self._lookup(combination, lambda _: None)
+        pieces = [template.pieces[0]]
+        lookup = self._lookup(combination, lambda _: None)
         for name, text in zip(template.pieces[1::2], template.pieces[2::2], strict=True):
             if name.lower() in self.differing and name not in self._values(combination):
-                names.append(name)
-                texts.append(text)
+                pieces += name, text
             else:
-                value = of_combination(name)
-                texts[-1] += (f"$({name})" if value is None else value) + text
-        if not names:
-            whole = texts[0]
-            return lambda _, __: whole
-        bound = Template(tuple(piece for pair in zip(texts, [*names, ""], strict=True) for piece in pair)[:-1])
+                value = lookup(name)
+                pieces[-1] += (f"$({name})" if value is None else value) + text
+        return Template(tuple(pieces))
+
+    def filler(self, bound: Template) -> Callable[[int, Sequence[str]], str]:
+        """Return what makes the text of a sample, given the sample and its values, as `render` does it."""
+        begin = bound.pieces[0]
+        if len(bound.pieces) == 1:
+            return lambda _, __: begin
+        names = [name.lower() for name in bound.names()]
         columns = [
-            (self._columns[name.lower()], text)
-            for name, text in zip(names, texts[1:], strict=True)
-            if name.lower() in self._columns
+            (self._columns[name], text)
+            for name, text in zip(names, bound.pieces[2::2], strict=True)
+            if name in self._columns
         ]
         widest = max((at for at, _ in columns), default=0) if len(columns) == len(names) else sys.maxsize
-        begin = texts[0]
 
         def fill(sample: int, values: Sequence[str]) -> str:
             if len(values) > widest:
@@ -241,6 +243,10 @@ class TaskTokens:
             return bound.render(lambda name: own(name.lower()))
 
         return fill
+
+    def columns_in(self, bound: Template) -> tuple[int, ...]:
+        """Return the sample's columns whose values stand in a text."""
+        return tuple({self._columns[name.lower()] for name in bound.names() if name.lower() in self._columns})
 
     def render_shared(self, template: Template, *, combination: int) -> str:
         """Return the text with the tokens left in it that differ between samples."""
