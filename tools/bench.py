@@ -55,7 +55,7 @@ SLOW: Final = {"merlin 1.13": 300, "hyperqueue": 1000, "parallel": 300}
 NULL_ONLY: Final = frozenset({"fork and wait", "merlin, run.warm: false", "merlin 1.13"})
 """Contenders that run only tasks that do nothing."""
 NOT_PEERS: Final = frozenset({"merlin", "merlin, outputs: lean", "merlin, outputs: packed", "merlin, run.warm: false"})
-BY_SLOTS: Final = ("merlin", "merlin, outputs: lean", "xargs -P")
+BY_SLOTS: Final = ("merlin", "merlin, outputs: lean", "merlin, outputs: packed", "xargs -P")
 LOGS: Final = "merlin_info/tasks"
 
 
@@ -251,7 +251,9 @@ def main() -> None:
     print("\n" + text)
     if options.write:
         options.write.mkdir(parents=True, exist_ok=True)
-        (options.write / "tasks.md").write_text(text, encoding="utf-8")
+        page = options.write / "tasks.md"
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
+        page.write_text(text + bench_report.profile(before), encoding="utf-8")
         (options.write / "tasks.svg").write_text(bench_report.picture(report), encoding="utf-8")
 
 
