@@ -32,6 +32,8 @@ _SWEPT_WITHIN: Final = 0.5
 _ALLOWED: Final = frozenset(os.sched_getaffinity(0))
 _STALLED: Final = 0.1
 """How long a task runs at most while others stand behind it that another slot could run."""
+_LOOKS: Final = 10
+"""After how many times that long it is given back in any case: a slot should not look round for hours."""
 
 
 class Job(NamedTuple):
@@ -391,9 +393,11 @@ class _Batch:
         left = math.inf
         if self._at < self.end and (walltime := self._jobs[self._at].walltime) is not None:
             left = since + walltime - self._now
+        looks = 0
         while self._at + 1 < self.end and not shell.ended_within(min(left, _STALLED)) and left > _STALLED:
             left -= _STALLED
-            if slot.is_waited_for:
+            looks += 1
+            if looks == _LOOKS or slot.is_waited_for:
                 count = slot.take_back_own(shell)
                 self.end -= count
                 self._back(range(self.end, self.end + count))
