@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,24 @@ class ControlPlane:
     def resume(self) -> None:
         """SIGCONT."""
         self.apiserver.resume()
+
+    def backup(self) -> Path:
+        """A copy of etcd's disk as it is now."""
+        copy = self.directory / f"etcd.{next(self._number)}"
+        self.etcd.pause()
+        try:
+            shutil.copytree(self.directory / "etcd", copy)
+        finally:
+            self.etcd.resume()
+        return copy
+
+    def restore(self, copy: Path) -> None:
+        """Put etcd's disk back to a copy; the API server starts anew, as after `etcdutl snapshot restore`."""
+        self.stop()
+        shutil.rmtree(self.directory / "etcd")
+        shutil.copytree(copy, self.directory / "etcd")
+        self.etcd.start()
+        self._launch()
 
     def stop(self) -> None:
         """End both. Nothing outlives the directory, so neither is asked politely: the API server would take seconds."""

@@ -3,43 +3,15 @@
 import json
 import os
 import signal
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client
 
-from merlin_study.seal import Keyring
-from tests.ground import Broker, ControlPlane, Process, eventually, free_port
+from tests.ground import Broker, ControlPlane, Process, eventually
 from tests.operating.test_operator_health import probe
 from tests.operating.test_study_arrival import STUDY
 
 pytestmark = pytest.mark.control_plane
-
-
-@pytest.fixture
-def port() -> int:
-    """Where the operator serves its probes."""
-    return free_port()
-
-
-@pytest.fixture
-def process(
-    broker: Broker, restricted: client.Configuration, namespace: str, tmp_path: Path, port: int
-) -> Iterator[Process]:
-    """The operator, not started."""
-    del restricted  # it has set KUBECONFIG
-    Keyring.generate().save(tmp_path / "keys")
-    argv = [sys.executable, "-m", "merlin_operator", "--namespace", namespace, "--keys", str(tmp_path / "keys")]
-    argv += ["--http", f"127.0.0.1:{port}", "--server", broker.url]
-    options = tmp_path / "credentials"
-    options.write_text(json.dumps(broker.credentials))
-    options.chmod(0o600)
-    made = Process([*argv, "--credentials", str(options)], log=tmp_path / "operator.log", env=dict(os.environ))
-    yield made
-    made.stop()
 
 
 def condition(plane: ControlPlane, namespace: str, name: str, kind: str) -> str:

@@ -140,6 +140,8 @@ class Api:
         self.configuration = configuration
         self.namespace = namespace
         self.traffic = Traffic()
+        self.revision = 0
+        """Of the state that the last list showed; later states have higher ones (KEP-5504)."""
         self._client = client.ApiClient(configuration)
         self._objects = client.CustomObjectsApi(self._client)
 
@@ -294,8 +296,10 @@ class Api:
             options = {"limit": PAGE, "_headers": {"Accept": accept}} | ({"_continue": more} if more else {})
             page = await self._call(self._objects.list_namespaced_custom_object, plural, **options)
             items += page.get("items") or []
-            more = page.get("metadata", {}).get("continue", "")
+            metadata = page.get("metadata", {})
+            more = metadata.get("continue", "")
             if not more:
+                self.revision = int(metadata.get("resourceVersion") or 0)
                 return items
 
     async def _call(self, function: Callable[..., Any], *arguments: object, **options: object) -> dict[str, Any]:

@@ -5,6 +5,10 @@ nothing arrives. So the operator lists the Studies once a minute and compares. A
 watch has not delivered two minutes after a list named it means that the watch is dead. Meanwhile the engine is handed
 what it misses from the list; that helps the user, and does not make the watch any more alive.
 
+A list that is older than the one before comes from an etcd that was put back to an older state. What the watch and the engine
+remember is of a history that did not happen then: the watch would deliver nothing until the server's revisions have caught up, and a
+generation that is known may mean another spec. So the operator ends, and the next one reads what there is.
+
 One port serves ``/healthz`` (restart me), ``/readyz`` (send me nothing yet, for whoever waits) and ``/metrics``.
 """
 
@@ -32,6 +36,10 @@ LIST_INTERVAL: Final = 60.0
 
 Generation = tuple[str, int]
 """A Study's uid and one generation of it."""
+
+
+class RestoredError(Exception):
+    """The API server was put back to an older state."""
 
 
 class Watched(Protocol):
@@ -93,6 +101,7 @@ class Health:
         self._engine = engine
         self._api = api
         self._interval = interval
+        self._revision = 0
         self._ready = False
 
     def problem(self) -> str:
@@ -112,19 +121,31 @@ class Health:
         return "" if self._engine.met_broker() else "the broker has not been reached yet"
 
     async def run(self) -> None:
-        """Look whether the watch is alive, until cancelled. Without an API server there is nothing to compare with."""
+        """Look whether the watch is alive, until cancelled. Without an API server there is nothing to compare with.
+
+        Raises:
+            RestoredError: nothing that was read so far counts any more.
+        """
         while True:
             try:
                 await self._look()
                 self._ready = True
             except ApiError as error:
                 logger.warning("studies not listed, trying again: error=%s", error)
+            except RestoredError:
+                raise
             except Exception:  # the judge must outlive what it judges
                 logger.exception("studies not compared, trying again")
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
         found = await self._api.studies()
+        if self._api.revision < self._revision:
+            raise RestoredError(
+                f"the API server is at revision {self._api.revision}, and was at {self._revision}: it was put back to an older "
+                "state; starting again"
+            )
+        self._revision = self._api.revision
         listed = {_generation(each): _name(each) for each in found if not _leaving(each)}
         for name in self.guard.compare(listed, self._engine.known(), time.monotonic()):
             logger.warning("the watch missed a study, handing it over: study=%s", name)
