@@ -10,7 +10,7 @@ from kubernetes import client
 from merlin_operator.health import WATCH_STUCK_AFTER, WatchGuard
 from tests.ground import ControlPlane, eventually
 from tests.operating.running import RecordingEngine, running
-from tests.operating.test_study_arrival import STUDY
+from tests.operating.test_study_arrival import STUDY, suspend
 
 ONE, TWO = ("uid-1", 1), ("uid-2", 3)
 LISTED = {ONE: "first", TWO: "second"}
@@ -132,6 +132,23 @@ def test_a_part_that_fails_ends_the_operator(restricted: client.Configuration, n
     engine = RecordingEngine()
     with pytest.raises(AssertionError, match="a bug"), running(restricted, namespace, engine) as operator:  # noqa: PT012
         engine.dies = "a bug"
+        eventually(operator.loop.is_closed)
+
+
+@pytest.mark.control_plane
+def test_an_operator_ends_whose_api_server_was_put_back_to_an_older_state(
+    control_plane: ControlPlane, namespace: str, restricted: client.Configuration
+) -> None:
+    """Its watch would be silent, and what it knows of generations is not true any more; the next one reads what there is."""
+    control_plane.apply(json.dumps(STUDY), namespace=namespace)
+    older, engine = control_plane.backup(), RecordingEngine()
+    with (  # noqa: PT012
+        pytest.raises(AssertionError, match="put back to an older state"),
+        running(restricted, namespace, engine, interval=0.5) as operator,
+    ):
+        suspend(control_plane, namespace)
+        eventually(lambda: engine.generations("probe")[-1:] == [2])
+        control_plane.restore(older)
         eventually(operator.loop.is_closed)
 
 

@@ -5,9 +5,10 @@ nothing arrives. So the operator lists the Studies once a minute and compares. A
 watch has not delivered two minutes after a list named it means that the watch is dead. Meanwhile the engine is handed
 what it misses from the list; that helps the user, and does not make the watch any more alive.
 
-A list that is older than the one before comes from an etcd that was put back to an older state. What the watch and the engine
-remember is of a history that did not happen then: the watch would deliver nothing until the server's revisions have caught up, and a
-generation that is known may mean another spec. So the operator ends, and the next one reads what there is.
+A list that is older than the one before, or than what the engine knew before, comes from an etcd that was put back to an older
+state. What the watch and the engine remember is of a history that did not happen then: the watch would deliver nothing until the
+server's revisions have caught up, and a generation that is known may mean another spec. So the operator ends, and the next one reads
+what there is.
 
 One port serves ``/healthz`` (restart me), ``/readyz`` (send me nothing yet, for whoever waits) and ``/metrics``.
 """
@@ -139,13 +140,20 @@ class Health:
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
+        known = dict(self._engine.known())
         found = await self._api.studies()
         if self._api.revision < self._revision:
+            was, now = f"at revision {self._revision}", f"at {self._api.revision}"
             raise RestoredError(
-                f"the API server is at revision {self._api.revision}, and was at {self._revision}: it was put back to an older "
-                "state; starting again"
+                f"the API server was {was}, and is {now}: it was put back to an older state; starting again"
             )
         self._revision = self._api.revision
+        for uid, generation in map(_generation, found):
+            if generation < known.get(uid, 0):
+                was, now = f"study {uid} in generation {known[uid]}", str(generation)
+                raise RestoredError(
+                    f"the API server had {was}, and has {now}: it was put back to an older state; starting again"
+                )
         listed = {_generation(each): _name(each) for each in found if not _leaving(each)}
         for name in self.guard.compare(listed, self._engine.known(), time.monotonic()):
             logger.warning("the watch missed a study, handing it over: study=%s", name)
