@@ -91,3 +91,17 @@ def test_a_claim_that_names_a_lost_holder_stands_for_the_verdict_that_is_gone() 
         assert waiting(ledger) == [(1, [0, 3])]
         ledger.apply(report(after, Outcome.SUCCEEDED), at=2.0)
         assert len(ledger.steps[0].final) == 2
+
+
+def test_a_success_counts_of_whoever_claimed_the_fence_where_a_log_that_was_put_back_let_two_claim_it() -> None:
+    """The second one, whose claim the log has, hands it back as one of an epoch that is over; the first one's is told after it."""
+    whole = chunk(1, 0, 4)
+    second = wire.Start(agent="second", chunk=whole)
+    handed_back = report(whole, None).model_copy(update={"agent": "second"})
+    for log in ((second, start(whole), handed_back, report(whole, Outcome.SUCCEEDED)),
+                (start(whole), second, handed_back, report(whole, Outcome.SUCCEEDED)),
+                (second, start(whole), report(whole, Outcome.SUCCEEDED), handed_back)):  # fmt: skip
+        ledger = fold(*log)
+        assert ledger.finished
+        assert ledger.due(10.0) is None
+        assert ledger.doubled == 0

@@ -48,7 +48,7 @@ def test_a_snapshot_knows_all_that_a_ledger_does() -> None:
     """Who gives a ledger another attribute has to say here that its snapshot has it."""
     ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
     kept = set(snapshot.State.model_fields) - {"version", "samples", "steps", "waiting"}
-    assert set(vars(ledger)) == kept | {"plan", "dag", "_backlog", "_fold_now", "early"}
+    assert set(vars(ledger)) == kept | {"plan", "dag", "_backlog", "_fold_now", "early", "rivals"}
     bitmaps = {"ready", "issued", "out", "final", "succeeded", "blocked", "fresh"}
     assert set(StepTasks.__slots__) == bitmaps | {"total", "hint", "hints", "ended", "outcomes", "combination_done"}
 

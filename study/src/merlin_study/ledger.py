@@ -115,6 +115,8 @@ class Ledger:
         """The look at the marks in the workspace that a restart asked for."""
         self.early: dict[int, list[tuple[wire.Report, float]]] = {}
         """By fence, reports whose claim has not come, and when they did: only in a log that is told anew."""
+        self.rivals: dict[tuple[int, str], wire.Chunk] = {}
+        """By fence and agent, who claimed a fence beside its holder: only where a broker that was put back let it be claimed twice."""
         self.repaired = 1
         """The epoch up to which the log says all that happened."""
         self._backlog = Backlog()
@@ -219,6 +221,8 @@ class Ledger:
             fence.holder = entry.agent
             if not chunk.scan:
                 self.steps[chunk.step].issue(chunk.tasks)
+        elif fence is not None and fence.holder != entry.agent and not chunk.scan:
+            self.rivals[chunk.fence, entry.agent] = chunk
         if fence is not None and chunk.fence in self.superseded:
             self._supersede(
                 fence, self.superseded.pop(chunk.fence), (wire.LostHolder(fence=chunk.fence, agent=entry.agent),)
@@ -235,6 +239,7 @@ class Ledger:
         self.repaired = max(self.repaired, entry.epoch)
         self.next_fence = max(self.next_fence, wire.first_fence(self.repaired))
         self.early.clear()
+        self.rivals.clear()
         self.superseded.clear()
         self.settle_waiting()
 
@@ -265,10 +270,10 @@ class Ledger:
         if fence is None and not self._is_over(report.fence):
             self.early.setdefault(report.fence, []).append((report, at))
             return
-        if fence is None:
+        if fence is None or report.agent != fence.holder:
             self._late_report(report)
             return
-        if report.agent != fence.holder or not fence.note(report.serial):
+        if not fence.note(report.serial):
             self.redundant += 1
             return
         if report.samples is not None:
@@ -305,13 +310,15 @@ class Ledger:
         self._result(chunk, result, tasks, at)
 
     def _late_report(self, report: wire.Report) -> None:
-        """Take the successes of a fence that was called lost, and count the rest."""
-        known = self.lost_serials.get(report.fence)
+        """Take the successes of a fence that was called lost, or of one that two agents had claimed, and count the rest."""
+        rival = self.rivals.get((report.fence, report.agent))
+        known = self.lost_serials.get(report.fence) if rival is None else (rival, 0)
         if known is None or report.serial <= known[1]:
             self.redundant += 1
             return
         chunk = known[0]
-        self.lost_serials[report.fence] = (chunk, report.serial)
+        if rival is None:
+            self.lost_serials[report.fence] = (chunk, report.serial)
         if report.samples is not None:
             self._measure(chunk, report.samples)
         for result in report.results:

@@ -1,6 +1,7 @@
 """A ledger as something to keep: a state in strict models, and beside it the blocks of bits, each named by its content.
 
-`freeze` and `thaw` are inverse, but for reports whose claim is not told yet (`Ledger.early`), so none is kept then: a ledger that is thawed answers everything as the frozen one would, so it may stand for the log
+`freeze` and `thaw` are inverse, but for reports whose claim is not told yet and claims of one fence by several agents
+(`Ledger.early`, `Ledger.rivals`), so none is kept then: a ledger that is thawed answers everything as the frozen one would, so it may stand for the log
 up to the entry that was folded last. Blocks are immutable, because their name is their digest: a new snapshot adds those that
 changed, and an old one stays whole until nobody names its blocks any more. Blocks of equal bits are kept once, and a block
 whose every bit is set is a number in the state.
