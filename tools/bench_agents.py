@@ -30,7 +30,7 @@ from merlin_agent.beat import Beat
 from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import load_credentials
-from merlin_agent.demand import Host, Load, Mean
+from merlin_agent.demand import Host, Load, Means
 from merlin_agent.intake import Intake, Offered, Reach, Taste
 from merlin_agent.launch import DirectLauncher
 from merlin_agent.life import Lives
@@ -64,7 +64,7 @@ class Simulated:
         self.id = f"bench-{number}-{os.getpid()}-{number:06x}"
         self.done = 0
         self.claimed_at = 0.0
-        self._mean = Mean()
+        self._means = Means()
         credentials = load_credentials(root / "credentials.json")
         self.link = Link(server=server, credentials=credentials, name=self.id)
         post = Post(self.link, keys, Space("local"))
@@ -104,7 +104,7 @@ class Simulated:
 
     def _load(self) -> Load:
         ready = self.slots.feed.ready + self.lives.entering
-        return Load(slots=1, busy=self.slots.busy, ready=ready, mean=self._mean.value)
+        return Load(slots=1, busy=self.slots.busy, ready=ready, mean=self._means.longest(self.lives.steps))
 
     def _on_ended(self, batch: list[tuple[ChunkRun, Ended]]) -> None:
         for run, ended in batch:
@@ -114,7 +114,7 @@ class Simulated:
                 life.pending.add(ended)
                 life.settle()
             self.done += ended.outcome is not None
-            self._mean.add(ended.seconds, 1)
+            self._means.add(run.step, ended.seconds, 1)
         self.intake.wake()
 
     def _describe(self) -> wire.Heartbeat:
