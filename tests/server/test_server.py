@@ -165,14 +165,14 @@ def test_a_server_that_was_stopped_goes_on_on_another_machine_from_a_copy_of_its
     site.merlin("server", "stop")
     shutil.copytree(site.root / "state", site.root / "copy")
     flags = ("--address", "127.0.0.1", "--state", str(site.root / "copy"))
-    assert "as it was copied" not in site.merlin("server", "start", *flags, host="another")
+    assert "that was copied" not in site.merlin("server", "start", *flags, host="another")
     studies = [line.split()[:2] for line in before.splitlines() if "waits" in line]
     assert studies == [["waits", "Cancelled"]]
     eventually(lambda: site.phase("waits") == "Cancelled", message="the log is read from the copy")
     assert "the server runs on another; run there" in site.merlin("server", "stop", code=4)
     site.merlin("server", "stop", host="another")
     said = site.merlin("server", "start", "--address", "127.0.0.1", "--state", str(site.root / "state"))
-    assert "as it was copied" in said, "its own store is older by now"
+    assert "that was copied" in said, "its own store is older by now"
     assert (site.root / "state" / "broker.old").is_dir()
     eventually(lambda: site.phase("waits") == "Cancelled", message="the log is read from the snapshot")
 

@@ -23,7 +23,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +43,7 @@ SNAPSHOT_EVERY: Final = 60.0
 LOCK: Final = "server.lock"
 _GENERATION: Final = "generation"
 _STORE: Final = "broker"
+_CLAIM: Final = "starting"
 _STUDIES: Final = ("studies", "configmaps", "wishes.json")
 
 
@@ -125,17 +126,20 @@ def start(
     if before is not None and before.host == here and _alive(before):
         say(console, f"The server runs already at {before.broker} (pid {before.pid}).")
         return Exit.OK
-    place = _placed(directory, before, here=here, address=address, state=state)
-    if snapshot_every is not None:
-        place = replace(place, every=snapshot_every)
-    is_without_log = before is not None and not (Path(place.state) / _STORE).is_dir()
-    _furnish(directory, place)
-    pid = _launch(directory, place)
+    with _starting(directory, before):
+        place = _placed(directory, before, here=here, address=address, state=state)
+        if snapshot_every is not None:
+            place = replace(place, every=snapshot_every)
+        is_without_log = before is not None and not (Path(place.state) / _STORE).is_dir()
+        copied = _copied(directory)
+        _furnish(directory, place)
+        pid = _launch(directory, place)
     known = contexts.Contexts.load()
     contexts.Contexts(name, {**known.files, name: str(directory / "kubeconfig")}).save()
     say(console, f"The server runs at {place.broker} (pid {pid}); its state lies in {place.state}.")
     if is_without_log:
-        say(console, f"  it goes on from its log as it was copied {_copied(directory)}; agents add what came since")
+        log = f"from the log that was copied {copied}" if copied else "without a log"
+        say(console, f"  it goes on {log}; what it lacks, agents read in the workspaces")
     say(console, f"  start agents:     merlin-agent --credentials {directory / contexts.SITE_FILE}")
     say(console, "  submit to it:     merlin run SPEC      (merlin context use cluster: to a cluster again)")
     say(console, "  stop it:          merlin server stop")
@@ -184,7 +188,7 @@ def status(directory: Path, console: Console) -> Exit:
         ) from error
     agents = health["agents"]
     say(console, f"Server at {place.broker} on {place.host} (pid {place.pid}); {agents} agents.")
-    say(console, f"  its log was copied {_copied(directory)}")
+    say(console, f"  its log was copied {_copied(directory) or 'never'}")
     for study in studies:
         said, counts = study.get("status") or {}, (study.get("status") or {}).get("counts") or {}
         done, total = counts.get("done", 0), counts.get("total", "?")
@@ -220,6 +224,32 @@ def _await_end(directory: Path, before: Place, console: Console) -> None:
             say(console, f"The server on {before.host} does not answer; it counts as dead in {left:.0f} s.")
             said = True
         time.sleep(1.0)
+
+
+@contextlib.contextmanager
+def _starting(directory: Path, before: Place | None) -> Iterator[None]:
+    """See that nobody else starts the server of this directory meanwhile, on any machine.
+
+    Raises:
+        CliError: somebody does, or did since ``before`` was read.
+    """
+    claim = directory / _CLAIM
+    if 2 * START_TIMEOUT < signs.age(claim) < float("inf"):
+        claim.unlink(missing_ok=True)  # who made it has died
+    try:
+        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise CliError(
+            Exit.CANNOT_RUN, f"{directory}: its server is being started by somebody else; see: merlin server status"
+        ) from None
+    try:
+        if read(directory) != before:
+            raise CliError(
+                Exit.CANNOT_RUN, f"{directory}: its server was started by somebody else; see: merlin server status"
+            )
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def _placed(directory: Path, before: Place | None, *, here: str, address: str, state: str) -> Place:
@@ -285,7 +315,7 @@ def _adopt_studies(directory: Path, state: Path) -> None:
 
 
 def _copied(directory: Path) -> str:
-    """Say how old the newest copy of the log is."""
+    """Say how old the newest copy of the log is, and where it lies; nothing where there is none."""
     from merlin_operator import backup
 
     try:
@@ -293,7 +323,7 @@ def _copied(directory: Path) -> str:
     except (OSError, ValueError) as error:
         return f"to {directory / backup.PLACE}, where the newest copy can't be read ({error})"
     if taken is None:
-        return "nowhere yet"
+        return ""
     return f"{max(0, time.time() - taken):.0f} s ago, to {directory / backup.PLACE}"
 
 

@@ -33,19 +33,22 @@ def withdraw(directory: Path) -> None:
 
 
 def silent_for(directory: Path) -> float:
-    """Return the age of the sign in seconds, by the clock of its file system; infinite where there is none.
+    """Return the age of the sign in seconds; infinite where there is none. See `age`."""
+    return age(directory / ALIVE)
+
+
+def age(path: Path) -> float:
+    """Return how long ago a file was written, by the clock of its file system; infinite where there is none.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: nothing can be written beside it.
     """
     try:
-        with (directory / ALIVE).open(
-            "rb"
-        ) as sign:  # opened, since NFS may answer from its memory what it has not opened
+        with path.open("rb") as sign:  # opened, since NFS may answer from its memory what it has not opened
             given = os.fstat(sign.fileno()).st_mtime
     except FileNotFoundError:
         return float("inf")
-    probe = directory / f".now-{os.getpid()}"
+    probe = path.with_name(f".now-{os.getpid()}")
     try:
         return _write(probe) - given
     finally:
