@@ -36,7 +36,7 @@ def test_a_healthy_job_gets_no_cures(tmp_path: Path) -> None:
     srun = tmp_path / "srun"
     srun.write_text("#!/bin/sh\n")
     srun.chmod(0o755)
-    job = Found("slurm", "7", ("n1", "n2"), 4, 8 << 30, ("0", "1"), 1800.0)
+    job = Found("slurm", "7", ("n1", "n2"), 4, 8 << 30, ("0", "1"), 1800.0, host="n1")
     found = of(job, usable=4, path=str(tmp_path))
     assert {finding.state for finding in found.values()} == {State.GOOD}
     assert found["allocation"].found == "slurm 7, 2 hosts, 30 min left"
@@ -53,6 +53,19 @@ def test_an_agent_that_is_bound_to_a_part_of_the_host_is_told_so() -> None:
     cores = of(Found("slurm", "7", cores=56), usable=1)["cores"]
     assert (cores.state, cores.found) == (State.ODD, "1 usable of the job's 56 here")
     assert "srun --overlap" in cores.cure
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "cure"),
+    [("slurm", "srun --overlap"), ("flux", "flux exec"), ("lsf", "jsrun -n 2"), ("pbs", "aprun -n 2")],
+)
+def test_a_host_that_is_none_of_the_job_s_is_wrong_with_the_cure(scheduler: str, cure: str) -> None:
+    """The prompt of ``salloc``, and hosts that only launch: their cores are everybody's."""
+    host = of(Found(scheduler, "7", ("n1", "n2")), usable=64)["host"]
+    assert host.state is State.WRONG
+    assert cure in host.cure
+    assert "host" not in of(Found(scheduler, "7", ("n1", "n2"), host="n1"), usable=64)
+    assert "host" not in of(Found(scheduler, "7"), usable=64), "nothing is known of its hosts"
 
 
 def test_a_launcher_that_is_not_there_is_wrong() -> None:

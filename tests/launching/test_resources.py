@@ -45,7 +45,9 @@ def test_what_comes_back_twice_is_a_bug_that_is_told() -> None:
 
 
 def test_a_task_sees_its_gpus_and_one_without_any_sees_what_the_job_does() -> None:
-    assert Share(1, ("2", "3")).variables() == {b"CUDA_VISIBLE_DEVICES": b"2,3", b"ROCR_VISIBLE_DEVICES": b"2,3"}
+    visible = Share(1, ("2", "3")).variables()
+    names = (b"CUDA_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES", b"ZE_AFFINITY_MASK")
+    assert visible == {**dict.fromkeys(names, b"2,3"), b"HIP_VISIBLE_DEVICES": b"0,1"}
     assert Share(1).variables() == {}
 
 

@@ -1,5 +1,7 @@
 """What a scheduler's variables and commands say, as tables; the commands' answers are those of their manuals."""
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +88,40 @@ def test_an_lsf_job_without_its_launch_host() -> None:
     assert found(environ, answers) == Found("lsf", "9", ("n1", "n2"), 42, 0, (), 5400.0)
 
 
+def test_elements_of_an_lsf_array_are_jobs_of_their_own() -> None:
+    environ = {"LSB_JOBID": "9", "LSB_JOBINDEX": "3", "LSB_MCPU_HOSTS": "n1 4"}
+    element = found(environ, {"bjobs -noheader -o time_left 9[3]": "0:10 L"})
+    assert (element.job_id, element.seconds_left) == ("9[3]", 600.0)
+    assert found({**environ, "LSB_JOBINDEX": "0"}).job_id == "9"
+
+
+@pytest.mark.parametrize(
+    ("environ", "answers", "says"),
+    [
+        ({"LSB_JOBID": "9"}, {}, "bjobs -o time_left 9: expected the time left, found ''"),
+        ({"LSB_JOBID": "9"}, {"bjobs": "-\n"}, ""),
+        ({"PBS_JOBID": "5", "PBS_NODEFILE": "/dev/null"}, {}, "qstat -f 5: expected the time left, found ''"),
+        ({"PBS_JOBID": "5", "PBS_NODEFILE": "/dev/null"}, {"qstat": "Job Id: 5\n"}, "found 'no walltime'"),
+        (FLUX, RESOURCES, "flux job timeleft: expected the time left, found ''"),
+        (FLUX, {**RESOURCES, "flux job timeleft": "infinity\n"}, ""),
+    ],
+)
+def test_a_job_whose_end_is_not_known_is_a_problem_unless_it_has_none(
+    environ: dict[str, str], answers: dict[str, str], says: str
+) -> None:
+    job = found(environ, answers)
+    assert job.seconds_left is None
+    assert (says in job.problems[0]) if says else not job.problems
+
+
+def test_a_pbs_job_s_end_counts_from_its_start_for_what_it_used_is_told_late(tmp_path: Path) -> None:
+    (tmp_path / "nodes").write_text("n1\n")
+    times = {"stime": time.ctime(NOW - 900), "resources_used": {"walltime": "00:10:00"}}
+    job = {"Jobs": {"5": {"Resource_List": {"walltime": "01:00:00"}, **times}}}
+    environ = {"PBS_JOBID": "5", "PBS_NODEFILE": str(tmp_path / "nodes")}
+    assert found(environ, {"qstat -f -F json": json.dumps(job)}).seconds_left == 2700.0
+
+
 def test_an_lsf_job_of_single_cores_keeps_its_first_host() -> None:
     assert found({"LSB_JOBID": "9", "LSB_MCPU_HOSTS": "n1 1 n2 1"}).hosts == ("n1", "n2")
 
@@ -109,7 +145,8 @@ def test_a_pbs_job(tmp_path: Path, answers: dict[str, str], seconds: float | Non
     nodes = tmp_path / "nodes"
     nodes.write_text("n1.site\nn1.site\nn2.site\nn2.site\n")
     environ = {"PBS_JOBID": "5.pbs", "PBS_NODEFILE": str(nodes), "NCPUS": "32"}
-    assert found(environ, answers) == Found("pbs", "5.pbs", ("n1.site", "n2.site"), 32, 0, (), seconds)
+    expected = Found("pbs", "5.pbs", ("n1.site", "n2.site"), 32, 0, (), seconds)
+    assert replace(found(environ, answers), problems=()) == expected
 
 
 def test_torque_counts_cores_by_lines(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ class Agent:
     """One `merlin-agent`; `run` returns when it has left."""
 
     def __init__(self, settings: Settings, *, keys: Keyring, credentials: Credentials) -> None:
+        if not settings.lifeline and "slots" not in settings.model_fields_set:
+            _refuse_elsewhere()
         self._settings = settings
         self._host = surroundings.host()
         self.id = new_id(self._host, settings.name)
@@ -443,6 +445,13 @@ class Agent:
         if self._problems.note(problem):
             _log.warning("%s", problem)
             self._beat.soon()
+
+
+def _refuse_elsewhere() -> None:
+    """End where nobody said how much of a host that is not the job's we may take: all of it would be others'."""
+    if wrong := allocation.elsewhere(allocation.here()):
+        _log.error("%s", wrong)
+        raise SystemExit(config.USAGE)
 
 
 def _user() -> str:

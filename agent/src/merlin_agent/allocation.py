@@ -25,6 +25,13 @@ IDLE_EXIT: Final = 120.0
 RESERVE: Final = 10.0
 """Seconds before the allocation's end at which what runs gets its TERM: five until KILL, the rest for the reports."""
 FOREVER: Final = float("inf")
+_ON_EACH: Final = {
+    "slurm": "srun --overlap --ntasks-per-node=1 --cpu-bind=none",
+    "flux": "flux exec",
+    "lsf": "jsrun -n {hosts} -r 1 -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none, or without jsrun: blaunch",
+    "pbs": "mpiexec -n {hosts} -ppn 1, with ALPS: aprun -n {hosts} -N 1 -cc none",
+}
+"""What starts one agent on each of a job's hosts, by scheduler."""
 _PATIENCE: Final = 10.0
 """Seconds that a scheduler's command may take; a busy slurmctld answers late, and an agent must start all the same."""
 
@@ -108,6 +115,17 @@ def slots(found: Found, usable: int) -> int:
     ``usable`` is `usable_cores`. A launcher that binds the agent to fewer than the job has here wins, for tasks inherit that.
     """
     return max(1, min(found.cores or usable, usable))
+
+
+def elsewhere(found: Found) -> str:
+    """Return what is wrong where this host is none of the job's, with the cure; empty where it is one, or there is no job."""
+    if not found.elsewhere:
+        return ""
+    line = _ON_EACH[found.scheduler].format(hosts=len(found.hosts))
+    return (
+        f"{found.scheduler} {found.job_id}: expected one of its hosts ({', '.join(found.hosts[:3])}{', …' * (len(found.hosts) > 3)}), "
+        f"found another one, whose cores are not the job's; start it there: {line} merlin-agent …, or say what it may use here: --slots N"
+    )
 
 
 def idle_exit(found: Found) -> float | None:

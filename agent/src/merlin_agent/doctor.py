@@ -76,6 +76,9 @@ def allocation_findings(
         left = "no end known" if found.seconds_left is None else f"{found.seconds_left / 60:.0f} min left"
         hosts = f"{len(found.hosts) or 'unknown'} hosts"
         yield Finding("allocation", State.GOOD, f"{found.scheduler} {found.job_id}, {hosts}, {left}")
+    if wrong := allocation.elsewhere(found):
+        place, _, cure = wrong.partition("; ")
+        yield Finding("host", State.WRONG, place, cure)
     for problem in found.problems:
         place, _, cure = problem.partition("; ")
         yield Finding("allocation", State.ODD, place, cure)

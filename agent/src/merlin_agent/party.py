@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,6 +32,10 @@ _MOST_WIDE: Final = 128
 def wide_slots(found: Found, cores: int, *, alone: bool) -> int:
     """Return how many tasks of several hosts this agent may run at once."""
     return 0 if alone or not found.leads else min(_MOST_WIDE, len(found.hosts) * cores // 2)
+
+
+MISSED_FOR: Final = 300.0
+"""Seconds that an allocation stays for agents that were started and are not heard, after one has come or gone."""
 
 
 class Party:
@@ -82,6 +87,8 @@ class Party:
         self._leader: Leader | None = None
         self._member: Member | None = None
         self._others: asyncio.subprocess.Process | None = None
+        self._changed_at: float | None = None
+        """When another agent was heard or missed for the last time; None: never."""
 
     @property
     def hosts(self) -> int:
@@ -96,10 +103,19 @@ class Party:
             return 0.0
         if self._leader is None:
             return self._idle()
-        others_end = self._others is not None and self._others.returncode is None
-        if others_end and self._leader.size < len(self._found.hosts) - 1:
+        others_run = self._others is not None and self._others.returncode is None
+        if others_run and self._leader.size < len(self._found.hosts) - 1 and self._may_still_come:
             return 0.0  # one that we started and can't hear: it leaves by itself
         return min(self._idle(), self._leader.idle)
+
+    @property
+    def _may_still_come(self) -> bool:
+        """Whether one that is missing is waited for; those that are heard leave with us only, so not for ever."""
+        return self._changed_at is None or time.monotonic() - self._changed_at < MISSED_FOR
+
+    def _on_changed(self) -> None:
+        self._changed_at = time.monotonic()
+        self._changed()
 
     async def has_lost(self, hosts: Iterable[str], began: float) -> bool:
         """See `Leader.has_lost`."""
@@ -130,7 +146,7 @@ class Party:
             host=self._found.host,
             path=self._path,
             toward=self._toward,
-            changed=self._changed,
+            changed=self._on_changed,
             dead=self._on_dead,
         )
         try:

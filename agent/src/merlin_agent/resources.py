@@ -8,8 +8,10 @@ from typing import Final
 
 from merlin_study.shape import Shape
 
-_VISIBLE: Final = (b"CUDA_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES")
-"""How programs of NVIDIA and AMD are told which devices are theirs."""
+_VISIBLE: Final = (b"CUDA_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES", b"ZE_AFFINITY_MASK")
+"""How programs of NVIDIA, AMD and Intel are told which devices are theirs."""
+_VISIBLE_OF_THESE: Final = b"HIP_VISIBLE_DEVICES"
+"""AMD's runtime counts what ``ROCR_VISIBLE_DEVICES`` left by this one, and without it by ``CUDA_VISIBLE_DEVICES``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,10 @@ class Share:
 
     def variables(self) -> dict[bytes, bytes]:
         """Return what the task's environment says of it; nothing where it has no GPU, so that it sees what the job does."""
-        return dict.fromkeys(_VISIBLE, ",".join(self.gpus).encode()) if self.gpus else {}
+        if not self.gpus:
+            return {}
+        left = ",".join(map(str, range(len(self.gpus))))
+        return {**dict.fromkeys(_VISIBLE, ",".join(self.gpus).encode()), _VISIBLE_OF_THESE: left.encode()}
 
 
 NOTHING: Final = Share(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,11 @@ class Found:
         """Whether this is the first of several hosts."""
         return len(self.hosts) > 1 and self.host == self.hosts[0]
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this host is none of the job's, such as one where ``salloc`` gives its prompt, or that launches only."""
+        return bool(self.hosts) and not self.host
+
 
 def found(environ: Mapping[str, str], ask: Ask, *, host: str, now: float) -> Found:
     """Return the innermost batch job: a Flux instance inside of a Slurm job is Flux.
@@ -97,7 +103,7 @@ def _outer(environ: Mapping[str, str], ask: Ask, *, host: str, now: float) -> Fo
     if environ.get("LSB_JOBID"):
         return _lsf(environ, ask, host)
     if environ.get("PBS_JOBID"):
-        return _pbs(environ, ask, host)
+        return _pbs(environ, ask, host, now)
     if environ.get("SLURM_JOB_ID"):
         return _slurm(environ, ask, now)
     return Found()
@@ -119,11 +125,13 @@ def _slurm(environ: Mapping[str, str], ask: Ask, now: float) -> Found:
         answer = (ask(["squeue", "-h", "-j", job, "-o", "%L"]) or "").strip()
         left = clock(answer)
         if left is None and answer != "UNLIMITED":
-            problems.append(
-                f"squeue -j {job} -o %L: expected the time left, found {answer!r}; tasks may start too late"
-            )
+            problems.append(_no_end(f"squeue -j {job} -o %L", answer))
     gpus = _list(environ.get("SLURM_STEP_GPUS") or environ.get("SLURM_JOB_GPUS") or "")
     return Found("slurm", job, hosts, cores, memory * _MEGA, gpus, left, tuple(problems))
+
+
+def _no_end(command: str, answer: str) -> str:
+    return f"{command}: expected the time left, found {answer!r}; tasks may start too late"
 
 
 def _flux(environ: Mapping[str, str], ask: Ask, outer: Found) -> Found:
@@ -140,27 +148,33 @@ def _flux(environ: Mapping[str, str], ask: Ask, outer: Found) -> Found:
     except (ValueError, ZeroDivisionError):
         problems.append(f"flux resource list: expected nodes, cores and GPUs, found {answer!r}; is FLUX_URI right?")
     job = environ.get("FLUX_JOB_ID") or (ask(["flux", "getattr", "jobid"]) or "").strip() or outer.job_id
-    left = _float(ask(["flux", "job", "timeleft"]))
+    timeleft = (ask(["flux", "job", "timeleft"]) or "").strip()
+    left = _float(timeleft)
+    if left is None and outer.seconds_left is None:
+        problems.append(_no_end("flux job timeleft", timeleft))
     if left is None or (outer.seconds_left is not None and outer.seconds_left < left):
         left = outer.seconds_left
+    left = None if left == float("inf") else left
     return Found("flux", job, hosts, cores, outer.memory, gpus, left, (*outer.problems, *problems))
 
 
 def _lsf(environ: Mapping[str, str], ask: Ask, host: str) -> Found:
     job, problems = environ["LSB_JOBID"], []
+    if _number(element := environ.get("LSB_JOBINDEX")) > 0:
+        job = f"{job}[{element}]"  # elements of an array share the number
     words = environ.get("LSB_MCPU_HOSTS", "").split()
     slots = dict(zip(words[::2], map(_number, words[1::2]), strict=False))
     if len(slots) > 1 and min(slots.values()) == 1 == next(iter(slots.values())) < max(slots.values()):
         slots.pop(next(iter(slots)))  # the launch host of a machine with jsrun, which runs no tasks
     answer = (ask(["bjobs", "-noheader", "-o", "time_left", job]) or "").strip()
     left = _hours_minutes(answer)
-    if left is None and answer not in ("-", ""):
-        problems.append(f"bjobs -o time_left: expected hours:minutes, found {answer!r}; tasks may start too late")
+    if left is None and answer != "-":
+        problems.append(_no_end(f"bjobs -o time_left {job}", answer))
     short = {name.split(".")[0]: count for name, count in slots.items()}
     return Found("lsf", job, tuple(slots), short.get(host.split(".", maxsplit=1)[0], 0), 0, (), left, tuple(problems))
 
 
-def _pbs(environ: Mapping[str, str], ask: Ask, host: str) -> Found:
+def _pbs(environ: Mapping[str, str], ask: Ask, host: str, now: float) -> Found:
     job, problems = environ["PBS_JOBID"], []
     file = environ.get("PBS_NODEFILE", "")
     try:
@@ -171,20 +185,35 @@ def _pbs(environ: Mapping[str, str], ask: Ask, host: str) -> Found:
     # OpenPBS writes a line for each MPI process, Torque one for each core; NCPUS is OpenPBS's own count
     here = sum(line.split(".")[0] == host.split(".", maxsplit=1)[0] for line in lines)
     cores = max(_number(environ.get("NCPUS")), here if environ.get("PBS_NUM_PPN") else 0)
-    left = _pbs_left(ask(["qstat", "-f", "-F", "json", job]), ask(["qstat", "-f", job]))
+    as_json, as_text = ask(["qstat", "-f", "-F", "json", job]), ask(["qstat", "-f", job])
+    left = _pbs_left(as_json, as_text, now)
+    if left is None:
+        problems.append(_no_end(f"qstat -f {job}", "no walltime" if as_json or as_text else ""))
     return Found("pbs", job, tuple(dict.fromkeys(lines)), cores, 0, (), left, tuple(problems))
 
 
-def _pbs_left(as_json: str | None, as_text: str | None) -> float | None:
+def _pbs_left(as_json: str | None, as_text: str | None, now: float) -> float | None:
     try:
         jobs: dict[str, Any] = json.loads(as_json or "")["Jobs"]
         job = next(iter(jobs.values()))
         limit = clock(str(job["Resource_List"]["walltime"]))
+        began = _pbs_time(job.get("stime"))
         used = clock(str(job.get("resources_used", {}).get("walltime", "00:00:00"))) or 0.0
     except (ValueError, KeyError, TypeError, StopIteration):
         remaining = re.search(r"Walltime\.Remaining = (\d+)", as_text or "")
         return float(remaining[1]) if remaining else None
-    return None if limit is None else max(0.0, limit - used)
+    if limit is None:
+        return None
+    # PBS asks its hosts for what is used only now and then, so what it says of that is old
+    return max(0.0, limit - used if began is None else began + limit - now)
+
+
+def _pbs_time(said: object) -> float | None:
+    """Return a time as ``qstat`` writes it, such as ``Mon Nov 23 05:51:57 2026`` of this host's zone, as Unix time."""
+    try:
+        return time.mktime(time.strptime(str(said), "%a %b %d %H:%M:%S %Y"))
+    except (ValueError, OverflowError):
+        return None
 
 
 def launcher(batch_type: str, environ: Mapping[str, str], ask: Ask) -> Kind | None:
