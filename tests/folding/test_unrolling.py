@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merlin_operator.shares import Clocks, Share
 from merlin_operator.unroll import Candidate, Capacity, next_chunks
 from merlin_study import wire
 from merlin_study.ledger import Ledger
@@ -50,7 +51,7 @@ class World:
         self.running: dict[int, tuple[wire.Chunk, str, int]] = {}
         self.open: dict[int, set[int]] = {}
         self.over: set[Task] = set()
-        self.served = 0.0
+        self.share = Share()
         self.zombies: list[wire.Report] = []
 
     def spelled(self, step: int, index: int) -> Task | None:
@@ -66,7 +67,7 @@ class World:
             self.ledger.apply(entry, at=self.now)
 
     def issue(self) -> None:
-        candidate = Candidate("u", self.plan.hash, self.epoch, self.ledger, "any", self.served)
+        candidate = Candidate("u", self.plan.hash, self.epoch, self.ledger, "any", self.share)
         # Queues have no agents for a while.
         served = [want for want in sorted(self.plan.wants) if self.random.random() < 0.8]
         capacity = {("any", *want): Capacity(self.random.randint(1, 3)) for want in served}
@@ -272,6 +273,81 @@ def test_studies_take_turns_by_task_seconds() -> None:
     )
     shares = [sum(len(issue.chunk.tasks) for issue in issued if issue.chunk.study == each.uid) for each in candidates]
     assert shares[0] == shares[1] > 0
+
+
+class Rivals:
+    """Studies of one shape on one agent that takes what is published at once; names are told where each round goes."""
+
+    def __init__(self) -> None:
+        yaml = (
+            Shape(((True, (), ()),), {}, 1).yaml().replace("file: s.csv, column_labels: [SAMPLE]", "count: 100000000")
+        )
+        self.plan = plan_of(yaml.replace("$(SAMPLE)", "$(MERLIN_SAMPLE_ID)"))
+        lane = self.plan.steps[0].lanes[0]
+        self.routes = [(site, lane.queue, lane.shape) for site in ("any", "here")]
+        self.clocks, self.capacity = Clocks(), dict.fromkeys(self.routes, Capacity(1))
+        self.studies: dict[str, Candidate] = {}
+
+    def add(self, uid: str, *, priority: int = 0) -> None:
+        self.studies[uid] = Candidate(uid, "h", 1, Ledger(self.plan), "any", priority=priority)
+
+    def run(self, rounds: int, *uids: str) -> dict[str, int]:
+        """Return how many tasks each of these got, where no other one wants anything."""
+        got = dict.fromkeys(uids, 0)
+        for _ in range(rounds):
+            candidates = [self.studies[uid] for uid in uids]
+            for issue in list(next_chunks(candidates, self.capacity, window=0, now=0, clocks=self.clocks)):
+                got[issue.chunk.study] += len(issue.chunk.tasks)
+                self.studies[issue.chunk.study].ledger.apply(wire.Start(agent="a", chunk=issue.chunk), at=0)
+        return got
+
+
+def test_one_that_comes_later_gets_no_more_than_those_that_are_there() -> None:
+    """What an old study was served while it was alone is no debt: from the new one's coming on both get the same."""
+    rivals = Rivals()
+    rivals.add("old")
+    rivals.run(3, "old")
+    rivals.studies["old"].share.served += 1e6
+    rivals.run(2, "old")
+    rivals.add("new")
+    assert rivals.run(20, "old", "new") == {"old": 20, "new": 20}
+
+
+def test_no_credit_builds_up_while_a_study_wants_nothing_and_no_debt_while_it_was_alone() -> None:
+    """One that waits at a barrier or is suspended comes back as an equal, whoever was served more meanwhile."""
+    rivals = Rivals()
+    rivals.add("old")
+    rivals.run(50, "old")
+    rivals.add("new")
+    assert rivals.run(10, "new") == {"new": 20}
+    assert rivals.run(10, "old", "new") == pytest.approx({"old": 10, "new": 10}, abs=10)
+    assert rivals.run(20, "old", "new") == {"old": 20, "new": 20}
+    rivals.run(50, "new")
+    assert rivals.run(20, "old", "new") == pytest.approx({"old": 20, "new": 20}, abs=2)
+
+
+def test_one_whose_site_had_no_agents_comes_as_an_equal() -> None:
+    """Nor does it count among the studies of a site what one got before it was bound to that."""
+    rivals = Rivals()
+    rivals.add("old")
+    rivals.add("bound")
+    rivals.studies["bound"].site = "here"
+    del rivals.capacity[rivals.routes[1]]
+    assert rivals.run(50, "old", "bound") == {"old": 100, "bound": 0}
+    rivals.studies["old"].site = "here"
+    rivals.capacity[rivals.routes[1]] = Capacity(1)
+    assert rivals.run(20, "old", "bound") == pytest.approx({"old": 20, "bound": 20}, abs=2)
+
+
+def test_another_priority_is_a_class_of_its_own() -> None:
+    """A study that was served much among urgent ones comes among the others as an equal of theirs."""
+    rivals = Rivals()
+    rivals.add("usual")
+    rivals.run(5, "usual")
+    rivals.add("urgent", priority=5)
+    assert rivals.run(50, "usual", "urgent") == {"usual": 0, "urgent": 100}
+    rivals.studies["urgent"].priority = 0
+    assert rivals.run(20, "usual", "urgent") == pytest.approx({"usual": 20, "urgent": 20}, abs=2)
 
 
 @pytest.mark.parametrize(("seconds", "size"), [(60.0, 1), (6.0, 1), (1.0, 10), (0.001, 10_000), (0.0, 65_536)])

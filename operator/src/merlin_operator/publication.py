@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from merlin_operator import fleet, ranks, unroll
 from merlin_operator.core import Core
+from merlin_operator.shares import Clocks
 from merlin_operator.stream import Conflict, Outage
 from merlin_operator.study import Study
 from merlin_study import failpoints, history, subjects, wire
@@ -18,7 +19,7 @@ class Publisher:
     """Issues the next chunks of all studies; see the module."""
 
     def __init__(self, core: Core, withdraw: Callable[[Study, list[int]], Awaitable[None]]) -> None:
-        self.core, self._withdraw = core, withdraw
+        self.core, self._withdraw, self._clocks = core, withdraw, Clocks()
 
     async def issue(self, now: float) -> None:
         """Publish what may go out at ``now`` (monotonic seconds)."""
@@ -30,7 +31,7 @@ class Publisher:
                 study.epoch,
                 study.ledger,
                 study.site,
-                study.served,
+                study.share,
                 priority=study.switches.priority,
                 most=study.switches.max_in_flight,
                 rehearse=study.switches.rehearse,
@@ -40,16 +41,19 @@ class Publisher:
             if not study.broken and study.awaited <= study.folded and not core.control(study, study.ledger).holds
         ]
         if not candidates:
+            self._clocks.competing = frozenset()
             return
         for uid, fences in ranks.overtaken(candidates).items():
             await self._withdraw(core.studies[uid], fences)
         issues: dict[str, list[unroll.Issue]] = {}
         for issue in unroll.next_chunks(
-            candidates, self._capacity(candidates, now), window=core.config.window_seconds, now=core.now
+            candidates,
+            self._capacity(candidates, now),
+            window=core.config.window_seconds,
+            now=core.now,
+            clocks=self._clocks,
         ):
             issues.setdefault(issue.chunk.study, []).append(issue)
-        for candidate in candidates:
-            core.studies[candidate.uid].served = candidate.served
         for uid, batch in issues.items():
             await self._publish(core.studies[uid], batch)
         if issues:

@@ -12,6 +12,7 @@ from merlin_operator.board import Submission
 from merlin_operator.control import Control, Switches
 from merlin_operator.doubt import Past
 from merlin_operator.family import Child, Lineage, Ordered
+from merlin_operator.shares import Share
 from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
 from merlin_study import nested, subjects, wire
@@ -52,7 +53,7 @@ class Study:
     epoch: int = 1
     verdict: int = 0
     awaited: int = 0
-    served: float = 0.0
+    share: Share = field(default_factory=Share)
     cancelled: bool = False
     ledger: Ledger | None = None
     pending: deque[Stored] = field(default_factory=deque)

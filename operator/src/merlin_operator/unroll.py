@@ -5,8 +5,8 @@ chunks a slot, else as many tasks as the measured rate empties in ``window`` sec
 Once it is known how long they take, chunks are sized by guided self-scheduling (the step's tasks left divided by four
 times the slots), so the end of a step comes in small pieces and no slot idles, and hold between a quarter of a second and
 ten seconds of work: tasks of more than five seconds travel one by one, short ones by up to `MAX_CHUNK`. Rests, retries and downstream steps
-travel in the urgent band. Studies that compete for one route take turns by task-seconds served; one of a higher priority
-goes before, and what others have out takes no room from it.
+travel in the urgent band. Studies that compete for one route take turns by task-seconds served while they compete
+(`merlin_operator.shares`); one of a higher priority goes before, and what others have out takes no room from it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from merlin_operator.shares import Clocks, Share
 from merlin_study import subjects, wire
 from merlin_study.backlog import Waiting
 from merlin_study.ledger import Ledger
@@ -52,7 +53,7 @@ class Capacity:
 
 @dataclass(slots=True)
 class Candidate:
-    """A study that wants to issue. ``served`` is its share so far in task-seconds; less goes first, of equal ``priority``.
+    """A study that wants to issue. Of equal ``priority``, the one whose ``share`` was served less goes first.
 
     ``most``: tasks that may be in chunks that are out (None: no limit). ``rehearse``: as in `wire.Chunk`.
     """
@@ -62,7 +63,7 @@ class Candidate:
     epoch: int
     ledger: Ledger
     site: str
-    served: float = 0.0
+    share: Share = field(default_factory=Share)
     priority: int = 0
     most: int | None = None
     rehearse: float | None = None
@@ -100,6 +101,8 @@ class Unroller:
     room: dict[tuple[str, str, str], dict[int, _Room]] = field(default_factory=dict)
     denied: dict[tuple[str, str], int] = field(default_factory=dict)
     """By queue and shape: the highest priority of a study of any site that would publish more, and has no room."""
+    competing: set[str] = field(default_factory=set)
+    """The studies that published something, or would where there were room."""
 
     def count_out(self, candidate: Candidate) -> None:
         """Count the chunks of a study that are published and not started."""
@@ -116,6 +119,27 @@ class Unroller:
     @staticmethod
     def _key(candidate: Candidate, lane: Lane) -> tuple[str, str, str]:
         return candidate.site, lane.queue, lane.shape
+
+    def _is_served(self, key: tuple[str, str, str]) -> bool:
+        capacity = self.capacity.get(key)
+        return capacity is not None and capacity.slots > 0
+
+    def wanted(self, candidate: Candidate, now: float) -> frozenset[tuple[str, str, str]]:
+        """Return the routes that have agents and on which the study would publish something, had they room."""
+        ledger, keys = candidate.ledger, set()
+        if candidate.allowance < 1:
+            return frozenset()
+        if (waiting := ledger.due(now)) is not None:
+            ledger.put_back(waiting)
+            keys.add(self._key(candidate, ledger.geometry.lane(waiting.step, waiting.tasks.first)))
+        for step, tasks in ledger.scan.ahead(1) if ledger.scan.waits else ():
+            keys.add(self._key(candidate, ledger.geometry.lane(step, tasks.first)))
+        for step in ledger.dag.downstream_first:
+            for number, lane in enumerate(ledger.plan.steps[step].lanes) if ledger.steps[step].available else ():
+                key = self._key(candidate, lane)
+                if key not in keys and ledger.steps[step].next_tasks(1, number, ledger.geometry.runs(step, number)):
+                    keys.add(key)
+        return frozenset(key for key in keys if self._is_served(key))
 
     def has_room(self, key: tuple[str, str, str], priority: int = 0) -> bool:
         """Whether a study of this priority may publish another chunk for this site, queue and shape.
@@ -135,6 +159,8 @@ class Unroller:
 
     def _deny(self, candidate: Candidate, key: tuple[str, str, str]) -> None:
         """Note that a study has tasks for which there is no room; one that bounds what is in flight waits its turn, as in `ranks`."""
+        if self._is_served(key):
+            self.competing.add(candidate.uid)
         site, *route = key
         if site != subjects.ANY_SITE or candidate.most is not None or key not in self.capacity:
             return
@@ -236,7 +262,7 @@ class Unroller:
         ledger.issue(chunk)
         self._count(candidate, chunk)
         mean = ledger.mean_seconds(step)
-        candidate.served += 0.0 if scan else len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
+        candidate.share.served += 0.0 if scan else len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
         if candidate.priority:
             band = URGENT if candidate.priority > 0 else BULK
         return Issue(subjects.Route(*self._key(candidate, ledger.lane(chunk)), band), chunk)
@@ -251,27 +277,53 @@ def _split(tasks: TaskSet, most: int) -> tuple[TaskSet, TaskSet | None]:
 
 
 def next_chunks(
-    candidates: list[Candidate], capacity: Mapping[tuple[str, str, str], Capacity], *, window: float, now: float
+    candidates: list[Candidate],
+    capacity: Mapping[tuple[str, str, str], Capacity],
+    *,
+    window: float,
+    now: float,
+    clocks: Clocks | None = None,
 ) -> Iterator[Issue]:
     """Yield the chunks to publish now, each noted as issued in its ledger, in the order of publication.
 
     Args:
-        candidates: the studies that may issue; ``served`` is brought up to date.
+        candidates: the studies that may issue; each ``share`` is brought up to date.
         capacity: what live agents can take, by (site, queue, shape).
         window: how far ahead of the agents to publish, in seconds of measured work.
         now: Unix seconds by the broker's clock, for retries.
+        clocks: what the rounds before left, brought up to date; None for a round of its own.
     """
-    unroller = Unroller(capacity, window)
+    unroller, clocks = Unroller(capacity, window), Clocks() if clocks is None else clocks
     for candidate in candidates:
         unroller.count_out(candidate)
-    hungry = [(-each.priority, each.served, at) for at, each in enumerate(candidates)]
+    entered = _enter(unroller, candidates, clocks, now)
+    hungry = [(-each.priority, each.share.served, at) for at, each in enumerate(candidates)]
     heapq.heapify(hungry)
     issued = 0
     while hungry and issued < MAX_BATCH:
-        _, _, at = heapq.heappop(hungry)
+        _, served, at = heapq.heappop(hungry)
         candidate = candidates[at]
         issue = unroller.take(candidate, now)
         if issue is not None:
-            heapq.heappush(hungry, (-candidate.priority, candidate.served, at))
+            route = issue.route
+            clocks.tick(served, candidate.priority, (route.site, route.queue, route.shape))
+            unroller.competing.add(candidate.uid)
+            heapq.heappush(hungry, (-candidate.priority, candidate.share.served, at))
             issued += 1
             yield issue
+    left = {candidates[at].uid for _, _, at in hungry}
+    clocks.competing = frozenset(unroller.competing | left & entered)
+
+
+def _enter(unroller: Unroller, candidates: list[Candidate], clocks: Clocks, now: float) -> frozenset[str]:
+    """Let those compete that have something to publish now and had nothing in the last round; return all who do."""
+    competing = set()
+    for candidate in candidates:
+        is_same = candidate.share.among == (candidate.priority, candidate.site)
+        if candidate.uid not in clocks.competing or not is_same:
+            wanted = unroller.wanted(candidate, now)
+            if not wanted:
+                continue
+            clocks.enter(candidate.share, candidate.priority, wanted)
+        competing.add(candidate.uid)
+    return frozenset(competing)
