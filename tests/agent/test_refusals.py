@@ -1,6 +1,7 @@
 """What an agent must not run, it does not run, and says so."""
 
 import json
+import time
 from pathlib import Path
 
 from merlin_study import wire
@@ -55,6 +56,23 @@ def test_what_another_agent_signed_is_no_word_of_the_operator_s(broker: Broker, 
         honest = operator.issue(range(1))
         assert operator.counts(operator.final(honest)) == {("succeeded", 0): 1}
         assert (operator.root / "sim" / "runs").read_text() == "run\n"
+
+
+def test_a_task_of_more_than_a_day_is_not_even_claimed_where_less_is_left(broker: Broker, tmp_path: Path) -> None:
+    """Its consumer says only that it is longer than a day."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": str(int(time.time()) + 100_000)}
+    with Standin(broker, tmp_path) as operator:
+        plan = a_plan(a_step("long", "echo run", walltime=200_000), a_step("fits", "echo run", walltime=90_000))
+        operator.up(plan, timing=QUICK)
+        name = operator.id_of(operator.agent(env=job))
+        long = operator.issue(range(1))
+        eventually(
+            lambda: any("declares a walltime of 200000 s" in each for each in operator.heartbeats[name][-1].problems)
+        )
+        assert not operator.starts(long.fence)
+        fits = operator.issue(range(1), step=1)
+        assert operator.counts(operator.final(fits)) == {("succeeded", 0): 1}
+        assert not (operator.root / "long").exists()
 
 
 def test_a_fence_is_claimed_once_however_often_it_comes(broker: Broker, tmp_path: Path) -> None:

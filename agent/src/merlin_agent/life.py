@@ -212,6 +212,9 @@ class Lives:
         if held.chunk.study in self._studies.cancelled or self._studies.is_outdated(held.chunk):
             await self._intake.answer(held, Answer.DONE)
             return None
+        if study is not None and (why := self._is_too_late(study, held.chunk)):
+            await self._give_back(held, why)
+            return None
         failpoints.reach("agent.claim")
         won = await claim(self._post, wire.Start(agent=self._agent, chunk=held.chunk))
         failpoints.reach("agent.claimed")
@@ -324,15 +327,31 @@ class Lives:
             _log.exception("a chunk could not be prepared; this is a bug, please report it")
             self._decline(life, _bug(error))
             return
+        if why := self._is_too_late(life.study, run.chunk):
+            self._decline(life, why)
+            return
         if self._intake is not None:
             self._intake.praise(life.consumer)
         if self._draining:
             run.stop(Stop.HANDED_BACK)
-        if (why := self._studies.stopped(run.chunk)) is not None:
-            run.stop(why)
+        if (stopped := self._studies.stopped(run.chunk)) is not None:
+            run.stop(stopped)
         self._start(life, work)
         reserved.release()
         life.settle()
+
+    def _is_too_late(self, study: Study, chunk: wire.Chunk) -> str:
+        """Return why a chunk's tasks would not end in time; empty where they would, as far as they declare a walltime.
+
+        Its consumer says the class of that only, and nothing of what is longer than a day.
+        """
+        try:
+            walltime = study.lane(chunk).walltime
+        except RefusedError:  # who prepares it says so
+            return ""
+        if walltime is None or self._intake is None or self._intake.seconds_left() >= walltime:
+            return ""
+        return f"study {chunk.study}, step {chunk.step}: declares a walltime of {walltime} s, more than this allocation has left"
 
     def _start(self, life: Life, work: Work) -> None:
         lane = life.study.lane(life.run.chunk)
