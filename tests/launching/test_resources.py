@@ -11,7 +11,7 @@ import pytest
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.feed import Feed
 from merlin_agent.launch import DirectLauncher
-from merlin_agent.resources import Pool, Share
+from merlin_agent.resources import Pool, Share, by_core, parts
 from merlin_agent.slot import Slot
 from merlin_agent.slots import Slots, Work
 from merlin_study import memory, needs, wire
@@ -49,6 +49,19 @@ def test_a_task_sees_its_gpus_and_one_without_any_sees_what_the_job_does() -> No
     names = (b"CUDA_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES", b"ZE_AFFINITY_MASK")
     assert visible == {**dict.fromkeys(names, b"2,3"), b"HIP_VISIBLE_DEVICES": b"0,1"}
     assert Share(1).variables() == {}
+
+
+@pytest.mark.parametrize(
+    ("siblings", "expected"),
+    [
+        ({cpu: f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}, [{0, 4}, {1, 5}, {2, 6}, {3, 7}]),
+        ({cpu: f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}\n" for cpu in range(8)}, [{0, 1}, {2, 3}, {4, 5}, {6, 7}]),
+        (dict.fromkeys(range(8), ""), [{0, 1}, {2, 3}, {4, 5}, {6, 7}]),
+    ],
+    ids=["n and n+4", "2n and 2n+1", "not told"],
+)
+def test_threads_of_a_core_go_to_one_task(siblings: dict[int, str], expected: list[set[int]]) -> None:
+    assert list(parts(by_core(reversed(range(8)), siblings), 4)) == expected
 
 
 def test_no_small_task_overtakes_a_large_one_that_waits() -> None:

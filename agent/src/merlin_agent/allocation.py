@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Final
 
-from merlin_agent import schedulers
+from merlin_agent import resources, schedulers
 from merlin_agent.schedulers import Found
 from merlin_study.wire import AllocationFacts
 
@@ -137,7 +138,16 @@ def processors(found: Found) -> tuple[int, ...]:
     """Return the processors that tasks may be bound to; none outside of a job, where others have them, too."""
     if found.scheduler == "none" or not hasattr(os, "sched_getaffinity"):
         return ()
-    return tuple(sorted(os.sched_getaffinity(0)))
+    usable = os.sched_getaffinity(0)
+    return resources.by_core(usable, {cpu: _siblings(cpu) for cpu in usable})
+
+
+def _siblings(cpu: int) -> str:
+    """Return the kernel's list of the processors that are threads of the same core; empty where it says none."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def memory(found: Found) -> int:

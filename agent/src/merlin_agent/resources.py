@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,8 +41,23 @@ class Share:
 NOTHING: Final = Share(0)
 
 
+def by_core(cpus: Iterable[int], siblings: Mapping[int, str]) -> tuple[int, ...]:
+    """Return processors with the threads of a core side by side, the cores by their first ones.
+
+    Args:
+        cpus: Those that we may use.
+        siblings: What ``topology/thread_siblings_list`` says of each: ``0,64`` or ``0-1``; the first number there stands for the core.
+    """
+
+    def place(cpu: int) -> tuple[int, int]:
+        first = re.match(r"\d+", siblings.get(cpu, ""))
+        return (int(first[0]) if first else cpu), cpu
+
+    return tuple(sorted(cpus, key=place))
+
+
 def parts(cpus: Sequence[int], cores: int) -> tuple[frozenset[int], ...]:
-    """Divide processors among cores, neighbours together (threads of a core often are); none where there are too few."""
+    """Divide processors among cores, neighbours together (threads of a core are, see `by_core`); none where there are too few."""
     each = len(cpus) // cores
     return tuple(frozenset(cpus[at * each : (at + 1) * each]) for at in range(cores)) if each else ()
 
