@@ -21,7 +21,8 @@ FLAGS: Mapping[str, Mapping[str, int]] = {
         "-N": 1, "-n": 1, "-t": 1, "-q": 1, "-B": 1, "--exclusive": 0, "--job-name=": 0, "--output=": 0,
         "--signal=": 0,
     },
-    "flux exec": {"-r": 1, "-x": 1, "-d": 1, "--dir": 1, "-l": 0},
+    "flux exec": {"-r": 1, "--rank=": 0, "-x": 1, "-d": 1, "--dir": 1, "-l": 0, "-n": 0, "--noinput": 0},
+    "blaunch": {"-n": 0, "-u": 1, "-z": 1, "-no-shell": 0, "-use-login-shell": 0},
     "flux start": {"-o": 1, "-s": 1, "--wrap=": 0, "-v": 0},
     "flux run": {"-n": 1, "-N": 1, "-t": 1, "-g": 1, "-c": 1, "-o": 1, "--requires=": 0},
     "flux mini run": {"-n": 1, "-N": 1, "-t": 1, "-g": 1, "-c": 1, "-o": 1},
@@ -44,7 +45,8 @@ FLAGS: Mapping[str, Mapping[str, int]] = {
     "aprun": {"-n": 1, "-N": 1, "-d": 1, "-L": 1, "-cc": 1, "-V": 0},
     "srun": {
         "-n": 1, "-N": 1, "-w": 1, "-t": 1, "-c": 1, "-A": 1, "-p": 1, "--gpus=": 0, "--gpus-per-task=": 0, "--overlap": 0,
-        "--mpibind=": 0, "--cpu-bind=": 0, "--version": 0,
+        "--mpibind=": 0, "--cpu-bind=": 0, "--version": 0, "--wait=": 0, "--kill-on-bad-exit=": 0, "--no-kill": 0, "--input=": 0,
+        "--nodes=": 0, "--ntasks=": 0, "--ntasks-per-node=": 0, "--nodelist=": 0,
     },
 }  # fmt: skip
 DIRECTIVES = {"bsub": "#BSUB ", "qsub": "#PBS ", "flux batch": "#flux: "}
@@ -132,7 +134,7 @@ elif name in ("flux alloc", "flux mini alloc"):
 elif name == "flux start":
     run(rest, 1, FLUX_URI="local:///tmp/inner")
 elif name == "flux exec":
-    ranks = values.get("-r", "all")
+    ranks = values.get("-r") or values.get("--rank", "all")
     low, dash, high = ranks.partition("-")
     run(rest, NODES if ranks == "all" else int(high or low) - int(low) + 1)
 elif name == "flux resource":
@@ -144,9 +146,13 @@ elif name == "flux job":
 elif name == "jsrun":
     run(rest, int(values.get("--np") or values.get("-n") or values.get("--nrs") or 1))
 elif name in ("flux run", "flux mini run", "flux wreckrun", "srun", "aprun") or name.startswith("mpiexec"):
-    run(rest, int(values.get("-n", 1)))
+    run(rest, int(values.get("-n") or values.get("--ntasks") or 1))
 elif name == "bjobs":
     print("0:10 L")
+elif name == "qstat" and values.get("-F") == "json":
+    print(json.dumps({{"Jobs": {{rest[0]: {{"Resource_List": {{"walltime": "00:10:00"}}}}}}}}))
+elif name == "blaunch":
+    run(rest, len(values["-z"].split()))
 elif name == "qsub" and rest:
     run(rest, 1, PBS_JOBID="7.server")
 elif name in ("bsub", "qsub"):

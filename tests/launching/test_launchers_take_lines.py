@@ -1,12 +1,13 @@
 """Each golden line is run by a launcher that knows its own options and no others; and what the doctor says on such machines."""
 
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from merlin_agent import doctor, schedulers
+from merlin_agent import doctor, schedulers, spreading
 from merlin_agent.doctor import State
 from merlin_study import launchers
 from merlin_study.launchers import Kind, Launch
@@ -33,7 +34,15 @@ def rows() -> Iterator[tuple[Kind, Launch, int | None]]:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Fakes:
     return Fakes(
-        tmp_path_factory.mktemp("machine") / "bin", "srun", "flux", "jsrun", "mpiexec", "aprun", "bjobs", "qstat"
+        tmp_path_factory.mktemp("machine") / "bin",
+        "srun",
+        "flux",
+        "jsrun",
+        "blaunch",
+        "mpiexec",
+        "aprun",
+        "bjobs",
+        "qstat",
     )
 
 
@@ -60,6 +69,17 @@ def test_a_launcher_takes_every_line_that_is_written_for_it_and_starts_as_many_p
     assert tried >= 4
     bad = launchers.expand("$(LAUNCHER) --no-such-option echo ran", step("slurm", nodes=2, procs=4), kind)
     assert run(machine, kind, bad).returncode == 64, "a launcher that takes anything would show nothing"
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.SRUN, Kind.FLUX_RUN, Kind.JSRUN, Kind.PALS, Kind.HYDRA, Kind.OPENMPI, Kind.APRUN]
+)
+def test_a_launcher_takes_the_line_that_spreads_the_agents_over_a_job_s_other_hosts(machine: Fakes, kind: Kind) -> None:
+    line = spreading.command(kind, ("n2", "n3"), ("echo", "ran"))
+    assert line is not None
+    done = run(machine, kind, shlex.join(line))
+    assert (done.stdout.split(), done.stderr) == (["ran"] * 2, "")
+    assert run(machine, kind, shlex.join([line[0], *line[1:-2], "--no-such-option", "echo"])).returncode == 64
 
 
 @pytest.mark.parametrize(
