@@ -15,7 +15,7 @@ from merlin_agent import pairing
 from merlin_agent.allies import Leader, Member, OwnNode
 from merlin_agent.chunkrun import ChunkRun
 from merlin_agent.feed import Feed
-from merlin_agent.pairing import Channel, Hello, PairingError, Rendezvous
+from merlin_agent.pairing import Channel, Hello, Leave, PairingError, Refused, Rendezvous
 from merlin_agent.resources import Pool, Share
 from merlin_agent.slots import Work
 from merlin_agent.wide import Wide
@@ -34,6 +34,8 @@ class Host:
 
     def __init__(self, path: Path, name: str = "n2", cores: int = 2) -> None:
         self.feed, self.idle, self.left, self.looked = Feed(Pool(cores)), 0.0, False, 0
+        self.words: list[Leave] = []
+        self.problems: list[str] = []
         self.member = Member(
             self.feed,
             path=str(path),
@@ -43,14 +45,16 @@ class Host:
             idle=lambda: self.idle,
             freed=self._look_again,
             leave=self._leave,
+            complain=self.problems.append,
         )
         self.running: asyncio.Task[None] | None = None
 
     def _look_again(self) -> None:
         self.looked += 1
 
-    def _leave(self, finish: bool) -> None:  # noqa: FBT001 - as `Member` calls it
-        self.left = not finish
+    def _leave(self, word: Leave) -> None:
+        self.words.append(word)
+        self.left = not word.finish
 
     def start(self) -> None:
         self.running = asyncio.create_task(self.member.run())
@@ -237,10 +241,48 @@ def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
             channel = Channel(reader, writer, place.key, leads=False)
             await channel.open()
             channel.say(Hello(host="n1", agent="another", cores=1, gpus=0))
+            assert isinstance(await channel.hear(), Refused)
             with pytest.raises((PairingError, OSError)):
                 await channel.hear()
             channel.close()
             assert (site.leader.size, set(site.wide.nodes)) == (0, {"n1"})
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_stays_refused_as_the_second_of_its_host_leaves_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all of the host's cores each, the two would run twice what it has."""
+    monkeypatch.setattr("merlin_agent.allies.RETURNS_WITHIN", -19.0)
+
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            first, second = Host(site.path), Host(site.path)
+            second.member._me = second.member._me.model_copy(update={"agent": "n2-2"})
+            first.start()
+            await until(lambda: site.leader.size == 1)
+            second.start()
+            await until(lambda: bool(second.words))
+            assert second.words[0] == Leave(finish=True)
+            assert second.problems == ["n2-2: n2 has an agent already; start one on each host"]
+            assert (first.words, site.leader.size) == ([], 1)
+            await first.die()
+            await second.die()
+
+    asyncio.run(story())
+
+
+def test_members_are_told_that_they_may_stay_until_the_allocation_s_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            host = Host(site.path)
+            host.start()
+            await until(lambda: site.leader.size == 1)
+            site.leader.close(late=True)
+            await until(lambda: bool(host.words))
+            assert host.words == [Leave(late=True)]
+            await host.die()
 
     asyncio.run(story())
 

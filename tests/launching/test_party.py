@@ -40,7 +40,7 @@ def a_leader(folder: Path, *hosts: str) -> Party:
         idle=lambda: 500.0,
         changed=lambda: None,
         freed=lambda: None,
-        leave=lambda _finish: None,
+        leave=lambda _word: None,
         complain=lambda _problem: None,
     )
 

@@ -32,6 +32,7 @@ from merlin_agent.life import Lives
 from merlin_agent.link import Link
 from merlin_agent.measure import Measures
 from merlin_agent.owndisk import OwnDisk
+from merlin_agent.pairing import Leave
 from merlin_agent.party import Party
 from merlin_agent.post import Post
 from merlin_agent.presence import Presence
@@ -75,7 +76,7 @@ class Agent:
         self._done = self._refused = 0
         self._leaving = self._left = self._awaited = False
         self._busy_at = time.monotonic()
-        self._grace = settings.drain_grace
+        self._grace, self._late = settings.drain_grace, False
         self._leave, self._hurry = asyncio.Event(), asyncio.Event()
         renew = functools.partial(config.renewed_credentials, settings)
         self._link = Link(server=settings.server, credentials=credentials, name=self.id, renew=renew)
@@ -222,7 +223,8 @@ class Agent:
     def _leave_late(self) -> None:
         """Leave, and let what runs go on as long as the allocation allows."""
         left = self._clock.seconds_left(time.time())
-        self._grace = self._settings.drain_grace if left == allocation.FOREVER else left
+        self._late = left != allocation.FOREVER
+        self._grace = left if self._late else self._settings.drain_grace
         self._leave.set()
 
     async def _go(self, helpers: list[asyncio.Task[None]], linked: asyncio.Task[None]) -> None:
@@ -233,7 +235,8 @@ class Agent:
         await self._intake.stop()
         self._beat.soon()
         await self._lives.drain(self._grace, self._hurry)
-        await self._party.leave(self._settings.drain_grace + 4 * TERM_GRACE)
+        grace = self._clock.seconds_left(time.time()) if self._late else self._settings.drain_grace
+        await self._party.leave(grace + 4 * TERM_GRACE, late=self._late)
         for helper in helpers:
             helper.cancel()
         await asyncio.wait(helpers, timeout=3)  # not for ever: nats-py swallows a cancellation now and then
@@ -385,7 +388,7 @@ class Agent:
     def _on_end(self, study: str) -> None:
         if study == self._settings.study and not self._settings.keep_alive:
             _log.info("study %s is over; leaving", study)
-            self._on_led_away(finish=True)
+            self._finish()
 
     def _is_retired(self, word: wire.Control) -> bool:
         """Whether the study that this agent was started for lets it go: whole, or each queue that it serves."""
@@ -397,14 +400,20 @@ class Agent:
             _log.info("told to serve %s from now on", ", ".join(word.queues) or "all queues")
             self._intake.serve(word.queues)
         if word.leave:
-            self._on_led_away(finish=True)
+            self._finish()
         self._beat.soon()
 
-    def _on_led_away(self, finish: bool) -> None:  # noqa: FBT001 the party's word
-        """Leave, after what runs has ended or with the usual grace; signals and the allocation's end count all the same."""
-        if not finish:
+    def _on_led_away(self, word: Leave) -> None:
+        if word.finish:
+            self._finish()
+        elif word.late and not self._leave.is_set():
+            self._leave_late()
+        else:
             self._leave.set()
-        elif self._retiring is None and not self._leave.is_set():
+
+    def _finish(self) -> None:
+        """Leave after what runs has ended; signals and the allocation's end count all the same."""
+        if self._retiring is None and not self._leave.is_set():
             _log.info("told to leave; finishing what runs")
             self._retiring = asyncio.create_task(self._retire())
 

@@ -28,6 +28,7 @@ from merlin_agent.pairing import (
     Leave,
     Lend,
     PairingError,
+    Refused,
     Release,
     Rendezvous,
 )
@@ -154,11 +155,11 @@ class Leader:
         for member in self._members.values():
             member.channel.say(Leave(finish=True))
 
-    def close(self) -> None:
-        """Tell the others to leave, and listen no more."""
+    def close(self, *, late: bool = False) -> None:
+        """Tell the others to leave, where ``late`` not before the allocation's end makes them, and listen no more."""
         self._closed = True
         for member in self._members.values():
-            member.channel.say(Leave())
+            member.channel.say(Leave(late=late))
         if self._server is not None:
             self._server.close()
         with contextlib.suppress(OSError):
@@ -224,7 +225,9 @@ class Leader:
             raise PairingError(f"expected a hello, found {hello.kind}")
         before = self._members.get(hello.host)
         if hello.host in self._wide.nodes and (before is None or before.agent != hello.agent):
-            raise PairingError(f"{hello.agent}: {hello.host} has an agent already; start one on each host")
+            why = f"{hello.agent}: {hello.host} has an agent already; start one on each host"
+            channel.say(Refused(why=why))
+            raise PairingError(why)
         if before is not None:
             self._wide.part(before)
         member = self._members[hello.host] = _Member(channel, hello)
@@ -261,7 +264,7 @@ class Leader:
 class Member:
     """The agent of another host: keeps cores for the leader while there is one."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what each part needs
         self,
         feed: Feed,
         *,
@@ -271,7 +274,8 @@ class Member:
         size: tuple[int, int],
         idle: Callable[[], float],
         freed: Callable[[], None],
-        leave: Callable[[bool], None],
+        leave: Callable[[Leave], None],
+        complain: Callable[[str], None],
     ) -> None:
         """Keep what is needed.
 
@@ -283,8 +287,11 @@ class Member:
             size: Our cores and GPUs.
             idle: For how long we have had nothing to do.
             freed: Told that cores were given back, so that there is room for tasks of our own.
-            leave: Called when the leader gives the allocation up; told whether what runs may end before.
+            leave: Called when the leader gives the allocation up, with its word.
+            complain: Told why the leader does not take us.
         """
+        self._complain = complain
+        self._refused_since: float | None = None
         self._feed, self._path, self._idle, self._freed, self._leave = feed, path, idle, freed, leave
         self._me = Hello(host=host, agent=agent, cores=size[0], gpus=size[1])
         self.led = False
@@ -331,13 +338,28 @@ class Member:
             while True:
                 async with asyncio.timeout(PATIENCE):
                     line = await channel.hear()
-                self.led = True
+                if isinstance(line, Refused):
+                    self._bear(line.why)
+                    return
+                self.led, self._refused_since = True, None
                 self._obey(channel, line)
         finally:
             self._channel = None
             if signs is not None:
                 signs.cancel()
             channel.close()
+
+    def _bear(self, why: str) -> None:
+        """Leave where we stay refused: two agents of one host would run twice what it has.
+
+        Not at once: one that died here without a word is missed only after a while.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._refused_since is None:
+            self._refused_since = now
+            self._complain(why)
+        elif now - self._refused_since > PATIENCE + RETURNS_WITHIN:
+            self._leave(Leave(finish=True))
 
     def _obey(self, channel: Channel, line: pairing.Line) -> None:
         loop = asyncio.get_running_loop()
@@ -357,7 +379,7 @@ class Member:
                 self._feed.release(line.key)
                 self._freed()
             case Leave():
-                self._leave(line.finish)
+                self._leave(line)
             case Idle():
                 pass
             case _:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 FOLDER: Final = ".merlin-allocations"
 LONGEST_LINE: Final = 64 * 1024
 _NONCE: Final = 32
-_VERSION: Final = "2"
+_VERSION: Final = "3"
 
 
 class PairingError(Exception):
@@ -96,13 +96,24 @@ class Idle(_Line):
 
 
 class Leave(_Line):
-    """The leader's word that the allocation is given up, with ``finish`` once what runs has ended; or a member's that it leaves."""
+    """The leader's word that the allocation is given up, or a member's that it leaves.
+
+    With ``finish`` once what runs has ended; with ``late`` what runs may go on until the allocation's end.
+    """
 
     kind: Literal["leave"] = "leave"
     finish: bool = False
+    late: bool = False
 
 
-Line = Hello | Keep | Expect | Kept | Lend | Release | Idle | Leave
+class Refused(_Line):
+    """The leader's word that it does not take this member, and why."""
+
+    kind: Literal["refused"] = "refused"
+    why: str
+
+
+Line = Hello | Keep | Expect | Kept | Lend | Release | Idle | Leave | Refused
 _LINES: Final[TypeAdapter[Line]] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from merlin_agent import launching, pairing, spreading
 from merlin_agent.allies import Leader, Member, OwnNode
+from merlin_agent.pairing import Leave
 from merlin_agent.schedulers import Found
 from merlin_agent.slots import Slots
 
@@ -56,7 +57,7 @@ class Party:
         idle: Callable[[], float],
         changed: Callable[[], None],
         freed: Callable[[], None],
-        leave: Callable[[bool], None],
+        leave: Callable[[Leave], None],
         complain: Callable[[str], None],
     ) -> None:
         """Keep what is needed.
@@ -74,7 +75,7 @@ class Party:
             idle: For how long we have had nothing to do.
             changed: Told that tasks may run over another number of hosts now.
             freed: Told that there is room for tasks of our own again.
-            leave: Called when the leader gives the allocation up; told whether what runs may end before.
+            leave: Called when the leader gives the allocation up, with its word.
             complain: Told of problems.
         """
         self._found, self._slots, self._agent = found, slots, agent
@@ -135,6 +136,7 @@ class Party:
                 idle=self._idle,
                 freed=self._freed,
                 leave=self._leave,
+                complain=self._complain,
             )
             await self._member.run()
             return
@@ -196,12 +198,15 @@ class Party:
             self._leader.retire()  # again and again: one may join meanwhile
             await asyncio.sleep(1.0)
 
-    async def leave(self, patience: float) -> None:
-        """Let the others leave, too, and wait for those that we started: the batch job ends with us."""
+    async def leave(self, patience: float, *, late: bool = False) -> None:
+        """Let the others leave, too, and wait for those that we started: the batch job ends with us.
+
+        Where ``late``, what runs there may go on until the allocation's end.
+        """
         if self._member is not None:
             self._member.forsake()
         if self._leader is not None:
-            self._leader.close()
+            self._leader.close(late=late)
         if self._others is None or self._others.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
