@@ -123,20 +123,3 @@ def test_a_server_that_answers_or_gives_signs_of_life_is_not_replaced(
     signs.withdraw(directory)
     server._await_end(directory, place, Output())
     assert signs.silent_for(directory) == float("inf")
-
-
-def test_two_that_start_a_server_at_once_start_one(tmp_path: Path) -> None:
-    before = server.Place("gone", "127.0.0.1", 1, 1, str(tmp_path / "state"))
-    (tmp_path / "server.json").write_text(json.dumps(before.__dict__))
-    with server._starting(tmp_path, before):
-        with pytest.raises(CliError, match="is being started by somebody else"), server._starting(tmp_path, before):
-            pass
-        (tmp_path / "server.json").write_text(json.dumps({**before.__dict__, "host": "here", "generation": 1}))
-    with pytest.raises(CliError, match="was started by somebody else"), server._starting(tmp_path, before):
-        pass
-    claim = tmp_path / "starting"
-    claim.touch()
-    os.utime(claim, (0, 0))  # of one who died over it
-    with server._starting(tmp_path, server.read(tmp_path)):
-        pass
-    assert not claim.exists()

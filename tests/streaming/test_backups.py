@@ -84,7 +84,10 @@ def test_a_wiped_broker_is_given_the_newest_copy_that_is_whole(broker: ground.Br
         async with connected(broker) as operator:
             await operator.ensure_streams()
             await operator.drop_stream(SPACE.report_stream)  # all that an attempt that died had come to
-            assert await Backup(place, generation=4, every=60.0).put_back(operator) == copies[0]
+            backup = Backup(place, generation=4, every=60.0)
+            assert await backup.put_back(operator) == copies[0]
+            size = sum((copies[0] / role).stat().st_size for role in ("reports", "control"))
+            assert backup.put >= 2 * size, "what was read and put back is told"
             await operator.ensure_streams()
             assert await log_of(operator) == told
             word = await operator.last(SPACE.control_stream, SPACE.control("u"))

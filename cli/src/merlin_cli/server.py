@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from merlin_cli import contexts, local, signs
+from merlin_cli import contexts, local, signs, takeover
 from merlin_cli.broker import MAX_PAYLOAD, find_server, free_port, write_private
 from merlin_cli.exits import CliError, Exit
 from merlin_cli.summary import say
@@ -43,7 +44,6 @@ SNAPSHOT_EVERY: Final = 60.0
 LOCK: Final = "server.lock"
 _GENERATION: Final = "generation"
 _STORE: Final = "broker"
-_CLAIM: Final = "starting"
 _STUDIES: Final = ("studies", "configmaps", "wishes.json")
 
 
@@ -60,6 +60,7 @@ class Place:
         pid: Of the process that keeps both alive.
         generation: How often a server did not go on with the store of the one before.
         every: Seconds between two copies of the log.
+        start: Of one start alone, random: two servers of the same generation are told apart by it.
     """
 
     host: str
@@ -70,6 +71,7 @@ class Place:
     pid: int = 0
     generation: int = 0
     every: float = SNAPSHOT_EVERY
+    start: str = ""
 
     @property
     def broker(self) -> str:
@@ -109,7 +111,7 @@ def start(
     """Start the server, or find that it runs.
 
     Raises:
-        CliError: it does not come up, its directory is open to others, or it runs on another machine.
+        CliError: it does not come up, its directory is open to others, it runs on another machine, or another start came first.
     """
     local.check_installed()
     find_server()
@@ -123,17 +125,24 @@ def start(
     before, here = read(directory), socket.gethostname()
     if before is not None and before.host != here:
         _await_end(directory, before, console)
-    if before is not None and before.host == here and _alive(before):
-        say(console, f"The server runs already at {before.broker} (pid {before.pid}).")
-        return Exit.OK
-    with _starting(directory, before):
-        place = _placed(directory, before, here=here, address=address, state=state)
+    own = secrets.token_hex(8)
+    with takeover.of(directory, own) as held:
+        _check_unchanged(directory, before)
+        if before is not None and before.host == here and _alive(before):
+            say(console, f"The server runs already at {before.broker} (pid {before.pid}).")
+            return Exit.OK
+        place = replace(_placed(directory, before, here=here, address=address, state=state), start=own)
         if snapshot_every is not None:
             place = replace(place, every=snapshot_every)
         is_without_log = before is not None and not (Path(place.state) / _STORE).is_dir()
         copied = _copied(directory)
         _furnish(directory, place)
-        pid = _launch(directory, place)
+        held.check()
+        _record(directory, place)
+        signs.give(directory)  # whoever starts one elsewhere from now on waits for this one
+        process = _launch(directory, place)
+    _await_health(directory, place, process, console)
+    pid = process.pid
     known = contexts.Contexts.load()
     contexts.Contexts(name, {**known.files, name: str(directory / "kubeconfig")}).save()
     say(console, f"The server runs at {place.broker} (pid {pid}); its state lies in {place.state}.")
@@ -226,30 +235,17 @@ def _await_end(directory: Path, before: Place, console: Console) -> None:
         time.sleep(1.0)
 
 
-@contextlib.contextmanager
-def _starting(directory: Path, before: Place | None) -> Iterator[None]:
-    """See that nobody else starts the server of this directory meanwhile, on any machine.
+def _check_unchanged(directory: Path, before: Place | None) -> None:
+    """Look once more, now that nobody else starts one.
 
     Raises:
-        CliError: somebody does, or did since ``before`` was read.
+        CliError: a server was started since ``before`` was read.
     """
-    claim = directory / _CLAIM
-    if 2 * START_TIMEOUT < signs.age(claim) < float("inf"):
-        claim.unlink(missing_ok=True)  # who made it has died
-    try:
-        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
+    if (now := read(directory)) != before:
+        where = f" on {now.host}" if now else ""
         raise CliError(
-            Exit.CANNOT_RUN, f"{directory}: its server is being started by somebody else; see: merlin server status"
-        ) from None
-    try:
-        if read(directory) != before:
-            raise CliError(
-                Exit.CANNOT_RUN, f"{directory}: its server was started by somebody else; see: merlin server status"
-            )
-        yield
-    finally:
-        claim.unlink(missing_ok=True)
+            Exit.CANNOT_RUN, f"{directory}: its server was started by somebody else{where}; see: merlin server status"
+        )
 
 
 def _placed(directory: Path, before: Place | None, *, here: str, address: str, state: str) -> Place:
@@ -350,6 +346,9 @@ def _furnish(directory: Path, place: Place) -> None:
     write_private(directory / contexts.SITE_FILE, agents["site.yaml"].decode())
     write_private(directory / "kubeconfig", _kubeconfig(place, keys))
     write_private(directory / "nats.conf", _broker_config(directory, place, keys))
+
+
+def _record(directory: Path, place: Place) -> None:
     write_private(directory / "server.json", json.dumps(place.__dict__))
 
 
@@ -390,29 +389,56 @@ def _broker_config(directory: Path, place: Place, keys: Mapping[str, bytes]) -> 
     )
 
 
-def _launch(directory: Path, place: Place) -> int:
+def _launch(directory: Path, place: Place) -> subprocess.Popen[bytes]:
+    """Start the process that keeps the server; return once it holds its lock, or has ended."""
     with (directory / "server.log").open("ab") as logged:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "merlin_cli.serverd", str(directory)],
+            [sys.executable, "-P", "-m", "merlin_cli.serverd", str(directory), place.start],
             stdin=subprocess.DEVNULL,
             stdout=logged,
             stderr=logged,
             start_new_session=True,
             cwd="/",
         )
-    write_private(directory / "server.json", json.dumps({**place.__dict__, "pid": process.pid}))
+    _record(directory, replace(place, pid=process.pid))
     deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None and not _alive(place):
+        time.sleep(0.05)
+    return process
+
+
+def _await_health(directory: Path, place: Place, process: subprocess.Popen[bytes], console: Console) -> None:
+    """Return once the server answers; one that puts its log back may take as long as it goes on doing so.
+
+    Raises:
+        CliError: it ends, or gets no further for `START_TIMEOUT` seconds.
+    """
+    deadline, done = time.monotonic() + START_TIMEOUT, 0
     while time.monotonic() < deadline and process.poll() is None:
         try:
             _ask(directory, place, "/healthz")
+        except urllib.error.HTTPError as error:
+            if (more := _put_back(error)) > done:
+                if not done:
+                    say(console, "The log is put back from its copy; this takes as long as the copy is large.")
+                done, deadline = more, time.monotonic() + START_TIMEOUT
         except (OSError, ValueError):
-            time.sleep(0.1)
+            pass
         else:
-            return process.pid
+            return
+        time.sleep(0.1)
     said = (directory / "server.log").read_text(errors="replace").splitlines()[-15:]
     if process.poll() is None:
         process.terminate()
     raise CliError(Exit.CANNOT_RUN, "the server does not come up; the end of what it says:\n" + "\n".join(said))
+
+
+def _put_back(error: urllib.error.HTTPError) -> int:
+    """Return the bytes that an engine says it has read and put back so far; 0 where it says nothing of it."""
+    try:
+        return int(json.loads(error.read())["put_back"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _alive(place: Place) -> bool:

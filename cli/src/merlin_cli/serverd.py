@@ -1,4 +1,4 @@
-"""The process behind ``merlin server``: keeps nats-server and the engine alive until SIGTERM. ``python -m merlin_cli.serverd DIRECTORY``.
+"""The process behind ``merlin server``: keeps nats-server and the engine alive until SIGTERM. ``python -m merlin_cli.serverd DIRECTORY START``.
 
 It holds a lock in the state's directory for as long as it lives, so a second one never meets the same store. Both children end
 with it, even where it is killed. Against one on another machine it gives signs of life in the directory that both share (`merlin_cli.signs`).
@@ -25,10 +25,12 @@ ENGINE_GRACE: Final = 20.0
 """Seconds for the engine to end, with a last copy of the log."""
 
 
-def main(directory: Path) -> int:
-    """Run until told to end; return the exit code."""
+def main(directory: Path, start: str) -> int:
+    """Run until told to end, unless this start was followed by another one already; return the exit code."""
     place = read(directory)
-    assert place is not None, "merlin server start writes it first"
+    if place is None or place.start != start:
+        _say(f"{directory}: a server was started elsewhere since; leaving")
+        return 1
     handle = os.open(Path(place.state) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +113,7 @@ async def _doubt(directory: Path, place: Place) -> None:
 def _give_sign(directory: Path, place: Place) -> bool:
     """Give a sign of life, unless another server was started for this directory; return whether it is ours."""
     known = read(directory)
-    if known is None or known.generation != place.generation:
+    if known is None or (known.generation, known.start) != (place.generation, place.start):
         return False
     signs.give(directory)
     return True
@@ -135,4 +137,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -7,6 +7,7 @@ order.
 
 import contextlib
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Final
@@ -48,7 +49,7 @@ def age(path: Path) -> float:
             given = os.fstat(sign.fileno()).st_mtime
     except FileNotFoundError:
         return float("inf")
-    probe = path.with_name(f".now-{os.getpid()}")
+    probe = path.with_name(f".now-{secrets.token_hex(4)}")
     try:
         return _write(probe) - given
     finally:

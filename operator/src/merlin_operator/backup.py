@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -69,11 +69,13 @@ class Backup:
         place: The directory of all copies.
         generation: Of this server.
         every: Seconds between two copies, at least.
+        put: Bytes of copies that were read and put back so far; it tells whether that goes on.
     """
 
     place: Path
     generation: int
     every: float
+    put: int = field(default=0, init=False)
     _taken: tuple[Any, ...] = field(default=(), init=False)
     _number: int = field(default=0, init=False)
 
@@ -141,9 +143,9 @@ class Backup:
             for stream in set(streams.values()) & await broker.stream_names():
                 await broker.drop_stream(stream)  # of an attempt that failed
             try:
-                head = await asyncio.to_thread(_checked, copy)
+                head = await asyncio.to_thread(_checked, copy, self._counted)
                 for role in reversed(streams):  # the log last: it says that all is there
-                    await broker.put_back(streams[role], head.parts[role].about, _pieces(copy / role))
+                    await broker.put_back(streams[role], head.parts[role].about, self._counted(copy / role))
             except (Outage, OSError, DamagedError, ValidationError) as error:
                 if not broker.connected:
                     raise Outage(str(error)) from error
@@ -152,6 +154,11 @@ class Backup:
             log.warning("log put back copy=%s age=%d", copy, time.time() - head.taken)
             return copy
         return None
+
+    def _counted(self, path: Path) -> Iterator[bytes]:
+        for piece in _pieces(path):
+            yield piece
+            self.put += len(piece)
 
 
 def newest(place: Path) -> float | None:
@@ -215,12 +222,12 @@ def _settle_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _checked(copy: Path) -> Head:
+def _checked(copy: Path, pieces: Callable[[Path], Iterator[bytes]]) -> Head:
     """Return a copy's head, once all of it was read and found to be what was written."""
     head = Head.model_validate_json((copy / HEAD).read_bytes())
     for role, part in head.parts.items():
         digest, size = hashlib.sha256(), 0
-        for piece in _pieces(copy / role):
+        for piece in pieces(copy / role):
             digest.update(piece)
             size += len(piece)
         if (size, digest.hexdigest()) != (part.size, part.digest):

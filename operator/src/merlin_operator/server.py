@@ -188,7 +188,11 @@ class Server:
     async def _healthz(self, _: web.Request) -> web.Response:
         broker = self.engine.counters().broker_connected
         return web.json_response(
-            {"broker": broker, "agents": sum(not each.heartbeat.left for each in self._agents)},
+            {
+                "broker": broker,
+                "agents": sum(not each.heartbeat.left for each in self._agents),
+                "put_back": self.backup.put,
+            },
             status=200 if broker else 503,
         )
 
