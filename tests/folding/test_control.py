@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merlin_operator.conditions import status_of
 from merlin_operator.control import Control, Switches, faults, ranges, switches_of
+from merlin_operator.doubt import Past
+from merlin_operator.study import Study
 from merlin_operator.unroll import Candidate, Capacity, next_chunks
+from merlin_operator.view import StudyRef
 from merlin_study import wire
 from merlin_study.ledger import MAX_LOSSES, Ledger
 from merlin_study.outcome import Outcome
@@ -210,6 +218,54 @@ def test_a_purge_that_stood_in_the_study_from_the_beginning_asks_for_nothing(pla
     assert bench.outcomes(A) == {Outcome.SUCCEEDED: 6}
     bench.switch(purge="again")
     assert bench.ledger.honoured == {"purge:copied", "restart:copied, too", "purge:again"}
+
+
+@pytest.mark.parametrize(("id_", "again"), [("1", None), ("2", wire.Restarted)])
+def test_a_restart_that_was_carried_out_is_not_again_where_its_log_was_lost(
+    plan: Plan, id_: str, again: type | None
+) -> None:
+    """Of a log that had to be made anew from the workspace; one that was asked for after the loss is carried out."""
+    bench = Bench(plan)
+    bench.run_all()
+    request = asking(id_, steps=["a"], exitCodes=[0], dependants=False)
+    ledger = Ledger(plan)
+    for entry, at in bench.log:
+        if not isinstance(entry, wire.Noted):
+            ledger.apply(entry, at=at)
+    assert ledger.finished
+    assert not ledger.noted
+    control = Control(Switches(restart=request, purge="p"), ledger, bench.now, restarted="1")
+    noted = control.verdict()
+    assert noted == wire.Noted(tokens=("restart:1",))
+    ledger.apply(noted, at=bench.now)
+    dropped = control.verdict()
+    assert isinstance(dropped, wire.Dropped), "what a purge dropped is in no workspace, so it is carried out again"
+    ledger.apply(dropped, at=bench.now)
+    verdict = control.verdict()
+    assert verdict is None if again is None else isinstance(verdict, again)
+
+
+def test_a_restart_is_told_as_carried_out_once_all_is_over_and_outlives_its_log(plan: Plan) -> None:
+    """Not before, since what is left of it would be forgotten; and another operator reads it in the status."""
+
+    def status(study: Study, previous: Mapping[str, Any]) -> dict[str, Any]:
+        view = study.view(agents=0, waiting_for="", broker_problem="", clock=0.0)
+        return status_of(view, previous, datetime.now(UTC))
+
+    bench = Bench(plan)
+    bench.run_all()
+    bench.switch(restart=asking("1", steps=["a"], exitCodes=[0]))
+    study = Study(StudyRef("ns", "u", "u"), 1, plan, ledger=bench.ledger, switches=bench.switches)
+    assert not bench.ledger.finished
+    assert "restarted" not in status(study, {})
+    bench.run_all()
+    study.folded += 1
+    told = status(study, {})
+    assert told["restarted"] == Past.of(told).restarted == "1"
+    study.start_over()
+    assert study.past.restarted == "1"
+    fresh = Study(StudyRef("ns", "u", "u"), 1, plan, ledger=Ledger(plan))
+    assert status(fresh, told)["restarted"] == "1", "an operator that does not know leaves it as it stands"
 
 
 def test_a_purge_before_any_agent_came_drops_everything(plan: Plan) -> None:

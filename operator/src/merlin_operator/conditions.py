@@ -154,6 +154,7 @@ def status_of(view: StudyView, previous: Mapping[str, Any], now: datetime) -> di
         "counts": _counts(view.steps) if view.steps else None,
         "agents": view.agents,
         "doubled": view.doubled,
+        "restarted": view.restarted or previous.get("restarted"),
         "rate": None if view.rate is None or is_over(view) else float(f"{view.rate:.3g}"),
         "estimatedEnd": _estimated_end(view, previous, now),
         "startTime": _stamp(view.started_at),

@@ -127,6 +127,8 @@ class Control:
     stop_after: float = STOP_AFTER
     excuse: wire.Excused | None = None
     """What a quarantined host failed, if that is to be judged."""
+    restarted: str = ""
+    """The id of the last restart that was carried out to its end, as the study's status says."""
 
     @property
     def stopped(self) -> bool:
@@ -203,8 +205,10 @@ class Control:
     def verdict(self) -> wire.Noted | wire.Excused | wire.Dropped | wire.Restarted | None:
         """Return what is to be written into the log next, or None."""
         if not self.ledger.noted:
-            fresh = self.ledger.first_at is None
-            return wire.Noted(tokens=self.switches.tokens if fresh else ())
+            if self.ledger.first_at is None:
+                return wire.Noted(tokens=self.switches.tokens)
+            # The log was lost with what it said of requests; what a restart came to stands in the workspace.
+            return wire.Noted(tokens=(f"{RESTART}{self.restarted}",) if self.restarted else ())
         asked = self._asked_drop() or self._asked_restart() or self._asked_excuse()
         return None if asked is None or any(self._unstarted()) else asked
 

@@ -151,7 +151,9 @@ class Core:
 
     def control(self, study: Study, ledger: Ledger) -> control.Control:
         """Return what a study's switches ask for now."""
-        return control.Control(study.switches, ledger, self.now, self.config.stop_after, study.excuse)
+        return control.Control(
+            study.switches, ledger, self.now, self.config.stop_after, study.excuse, study.past.restarted
+        )
 
     def seal(self, scope: str, subject: str, data: bytes) -> bytes:
         """Seal what is to be stored under a subject."""

@@ -24,6 +24,8 @@ class Past:
     over: bool = False
     site: str = ""
     workspace: str = ""
+    restarted: str = ""
+    """The id of the last restart after which all was over."""
 
     @classmethod
     def of(cls, status: Mapping[str, Any]) -> Past:
@@ -35,6 +37,7 @@ class Past:
             over=any(each.get("type") == "Finished" and each.get("status") == "True" for each in conditions),
             site=str(status.get("site") or ""),
             workspace=str(status.get("workspace") or ""),
+            restarted=str(status.get("restarted") or ""),
         )
 
     @property

@@ -17,7 +17,7 @@ from merlin_operator.stream import Stored
 from merlin_operator.view import FailureView, StepView, StudyRef, StudyView
 from merlin_study import nested, subjects, wire
 from merlin_study.errors import SUBMISSION_REFUSED, Fault
-from merlin_study.ledger import Ledger
+from merlin_study.ledger import RESTART, Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
 
@@ -154,6 +154,14 @@ class Study:
         return self.past.begun or (self.ledger is not None and self.ledger.bound is not None)
 
     @property
+    def restarted(self) -> str:
+        """The id of the last restart that is known to have been carried out to its end; empty where none is."""
+        request, ledger = self.switches.restart, self.ledger
+        if request is None or ledger is None or self.broken or not ledger.finished:
+            return self.past.restarted
+        return request.id if f"{RESTART}{request.id}" in ledger.honoured else self.past.restarted
+
+    @property
     def abandoned(self) -> bool:
         """Whether it is to be cancelled, and nobody is there who could complete its log before."""
         return self.broken and self.unheard and self.switches.cancel
@@ -202,6 +210,7 @@ class Study:
 
     def start_over(self) -> None:
         """Forget what was folded; the next sync reads it again. Fences go on, since agents know those that were."""
+        self.past = replace(self.past, restarted=self.restarted)
         if self.ledger is not None and (bound := self.ledger.bound) is not None:
             began = self.ledger.first_at or self.created
             self.past = replace(self.past, started_at=began, site=bound.site, workspace=bound.workspace)
@@ -362,6 +371,7 @@ class Study:
             full_on=full_on,
             lost_log=self.lost_log if self.lost else "",
             exhausted=ledger.exhausted,
+            restarted=self.restarted,
             ttl=self.switches.ttl,
             rate=rate,
             remaining_seconds=left / rate if rate and known else None,

@@ -80,7 +80,8 @@ class StudyView:
     for and that were or will be made, ``refused_children`` those that were refused, ``unborn`` those of which nothing has become yet.
     ``broker_problem`` says why the broker can't be reached, ``broker_note`` what is wanting while it can.
     ``suspended``: its user holds it; ``stopped``: a task asked to stop the agents, and a restart goes on. ``exhausted``
-    counts tasks that were failed because too many agents in turn were lost with them.
+    counts tasks that were failed because too many agents in turn were lost with them. ``restarted``: the id of the last
+    restart after which all was over (empty: none is known).
     """
 
     ref: StudyRef
@@ -96,6 +97,7 @@ class StudyView:
     suspended: bool = False
     stopped: bool = False
     exhausted: int = 0
+    restarted: str = ""
     ttl: int | None = None
     full_on: tuple[str, ...] = ()
     lost_log: str = ""
