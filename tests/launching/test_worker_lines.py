@@ -215,6 +215,18 @@ def test_what_runs_is_what_echo_prints_and_a_scheduler_that_refuses_it_is_told(t
     assert f"ended with 64: {first}" in refused.stderr
 
 
+@pytest.mark.parametrize(("flags", "warned"), [((), True), (("--worker-args=-c 1",), False), (("--steps", "b"), False)])
+def test_blocks_that_may_take_all_cores_of_one_host_each_are_told(
+    tmp_path: Path, flags: tuple[str, ...], *, warned: bool
+) -> None:
+    fakes = Fakes(tmp_path / "bin", "jsrun", "bjobs")
+    (tmp_path / "spec.yaml").write_text(SPEC.format(batch="{type: lsf}"))
+    environ = {**fakes.environment, "LSB_JOBID": "1", "LSB_MCPU_HOSTS": "n1 2 n2 2"}
+    told = merlin("run-workers", "spec.yaml", "--echo", *flags, environ=environ, directory=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert ("merlin.resources.workers: second: no number of slots" in told.stderr) is warned
+
+
 def test_without_wait_the_agents_stay_behind_the_command(tmp_path: Path) -> None:
     """As upstream: the batch script goes on, and its end is theirs."""
     (tmp_path / "spec.yaml").write_text(SPEC.format(batch="{type: slurm, worker_launch: 'echo $$ > pid; exec'}"))

@@ -90,18 +90,35 @@ def _lines(request: Request, spec: StudySpec, variables: Variables, machine: Mac
     queues = of_steps(spec, variables.expand)
     chosen = started(_narrowed(planned.workers, request.steps, queues), _host())
     extra = celery.read(request.worker_args)
-    notes = (*planned.warnings, *chosen.warnings, *(f"--worker-args: {each}" for each in extra.warnings))
-    for note in dict.fromkeys(notes):
-        print(f"warning: {note}", file=sys.stderr)
     name, agent = variables.expand(spec.description.name), _agent()
     more = (*_credentials(os.environ), *_words(request.agent_args))
-    for worker in chosen.workers:
-        wished = worker if extra.slots is None else dataclasses.replace(worker, slots=extra.slots)
+    wishes = [w if extra.slots is None else dataclasses.replace(w, slots=extra.slots) for w in chosen.workers]
+    notes = (*planned.warnings, *chosen.warnings, *(f"--worker-args: {each}" for each in extra.warnings))
+    for note in dict.fromkeys((*notes, *_greedy(wishes, machine, more))):
+        print(f"warning: {note}", file=sys.stderr)
+    for wished in wishes:
         command = workerlines.agent_command(wished, study=name, agent=agent, more=more)
         try:
             yield workerlines.launch_line(wished, command, machine)
         except ValueError as error:
-            raise CliError(Exit.REFUSED, f"merlin.resources.workers.{worker.name}: {error}") from None
+            raise CliError(Exit.REFUSED, f"merlin.resources.workers.{wished.name}: {error}") from None
+
+
+def _greedy(workers: Sequence[Worker], machine: Machine, more: Sequence[str]) -> Iterator[str]:
+    """Say where agents of several blocks may share hosts, each with all of their cores; Flux gives each block hosts of its own."""
+    names = [worker.name for worker in workers if worker.slots is None]
+    if (
+        len(workers) < 2
+        or not names
+        or not machine.allocated
+        or machine.scheduler in ("none", "flux")
+        or "--slots" in more
+    ):
+        return
+    yield (
+        f"merlin.resources.workers: {', '.join(names)}: no number of slots, so an agent takes all of the job's cores on its host, and {len(workers)} "
+        "blocks may share hosts; give each its part: -c N in its args"
+    )
 
 
 def _narrowed(workers: Sequence[Worker], steps: Sequence[str], queues: Mapping[str, tuple[str, ...]]) -> list[Worker]:
