@@ -29,19 +29,30 @@ ASKED = {"bank": "baasic", "queue": "pbatch", "walltime": "10:00:00"}
 FLUXED = {"bank": "testbank", "queue": "pdebug", "walltime": 36000, "nodes": 2}
 
 ROWS = [
-    *[({"type": kind}, None, machine, "C", "") for kind in workerlines.PLAIN for machine in (SLURM5, FLUX4, LSF, PBS3)],
-    ({"type": "slurm"}, None, SLURM5, f"srun -N 5 -n 5 {OVER} C", MENDED),
-    ({"type": "slurm"}, None, dataclasses.replace(SLURM5, allocated=False, nodes=1), "srun -N 1 -n 1 C", ""),
+    *[({"type": "local"}, None, machine, "C --this-node", MENDED) for machine in (SLURM5, FLUX4, LSF, PBS3)],
+    *[
+        ({"type": kind}, None, machine, "C", "")
+        for kind in ("lsf", "lsf-srun")
+        for machine in (SLURM5, FLUX4, LSF, PBS3)
+    ],
+    ({"type": "slurm"}, None, SLURM5, f"srun -N 5 -n 5 {OVER} C --this-node", MENDED),
+    (
+        {"type": "slurm"},
+        None,
+        dataclasses.replace(SLURM5, allocated=False, nodes=1),
+        "srun -N 1 -n 1 C --this-node",
+        "",
+    ),
     (
         {"type": "slurm", **ASKED, "nodes": 3},
         None,
         SLURM5,
-        f"srun -N 3 -n 3 -A baasic -p pbatch -t 10:00:00 {OVER} C",
+        f"srun -N 3 -n 3 -A baasic -p pbatch -t 10:00:00 {OVER} C --this-node",
         MENDED,
     ),
-    ({"type": "slurm", "nodes": 3}, 2, SLURM5, f"srun -N 2 -n 2 {OVER} C", MENDED),
-    ({"type": "slurm", "nodes": "all"}, None, SLURM5, f"srun -N 5 -n 5 {OVER} C", MENDED),
-    ({"type": "slurm"}, "all", SLURM5, f"srun -N 5 -n 5 {OVER} C", MENDED),
+    ({"type": "slurm", "nodes": 3}, 2, SLURM5, f"srun -N 2 -n 2 {OVER} C --this-node", MENDED),
+    ({"type": "slurm", "nodes": "all"}, None, SLURM5, f"srun -N 5 -n 5 {OVER} C --this-node", MENDED),
+    ({"type": "slurm"}, "all", SLURM5, f"srun -N 5 -n 5 {OVER} C --this-node", MENDED),
     ({"type": "slurm"}, None, FLUX4, "flux alloc -o pty -N 4 --exclusive --job-name=merlin C", ""),
     (
         {"type": "slurm"},
@@ -62,7 +73,8 @@ ROWS = [
         FLUX4,
         (
             "export A=1; flux alloc -o pty -N 2 --exclusive --job-name=merlin --setattr=system.bank=testbank "
-            '--setattr=system.queue=pdebug -t 36000.0s --mpibind=off flux exec -r "0-1" `which bash` -c C'
+            '--setattr=system.queue=pdebug -t 36000.0s --mpibind=off flux exec -r "0-1" `which bash` -c '
+            "'C --this-node'"
         ),
         "",
     ),
@@ -70,7 +82,7 @@ ROWS = [
         {"type": "flux"},
         None,
         LSF,
-        "jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 1 flux start flux exec `which bash` -c C",
+        "jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 1 flux start flux exec `which bash` -c 'C --this-node'",
         "",
     ),
     (
@@ -84,17 +96,17 @@ ROWS = [
         {"type": "flux", "bank": "b", "queue": "q", "walltime": "10:00:00"},
         None,
         PBS3,
-        "qsub -l nodes=3 -A b -q q -l walltime=10:00:00 -- flux start flux exec `which bash` -c C",
+        "qsub -l nodes=3 -A b -q q -l walltime=10:00:00 -- flux start flux exec `which bash` -c 'C --this-node'",
         "",
     ),
     (
         {"type": "flux", "flux_path": "/opt/flux/bin/", "shell": "/usr/bin/env bash -l"},
         None,
         Machine("slurm", 2),
-        f"srun -N 2 -n 2 {OVER} /opt/flux/bin/flux start flux exec `which env` -c C",
+        f"srun -N 2 -n 2 {OVER} /opt/flux/bin/flux start flux exec `which env` -c 'C --this-node'",
         MENDED,
     ),
-    ({"type": "pbs"}, None, PBS3, "mpiexec -n 3 -ppn 1 C", MENDED),
+    ({"type": "pbs"}, None, PBS3, "mpiexec -n 3 -ppn 1 C --this-node", MENDED),
     (
         {
             "type": "slurm",
@@ -140,10 +152,19 @@ def test_an_agent_serves_its_block_s_queues_with_its_slots_and_leaves_with_its_s
     assert "--slots" not in workerlines.agent_command(worker({}), study="s")
 
 
+@pytest.mark.parametrize("machine", [SLURM5, FLUX4, LSF, PBS3])
+@pytest.mark.parametrize("kind", ["local", "slurm", "flux", "pbs"])
+def test_no_agent_that_a_launcher_starts_on_each_host_starts_others(kind: str, machine: Machine) -> None:
+    """Nor one that is meant for this host alone; one that is given a whole Flux instance does."""
+    line = workerlines.launch_line(worker({"type": kind}, 1), "C", machine)
+    is_alone = machine.scheduler == "flux" and kind in ("slurm", "pbs")
+    assert ("C --this-node" in line) is not is_alone
+
+
 def test_what_flux_s_shell_runs_is_quoted_once_more() -> None:
     command = workerlines.agent_command(worker({}), study="my study")
     line = workerlines.launch_line(worker({"type": "flux"}), command, FLUX4)
-    assert line.endswith("""-c 'merlin-agent --name w --queues q1,q2 --study-name '"'"'my study'"'"''""")
+    assert line.endswith("""-c 'merlin-agent --name w --queues q1,q2 --study-name '"'"'my study'"'"' --this-node'""")
 
 
 def test_a_walltime_and_a_number_of_nodes_that_are_none_are_told_with_their_keys() -> None:

@@ -3,7 +3,8 @@
 The lines are those of Merlin 1.13 (``batch_worker_launch``, ``construct_scheduler_legend``) with ``merlin-agent`` in the place of
 ``celery worker``. Mended: agents under Slurm share the nodes with what their tasks start (``--overlap``) and may use all cores of
 them (``--cpu-bind=none``); what flux's shell runs is quoted by the shell's rules; plain PBS, which upstream refuses, starts an
-agent on each node through ``mpiexec``. Every function here is pure.
+agent on each node through ``mpiexec``. An agent that a line starts on each host it names, or where it stands, is told so (`HERE`); else it
+would start others on the job's other hosts. Every function here is pure.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from merlin_study.workers import ALL, Worker
 
 PLAIN: Final = frozenset({"local", "lsf", "lsf-srun"})
 """Types under which upstream starts its worker where it stands, whatever the machine."""
+HERE: Final = "--this-node"
+"""The agent's flag by which it works on its own host alone."""
 MAX_NAME: Final = 40
 """Characters of what an agent may be called."""
+ON_EACH: Final = frozenset({"slurm", "lsf", "pbs"})
+"""Schedulers whose launcher starts the command on each host; that of Flux gives all hosts to one."""
 SHELL: Final = "/bin/bash"
 """Runs the lines: ``launch_pre`` may load modules, which are functions of a shell."""
 
@@ -76,10 +81,12 @@ def launch_line(worker: Worker, command: str, machine: Machine) -> str:
     if batch.worker_launch:
         return _joined(batch.launch_pre, batch.worker_launch, batch.launch_args, command)
     if batch.type in PLAIN:
-        return command
+        return _joined(command, HERE if batch.type == "local" else "")
     launch = _launcher(batch, _nodes(worker, machine), machine)
     if batch.type == "flux":
         command = _in_flux(batch, command, machine)
+    elif machine.scheduler in ON_EACH:
+        command = _joined(command, HERE)
     return _joined(batch.launch_pre, launch, batch.launch_args, command)
 
 
@@ -119,7 +126,7 @@ def _in_flux(batch: Batch, command: str, machine: Machine) -> str:
     if not batch.flux_exec_workers:
         return _joined(start, command)
     over = batch.flux_exec or f"{'flux' if machine.scheduler != 'none' else _flux(batch)} exec"
-    return _joined(start, over, f"`which {_shell(batch)}` -c", shlex.quote(command))
+    return _joined(start, over, f"`which {_shell(batch)}` -c", shlex.quote(f"{command} {HERE}"))
 
 
 def _flux(batch: Batch) -> str:
