@@ -18,7 +18,7 @@ FLAGS: Mapping[str, Mapping[str, int]] = {
     "flux alloc": {"-o": 1, "-N": 1, "-n": 1, "-t": 1, "-q": 1, "-B": 1, "--exclusive": 0, "--job-name=": 0, "--setattr=": 0},
     "flux mini alloc": {"-o": 1, "-N": 1, "-n": 1, "-t": 1, "--exclusive": 0, "--job-name=": 0, "--setattr=": 0},
     "flux batch": {
-        "-N": 1, "-n": 1, "-t": 1, "-q": 1, "-B": 1, "--exclusive": 0, "--job-name=": 0, "--output=": 0,
+        "-N": 1, "-n": 1, "-g": 1, "-t": 1, "-q": 1, "-B": 1, "--exclusive": 0, "--job-name=": 0, "--output=": 0,
         "--signal=": 0,
     },
     "flux exec": {"-r": 1, "--rank=": 0, "-x": 1, "-d": 1, "--dir": 1, "-l": 0, "-n": 0, "--noinput": 0},

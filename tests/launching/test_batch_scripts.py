@@ -1,5 +1,6 @@
 """Batch scripts that the agent prints are taken by their schedulers, and an agent works on each node."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ while kill -0 $! 2>/dev/null; do wait $!; done  # a wait ends when the signal co
 #flux: -q q
 #flux: --output=merlin-{{id}}.out
 
-exec flux exec merlin-agent --idle-exit 60
+exec flux exec merlin-agent --idle-exit 60 --this-node
 """,
     "lsf": """\
 #!/bin/bash
@@ -67,6 +68,7 @@ exec jsrun -a 1 -c ALL_CPUS -g ALL_GPUS --bind=none -n 2 merlin-agent --idle-exi
 #!/bin/bash
 #PBS -N merlin
 #PBS -l select=2:ncpus=4
+#PBS -l place=scatter:excl
 #PBS -l walltime=01:30:00
 #PBS -A b
 #PBS -q q
@@ -84,6 +86,22 @@ def test_the_script_of_a_scheduler(scheduler: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scheduler", "directive", "without"),
+    [
+        ("slurm", "#SBATCH --gpus-per-node=4\n", ""),
+        ("flux", "#flux: -n 2 -g 4\n", ""),
+        ("lsf", "", ""),
+        ("pbs", ":ngpus=4\n", "\n"),
+    ],
+)
+def test_gpus_are_asked_for_on_each_host(scheduler: str, directive: str, without: str) -> None:
+    """Not of LSF, which gives whole hosts."""
+    text = batchscript.SCHEDULERS[scheduler](dataclasses.replace(WISH, gpus=4))
+    assert directive in text
+    assert text.replace(directive, without, 1) == GOLDEN[scheduler]
+
+
+@pytest.mark.parametrize(
     ("scheduler", "commands", "submit"),
     [
         ("flux", ("flux",), ["flux", "batch", "script.sh"]),
@@ -97,7 +115,22 @@ def test_the_scheduler_takes_the_script_and_an_agent_starts_on_each_node(
     fakes = Fakes(tmp_path / "bin", *commands)
     site = a_site_file(tmp_path / "site.yaml")
     text = printed(
-        *("--scheduler", scheduler, "--nodes", "2", "--walltime", "90", "--bank", "b", "--queue", "q", "--cores", "4"),
+        *(
+            "--scheduler",
+            scheduler,
+            "--nodes",
+            "2",
+            "--walltime",
+            "90",
+            "--bank",
+            "b",
+            "--queue",
+            "q",
+            "--cores",
+            "4",
+            "--gpus",
+            "1",
+        ),
         agent=("--credentials", str(site), "--idle-exit", "0.1"),
     )
     (tmp_path / "script.sh").write_text(text)

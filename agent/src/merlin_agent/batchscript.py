@@ -37,6 +37,7 @@ class Wish:
         bank: Whose account pays; empty for the user's own.
         queue: The scheduler's queue or partition; empty for its default.
         cores: Of each host; 0 where the scheduler gives whole hosts without being told.
+        gpus: Of each host; 0 to ask for none. LSF is not told: with ``-nnodes`` it gives whole hosts, and jsrun is told to take all of them.
         modules: To be loaded before the agents start.
         early: Seconds before the end at which agents drain; 0 for never.
         mpi: The family of the machine's ``mpiexec``, for PBS.
@@ -49,6 +50,7 @@ class Wish:
     bank: str = ""
     queue: str = ""
     cores: int = 0
+    gpus: int = 0
     modules: tuple[str, ...] = ()
     early: int = EARLY
     mpi: Kind = Kind.HYDRA
@@ -70,6 +72,7 @@ def slurm(wish: Wish) -> str:
         f"--job-name={wish.name}",
         f"--nodes={wish.nodes}",
         "--exclusive",
+        f"--gpus-per-node={wish.gpus}" if wish.gpus else "",
         f"--time={clock(wish.walltime)}",
         f"--account={wish.bank}" if wish.bank else "",
         f"--partition={wish.queue}" if wish.queue else "",
@@ -84,13 +87,14 @@ def flux(wish: Wish) -> str:
     directives = [
         f"--job-name={wish.name}",
         f"-N {wish.nodes}",
+        f"-n {wish.nodes} -g {wish.gpus}" if wish.gpus else "",  # a slot of each host, and its GPUs
         "--exclusive",
         f"-t {wish.walltime}s",
         f"-B {wish.bank}" if wish.bank else "",
         f"-q {wish.queue}" if wish.queue else "",
         "--output=merlin-{{id}}.out",
     ]
-    return _script("#flux:", directives, wish, [f"exec flux exec {shlex.join(wish.agent)}"])
+    return _script("#flux:", directives, wish, [f"exec flux exec {shlex.join(wish.agent)} --this-node"])
 
 
 def lsf(wish: Wish) -> str:
@@ -118,7 +122,8 @@ def pbs(wish: Wish) -> str:
         raise ValueError("--cores: expected the cores of a host, since PBS gives one where none is asked for")
     directives = [
         f"-N {wish.name}",
-        f"-l select={wish.nodes}:ncpus={wish.cores}",
+        f"-l select={wish.nodes}:ncpus={wish.cores}" + (f":ngpus={wish.gpus}" if wish.gpus else ""),
+        "-l place=scatter:excl",
         f"-l walltime={clock(wish.walltime)}",
         f"-A {wish.bank}" if wish.bank else "",
         f"-q {wish.queue}" if wish.queue else "",
@@ -155,6 +160,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--bank", type=_word, metavar="NAME", help="the account that pays")
     made.add_argument("--queue", type=_word, metavar="NAME", help="the scheduler's queue or partition")
     made.add_argument("--cores", type=_positive, default=0, metavar="N", help="cores of each host (PBS needs it)")
+    made.add_argument(
+        "--gpus", type=_positive, default=0, metavar="N", help="GPUs of each host (default: none asked for)"
+    )
     made.add_argument("--name", type=_word, default="merlin", metavar="NAME", help="the job's name (default: merlin)")
     made.add_argument(
         "--module", dest="modules", type=_word, action="append", default=[], help="a module to load (repeatable)"
@@ -183,6 +191,7 @@ def main(arguments: Sequence[str]) -> int:
         bank=given.bank or "",
         queue=given.queue or "",
         cores=given.cores,
+        gpus=given.gpus,
         modules=tuple(given.modules),
         early=max(0, given.early),
         mpi=schedulers.mpi_kind(allocation.ask) if given.scheduler == "pbs" else Kind.HYDRA,
