@@ -262,3 +262,10 @@ def test_a_password_would_not_travel_in_the_clear(capsys: pytest.CaptureFixture[
     private(tmp_path / "ca.pem", "rubbish")
     assert main(["--keys", "keys", "--server", "tls://x:1", "--ca", "ca.pem"]) == 2
     assert "expected a certificate authority in PEM" in capsys.readouterr().err
+
+
+def test_a_setting_whose_value_is_doctor_asks_no_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--name", "doctor", "--keys", str(tmp_path / "none"), "--workspace", str(tmp_path / "doctor")]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("merlin-agent: ")

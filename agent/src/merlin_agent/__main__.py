@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return batchscript.main(given[1:])
     try:
         settings = config.load(given, os.environ)
-        if "doctor" in given:
+        if config.parser().parse_args(given).command == "doctor":  # a setting may have this value
             return doctor.run(settings, print)
         credentials = config.load_credentials(settings.credentials, ca=settings.ca)
         keys = config.load_keys(settings, credentials)
