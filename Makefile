@@ -1,5 +1,5 @@
 # Every target does its own set-up: Python 3.11, make and a C compiler are all that has to be there.
-.PHONY: demo check test bench bench-tasks bench-scale bench-slurm bench-agents soak docs control-plane images wheels agent-file wheelhouse clean help
+.PHONY: demo check test bench bench-tasks bench-scale bench-studies bench-slurm bench-agents soak docs control-plane images wheels agent-file wheelhouse clean help
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -27,7 +27,7 @@ check: .venv/.locked ## formatter, linter, types, layers, links of the docs
 test: .venv/.locked ## all tests, on real servers, two processes a core (PYTEST_ARGS='tests/spec -n0': some, one by one)
 	pytest -n auto $(PYTEST_ARGS)
 
-bench: bench-tasks bench-scale bench-agents ## measure tasks, sizes and a thousand agents
+bench: bench-tasks bench-scale bench-studies bench-agents ## measure tasks, sizes, studies and a thousand agents
 
 bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xargs and others, into docs/benchmarks/
 	tools/bench-peers
@@ -35,6 +35,9 @@ bench-tasks: .venv/.locked ## measure what a task costs, beside HyperQueue, xarg
 
 bench-scale: .venv/.locked ## measure studies of up to 10⁸ null tasks on a real API server, into docs/benchmarks/
 	python tools/bench_scale.py --write docs/benchmarks
+
+bench-studies: .venv/.locked ## measure thousands of studies in one namespace, into docs/benchmarks/
+	python tools/bench_studies.py --write docs/benchmarks
 
 bench-slurm: .venv/.locked ## measure how full a mixed study keeps an allocation of a real Slurm, into docs/benchmarks/
 	python tools/bench_slurm.py --write docs/benchmarks
