@@ -30,6 +30,8 @@ class Reporter:
     """
 
     patience = 0.05
+    comes_to = (Outcome.SUCCEEDED, 0)
+    """Outcome and exit code of each task."""
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class Reporter:
             serial=1,
             step=chunk.step,
             attempt=chunk.attempt,
-            results=(wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=chunk.tasks),),
+            results=(wire.Result(outcome=self.comes_to[0], code=self.comes_to[1], tasks=chunk.tasks),),
             samples=facts,
             seconds=self._seconds * len(chunk.tasks),
             final=True,

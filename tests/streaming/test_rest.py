@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from merlin_operator.core import EngineConfig
+from merlin_operator import showing
+from merlin_operator.core import Core, EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.study import Study
 from merlin_operator.view import StudyRef
 from merlin_study import wire
+from merlin_study.outcome import STOP_WORKERS, Outcome
 from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
 from tests.ground import Broker
@@ -21,6 +24,10 @@ global.parameters: {G: {values: [1, 2, 3], label: G.%%}}
 study:
 - {name: a, description: d, run: {cmd: "echo $(G)", task_queue: QUEUE}}
 """
+
+
+def beat(name: str, queue: str) -> wire.Heartbeat:
+    return wire.Heartbeat(agent=name, site="s", host=name, pid=1, version="0", slots=1, queues=(queue,))
 
 
 def test_studies_that_are_over_or_that_no_agent_serves_rest_until_there_is_news_for_them(broker: Broker) -> None:
@@ -53,3 +60,53 @@ def test_studies_that_are_over_or_that_no_agent_serves_rest_until_there_is_news_
             assert works.ledger.doubled == 0
 
     asyncio.run(scenario())
+
+
+def test_a_study_that_ends_by_stopping_its_agents_does_not_rest_before_they_are_told(broker: Broker) -> None:
+    """Though it was over, and at rest, before: a task of its restart stops the agents."""
+
+    async def scenario() -> None:
+        keyring, plan = Keyring.generate(), plan_of(STUDY.replace("QUEUE", "here"))
+        timing = wire.Timing(heartbeat=0.2, lost_after=60.0)
+        config = EngineConfig("ns", broker.url, dict(broker.credentials), keyring, timing, stop_after=2.0)
+        engine = Engine(config, Shown())
+        engine.add(StudyRef("ns", "t", "uid"), plan)
+        study = engine.studies["uid"]
+        worker = Reporter(broker, keyring, plan, samples=0)
+        async with live(engine), worker.working():
+            await until(lambda: study.over and engine.core.rests(study))
+            worker.comes_to = (Outcome.CANCELLED, STOP_WORKERS)
+            engine.switch("uid", {"restart": {"id": "again", "exitCodes": [0]}})
+            await until(lambda: study.over and study.ledger is not None and study.ledger.stop_asked is not None)
+            await until(lambda: study.word is not None and study.word.retired)
+
+    asyncio.run(scenario())
+
+
+def test_a_study_at_rest_shows_no_rate_of_before_and_knows_one_agent_from_another() -> None:
+    """What is shown of it last is what holds; and as one agent goes another one is heard again, which serves it."""
+    core = Core(EngineConfig("ns", "nats://127.0.0.1:1", {}, Keyring.generate(), wire.Timing()))
+    study = Study(StudyRef("ns", "t", "uid"), 1, synced=True)
+    study.adopt(plan_of(STUDY.replace("QUEUE", "here")))
+    core.studies["uid"] = study
+    core.fleet.hear(beat("y", "here"), 0.0)
+    core.fleet.hear(beat("x", "other"), 50.0)
+    study.samples.extend([(0.0, -1), (59.0, 0)])
+
+    def around(now: float) -> None:
+        core.look(now)
+        study.note_progress(now)
+        core.let_rest(now)
+
+    core.look(60.2)
+    [shown] = showing.views(core, 60.2)
+    assert shown.rate
+    around(61.0)
+    assert not core.rests(study), "it shows a rate still"
+    [shown] = showing.views(core, 61.2)
+    around(61.5)
+    assert core.rests(study)
+    assert not shown.rate
+    core.fleet.hear(beat("y", "here"), 111.0)
+    core.look(111.0)
+    assert list(core.awake()) == [study], "the other agent is gone since"

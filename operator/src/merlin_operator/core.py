@@ -109,8 +109,9 @@ class Core:
 
     def look(self, now: float) -> None:
         """See which studies rest at ``now`` (monotonic seconds), for the round that begins."""
-        live = sum(1 for _ in self.fleet.live(now))
-        self._agents = self.fleet.changes, self.fleet.resting, live
+        live = list(self.fleet.live(now))
+        there, full = frozenset(beat.agent for beat in live), frozenset(uid for beat in live for uid in beat.full)
+        self._agents = self.fleet.changes, self.fleet.resting, there, full
         self._awake = [study for study in self.studies.values() if not self.rests(study)]
 
     def awake(self) -> Iterator[Study]:
@@ -121,9 +122,9 @@ class Core:
         """Whether nothing has happened to a study since a round found nothing to do for it."""
         return study.rested_with in (None, self._agents) and study.rested_as == study.standing
 
-    def viewed(self, study: Study) -> None:
-        """Note that a study was shown as it stands."""
-        study.viewed_as = study.standing, self._agents
+    def viewed(self, study: Study, now: float) -> None:
+        """Note that a study was shown as it stands at ``now`` (monotonic seconds)."""
+        study.viewed_as = study.standing, self._agents, study.rate(now)
 
     def let_rest(self, now: float) -> None:
         """Let studies rest for which there was nothing to do in this round, which began at ``now`` (monotonic seconds)."""
@@ -132,7 +133,7 @@ class Core:
         for study in self._awake:
             stands = study.standing
             study.rested_as = None
-            if study.viewed_as != (stands, self._agents):
+            if study.viewed_as != (stands, self._agents, study.rate(now)):
                 continue
             if not study.is_still(now, kept_after=self.config.snapshot_entries):
                 continue

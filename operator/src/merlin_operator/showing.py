@@ -30,7 +30,7 @@ def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
             seen = study.seen[2]
             if (seen.broker_problem, seen.broker_note) == (problem, broker_note):
                 return seen
-        core.viewed(study)
+        core.viewed(study, now)
         return study.view(
             agents=_counted(study, live, counted),
             waiting_for=waiting_for(study, live),

@@ -85,8 +85,8 @@ class Study:
     """The priority under which its unstarted chunks were published; None while that is not known."""
     excuse: wire.Excused | None = None
     """What a quarantined host failed of it, until that is judged."""
-    viewed_as: tuple[tuple[object, ...], object] | None = None
-    """How it stood when it was last shown, and to which agents."""
+    viewed_as: tuple[object, ...] | None = None
+    """How it stood when it was last shown, which agents there were, and its rate."""
     rested_as: tuple[object, ...] | None = None
     """How it stood when a round found that nothing is to be done for it until that changes; None where something is."""
     rested_with: object = None
@@ -247,16 +247,15 @@ class Study:
         ledger = self.ledger
         if ledger is None:
             return True
-        is_whole = self.synced and not (self.broken or self.cancelled or self.pending or self.awaited > self.folded)
+        is_whole = self.synced and not (self.cancelled or self.pending or self.awaited > self.folded)
         is_due = ledger.fences or self.stale or self.excuse is not None or self.entries >= kept_after
-        is_even = self.samples and self.samples[0][1] == self.samples[-1][1] and now - self.samples[0][0] >= 1.0
-        # What came of these is shown, too, and changes by itself.
-        if not is_whole or is_due or not is_even or self.children or self.orders:
+        # What came of children and orders is shown, too, and changes by itself.
+        if not is_whole or is_due or self.children or self.orders:
             return False
         if ledger.finished:
-            return self.end_told and self.settled_with is not None
-        will_be_due = ledger.next_due() is not None or ledger.scanning
-        return not will_be_due and ledger.stop_asked is None and not ledger.hard_failed
+            return self.end_told and ledger.still  # a doubt about its log matters once somebody asks for more
+        will_be_due = ledger.next_due() is not None or ledger.scanning or self.rate(now) != 0.0
+        return not self.broken and not will_be_due and ledger.stop_asked is None and not ledger.hard_failed
 
     def note_inherited(self) -> None:
         """Remember what stood in the log when it was first read: that was counted before our time."""
@@ -276,8 +275,8 @@ class Study:
             self.samples.popleft()
 
     def rate(self, now: float) -> float | None:
-        """Return tasks a second over the last minute, or None where that can't be said yet."""
-        if self.ledger is None or not self.samples:
+        """Return tasks a second over the last minute, or None where that can't be said yet, or no more: of what is finished."""
+        if self.ledger is None or not self.samples or self.ledger.finished:
             return None
         first_at, first_done = self.samples[0]
         done = sum(len(step.final) for step in self.ledger.steps)
