@@ -38,13 +38,17 @@ def test_the_same_study_becomes_the_same_plan() -> None:
 
 
 def test_studies_that_are_created_together_get_directories_of_their_own_and_keep_them() -> None:
-    """A second after the latest one; later, by what the Study shows, whatever else there is then. Who names the run gets that name."""
+    """A number behind the stamp; later, by what the Study shows, whatever else there is then. Who names the run gets that name."""
     first = judge(_submission(SPEC)).plan
     assert first is not None
-    taken = {directory(first), ("", "n_20260102-025046"), ("elsewhere", "n_20260102-025047"), ("", "n_mine")}
+    other = "n_20260102-025045"
+    taken = {directory(first), ("elsewhere", f"{other}-9"), ("", "n_mine")}
     second = judge(_submission(SPEC), taken=taken).plan
     assert second is not None
-    assert second.workspace == "n_20260102-025047"
+    assert second.workspace == f"{other}-2"
+    third = judge(_submission(SPEC), taken={*taken, directory(second)}).plan
+    assert third is not None
+    assert third.workspace == f"{other}-3"
     shown = {**ACCEPTED, "workspace": f"/p/{second.workspace}"}
     assert judge(_submission(SPEC, shown), taken={directory(second)}).plan == second
     assert judge(_submission(SPEC, {**ACCEPTED, "workspace": f"/p/{first.workspace}"}), taken=taken).plan == first

@@ -19,7 +19,7 @@ from merlin_cli.exits import CliError, Exit
 from merlin_cli.kube import KubeConfig
 from merlin_study import workspace
 
-_STAMP: Final = re.compile(r"[0-9]{8}-[0-9]{6}")
+_STAMP: Final = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]+)?")
 
 
 class Cluster(Protocol):

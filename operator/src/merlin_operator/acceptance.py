@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from merlin_operator.board import Submission
@@ -33,8 +33,7 @@ SWITCHES: Final = frozenset(
 
 Directory = tuple[str, str]
 """The ``output_path`` and ``workspace`` of a plan."""
-_FORM: Final = "%Y%m%d-%H%M%S"
-_STAMPED: Final = re.compile(r"[0-9]{8}-[0-9]{6}$")
+_STAMPED: Final = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +98,23 @@ def directory(plan: Plan) -> Directory:
 def _compiled(
     compile_with: Callable[[str], Plan], workspace: str, created: float, *, taken: Collection[Directory]
 ) -> Plan:
-    """Compile with the stamp that the study's ``workspace`` has, else with its creation or, where that is taken, a second after all.
+    """Compile with the stamp that the study's ``workspace`` has, else with its creation; where that is taken, and a number behind it.
 
     Studies of one specification that are created together would share a directory otherwise; a local run waits for the next second.
     """
     if (known := _STAMPED.search(workspace)) is not None:
         return compile_with(known[0])
-    plan = compile_with(_stamp(created))
+    stamp = _stamp(created)
+    plan = compile_with(stamp)
     if directory(plan) not in taken:
         return plan
-    name = plan.workspace.removesuffix(_stamp(created))
-    others = (below.removeprefix(name) for at, below in taken if at == plan.output_path and below.startswith(name))
-    latest = max(stamp for stamp in others if _STAMPED.fullmatch(stamp))
-    return compile_with((datetime.strptime(latest, _FORM).replace(tzinfo=UTC) + timedelta(seconds=1)).strftime(_FORM))
+    numbered = re.compile(re.escape(plan.workspace) + r"-([0-9]+)")
+    others = (numbered.fullmatch(below) for at, below in taken if at == plan.output_path)
+    return compile_with(f"{stamp}-{max((int(each[1]) for each in others if each), default=1) + 1}")
 
 
 def _stamp(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime(_FORM)
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def redirect(submission: Submission, plan: Plan) -> Verdict:
