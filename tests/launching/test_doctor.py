@@ -66,6 +66,7 @@ def test_a_host_that_is_none_of_the_job_s_is_wrong_with_the_cure(scheduler: str,
     assert cure in host.cure
     assert "host" not in of(Found(scheduler, "7", ("n1", "n2"), host="n1"), usable=64)
     assert "host" not in of(Found(scheduler, "7"), usable=64), "nothing is known of its hosts"
+    assert "host" not in of(Found(scheduler, "7", ("n1", "n2"), together=True), usable=64), "a launcher chose it"
 
 
 def test_a_launcher_that_is_not_there_is_wrong() -> None:

@@ -66,8 +66,11 @@ class Found:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether this host is none of the job's, such as one where ``salloc`` gives its prompt, or that launches only."""
-        return bool(self.hosts) and not self.host
+        """Whether this host is none of the job's, such as one where ``salloc`` gives its prompt, or that launches only.
+
+        Where a launcher started us as one of several, it is the job's, whatever the scheduler calls it.
+        """
+        return bool(self.hosts) and not self.host and not self.together
 
 
 def found(environ: Mapping[str, str], ask: Ask, *, host: str, now: float) -> Found:
