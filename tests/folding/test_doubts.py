@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from merlin_agent.retell import AT_ONCE, Line, together
 from merlin_operator.doubt import Past, complaint, known_fences, sites_to_ask, unaccounted
 from merlin_study import wire
 from merlin_study.bitmap import Bitmap
@@ -84,3 +85,34 @@ def test_a_study_that_waits_says_for_what() -> None:
     ) == [ANY_SITE]
     assert "of site here has to read that in the workspace /ws/study: start one" in complaint(BEGUN, "here", [])
     assert "agent a sees no workspace /ws/study" in complaint(BEGUN, "here", ["b", "a"])
+
+
+def _line(fence: int, first: int, end: int, *, step: int = 1, serial: int = 0) -> Line:
+    return (
+        Line(fence, serial, "a.jsonl", 0, 1, step, first, end) if serial == 0 else Line(fence, serial, "a.jsonl", 0, 1)
+    )
+
+
+def test_a_task_is_told_by_fence() -> None:
+    """Fences without a common task may be told side by side; what holds tasks of an earlier one waits until that is told."""
+    lines = [
+        _line(1, 0, 4),
+        _line(1, 0, 0, serial=1),
+        _line(2, 4, 8),
+        _line(3, 0, 4, step=2),
+        _line(4, 3, 4),
+        _line(5, 9, 10),
+    ]
+    told = [[fence[0].fence for fence in group] for group in together(lines)]
+    assert told == [[1, 2, 3], [4, 5]]
+    assert [len(fence) for group in together(lines) for fence in group] == [2, 1, 1, 1, 1]
+
+
+def test_a_fence_whose_claim_is_not_recorded_is_told_alone() -> None:
+    lines = [_line(1, 0, 4), _line(2, 0, 0, serial=1), _line(3, 4, 8)]
+    assert [[fence[0].fence for fence in group] for group in together(lines)] == [[1], [2], [3]]
+
+
+def test_no_more_than_some_are_told_side_by_side() -> None:
+    lines = [_line(each, each, each + 1) for each in range(1, 2 * AT_ONCE + 2)]
+    assert [len(group) for group in together(lines)] == [AT_ONCE, AT_ONCE, 1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merlin_agent.retell import Line, together
 from merlin_operator.shares import Clocks, Share
 from merlin_operator.unroll import Candidate, Capacity, next_chunks
 from merlin_study import wire
@@ -124,8 +126,7 @@ class World:
         for entry, at in self.log:
             self.ledger.apply(entry, at=at)
         self.ledger.next_fence = wire.first_fence(self.epoch)
-        told = sorted(self.recorded, key=lambda each: each.chunk.fence if isinstance(each, wire.Start) else each.fence)
-        for entry in told:
+        for entry in self.told():
             self.apply(entry)
             if self.running and self.random.random() < 0.2:
                 self.progress(self.random.choice(list(self.running)))
@@ -135,6 +136,20 @@ class World:
         for number, fence in list(self.ledger.fences.items()):
             if number not in self.running and fence.holder is not None:
                 self.apply(wire.Lost(fence=number, agent=fence.holder))
+
+    def told(self) -> Iterator[wire.Start | wire.Report]:
+        """Yield what is recorded in an order in which an agent may tell it: of what it tells side by side, any comes first."""
+        lines = []
+        for at, entry in enumerate(self.recorded):
+            if isinstance(entry, wire.Start):
+                tasks = entry.chunk.tasks
+                lines.append(Line(entry.chunk.fence, 0, "", at, 0, entry.chunk.step, tasks.first, tasks.end))
+            else:
+                lines.append(Line(entry.fence, entry.serial, "", at, 0))
+        recorded = list(self.recorded)
+        for group in together(sorted(lines)):
+            while left := [fence for fence in group if fence]:
+                yield recorded[self.random.choice(left).pop(0).offset]
 
     def claim_in_vain(self, chunk: wire.Chunk) -> None:
         """An agent claims a chunk of an earlier epoch, and hands it back once it has found that out."""

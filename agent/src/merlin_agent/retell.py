@@ -1,7 +1,8 @@
 """Completing a log that may have lost something: what the outcome logs in the workspace record and the broker does not.
 
 They hold each claim, written before anything of it ran, and each report, written before the broker heard of it. They are told by
-fence, since a chunk was issued after the reports that it follows from. Whatever the log has already changes nothing: a ledger
+fence, since a chunk was issued after the reports that it follows from: of a task, nothing is told before the broker has all that
+earlier fences say of it. Fences without a task in common are told side by side. Whatever the log has already changes nothing: a ledger
 knows a claim by its fence and a report by its number. So an agent that dies on the way is followed by another one.
 
 Logs are read twice, once to see what there is and where, and then line by line, so that their length costs no memory.
@@ -30,7 +31,7 @@ from merlin_study import failpoints, nested, outcomelog, wire, workspace
 _log: Final = logging.getLogger(__name__)
 
 AT_ONCE: Final = 32
-"""Fences that are told side by side."""
+"""Fences that are told side by side, at most."""
 
 
 class Line(NamedTuple):
@@ -41,6 +42,10 @@ class Line(NamedTuple):
     path: str
     offset: int
     length: int
+    step: int = 0
+    first: int = 0
+    end: int = 0
+    """A claim's tasks lie from ``first`` to ``end``, without that one."""
 
 
 def find(directory: str, study: str, known: Sequence[tuple[int, int]]) -> list[Line]:
@@ -67,13 +72,42 @@ def find(directory: str, study: str, known: Sequence[tuple[int, int]]) -> list[L
     return sorted(line for line in found if line.fence not in scans)
 
 
+def together(lines: Sequence[Line]) -> Iterator[list[list[Line]]]:
+    """Part lines that `find` returned by fence, and fences into groups that may be told side by side, one group after the other.
+
+    No two fences of a group have a task in common. One without a claim, of which nobody knows what it held, is on its own.
+    """
+    group: list[list[Line]] = []
+    for _, each in groupby(lines, key=lambda line: line.fence):
+        fence = list(each)
+        is_alone = fence[0].serial > 0 or any(other[0].serial > 0 for other in group)
+        if group and (is_alone or len(group) == AT_ONCE or any(_share(fence, other) for other in group)):
+            yield group
+            group = []
+        group.append(fence)
+    if group:
+        yield group
+
+
+def _share(one: Sequence[Line], other: Sequence[Line]) -> bool:
+    """Whether two fences may have a task in common; of one that two agents claimed, each claim counts."""
+    return any(
+        mine.step == theirs.step and mine.first < theirs.end and theirs.first < mine.end
+        for mine in one
+        for theirs in other
+        if mine.serial == theirs.serial == 0
+    )
+
+
 def _entries(path: str) -> Iterator[tuple[Line, outcomelog.Entry]]:
     offset = 0
     with open(path, "rb") as file:
         for data in file:
             for entry in outcomelog.decode_lines(data).entries:
                 if entry.start is not None:
-                    yield Line(entry.start.chunk.fence, 0, path, offset, len(data)), entry
+                    chunk = entry.start.chunk
+                    span = chunk.step, chunk.tasks.first, chunk.tasks.end
+                    yield Line(chunk.fence, 0, path, offset, len(data), *span), entry
                 elif entry.report is not None:
                     yield Line(entry.report.fence, entry.report.serial, path, offset, len(data)), entry
             offset += len(data)
@@ -130,9 +164,8 @@ class Reteller:
         bound = wire.Bound(site=self._site, agent=self._agent, mark=mark.mark, workspace=root)
         await self._first(recall.study, self._post.space.bound(recall.study), bound)
         lines = await asyncio.to_thread(find, f"{info}/{workspace.OUTCOMES}", recall.study, recall.known)
-        fences = [list(each) for _, each in groupby(lines, key=lambda line: line.fence)]
-        for at in range(0, len(fences), AT_ONCE):
-            await asyncio.gather(*(self._tell_fence(recall.study, each) for each in fences[at : at + AT_ONCE]))
+        for group in together(lines):
+            await asyncio.gather(*(self._tell_fence(recall.study, fence) for fence in group))
         for asked in await asyncio.to_thread(_submissions, info):
             subject = self._post.space.child(recall.study, asked.key(recall.study))
             await self._first(recall.study, subject, asked)
