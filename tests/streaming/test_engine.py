@@ -250,6 +250,8 @@ def test_a_chunk_that_vanishes_unstarted_is_issued_again(
             async with silent.working():
                 await until(lambda: engine.counters().issued_chunks > 0)
                 await engine.broker.purge(engine.space.task_stream, engine.space.chunks_of(REF.uid))
+                await until(lambda: engine.studies[REF.uid].broken)
+                assert not engine.studies[REF.uid].lost, "a chunk is gone, which says nothing of the log for sure"
             async with reporter.working():
                 await until(lambda: shown.finished)
                 _check([reporter], shown, plan)

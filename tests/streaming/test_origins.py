@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from merlin_operator import stream
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.view import StudyRef
 from merlin_study import wire
+from merlin_study.ledger import Ledger
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
@@ -149,5 +152,132 @@ def test_a_study_that_never_began_is_cancelled_without_agents(broker: Broker, pl
             await until(lambda: shown.finished)
             assert shown.view is not None
             assert shown.view.cancelled
+
+    asyncio.run(scenario())
+
+
+def test_a_publication_that_did_not_go_through_leaves_a_log_that_nobody_doubts(broker: Broker, plan: Plan) -> None:
+    """Its fences are closed, since the next cursor counts them: the next engine finds each of them."""
+
+    async def scenario() -> None:
+        keyring, created = Keyring.generate(), time.time() - 60
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, seconds=0.05)
+        async with reporter.working():
+            async with engine_of(broker, keyring, plan, created=created) as (engine, shown):
+                await until(lambda: shown.done > 10)
+                before = engine.studies[REF.uid].epoch
+                failures = _fail_once(engine.broker)
+                await until(lambda: bool(failures))
+                done = shown.done
+                await until(lambda: shown.done > done + 20)
+            async with engine_of(broker, keyring, plan, created=created) as (engine, shown):
+                await until(lambda: engine.studies[REF.uid].counted)
+                study = engine.studies[REF.uid]
+                assert (study.epoch, study.lost, study.broken) == (before, False, False)
+                await until(lambda: shown.finished)
+        assert set(reporter.runs.values()) == {1}
+
+    asyncio.run(scenario())
+
+
+def _fail_once(broker: stream.Broker) -> list[int]:
+    """Have the next publication of chunks be lost on its way; the list that is returned says how many those were."""
+    publish, failures = broker.publish_batch, list[int]()
+
+    async def publish_batch(cursor: tuple[str, bytes], chunks: Sequence[tuple[str, bytes]], *, expected: int) -> int:
+        if chunks and not failures:
+            failures.append(len(chunks))
+            raise stream.Outage("lost on its way")
+        return await publish(cursor, chunks, expected=expected)
+
+    broker.publish_batch = publish_batch  # type: ignore[method-assign]
+    return failures
+
+
+def test_a_study_that_is_deleted_while_another_is_published_ends_no_engine(broker: Broker, plan: Plan) -> None:
+    """Its removal waits for a round to end, but not for ever."""
+
+    async def scenario() -> None:
+        keyring, created = Keyring.generate(), time.time() - 60
+        other = StudyRef("ns", "other", "9e107d9d")
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, seconds=0.05)
+        async with engine_of(broker, keyring, plan, created=created) as (engine, _):
+            engine.add(other, plan, created=created)
+            publish, issued = engine.broker.publish_batch, set[str]()
+
+            async def publish_batch(
+                cursor: tuple[str, bytes], chunks: Sequence[tuple[str, bytes]], *, expected: int
+            ) -> int:
+                sequence = await publish(cursor, chunks, expected=expected)
+                if chunks and not issued:
+                    issued.add(cursor[0])
+                    gone = other if REF.uid in cursor[0] else REF
+                    engine.studies.pop(gone.uid)
+                return sequence
+
+            engine.broker.publish_batch = publish_batch  # type: ignore[method-assign]
+            async with reporter.working():
+                await until(lambda: bool(issued))
+                loops = engine.counters().loops
+                await until(lambda: engine.counters().loops > loops + 3)
+
+    asyncio.run(scenario())
+
+
+def test_the_newest_entry_may_be_of_a_study_that_is_deleted(broker: Broker, plan: Plan) -> None:
+    """A server that starts anew puts none of the others in doubt, since their newest entries stand."""
+
+    async def scenario() -> None:
+        keyring, created = Keyring.generate(), time.time() - 60
+        other = StudyRef("ns", "other", "9e107d9d")
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, queues=("merlin",))
+        async with reporter.working(), engine_of(broker, keyring, plan, created=created) as (engine, shown):
+            await until(lambda: shown.done > 10 and _is_quiet(engine))
+            before = engine.studies[REF.uid].epoch
+            engine.add(other, plan, created=time.time() - 30)
+            await until(lambda: engine.studies[other.uid].folded > engine.studies[REF.uid].folded and _is_quiet(engine))
+            assert await engine.forget(other, timeout=60)
+            server = engine.broker.server_id
+            broker.kill()
+            broker.start()
+            await until(functools.partial(_met_another, engine, server))
+            await until(lambda: engine.studies[REF.uid].synced)
+            assert engine.studies[REF.uid].epoch == before
+
+    asyncio.run(scenario())
+
+
+def _is_quiet(engine: Engine) -> bool:
+    """Whether no chunk of any study is out but those that no agent takes."""
+    ledgers = [study.ledger for study in engine.studies.values()]
+    return all(ledger is not None and _has_run(ledger) for ledger in ledgers)
+
+
+def _has_run(ledger: Ledger) -> bool:
+    return all(step.complete for step in ledger.steps[:-1]) and all(
+        each.holder is None for each in ledger.fences.values()
+    )
+
+
+def test_a_study_for_which_the_broker_does_not_answer_holds_up_no_other(broker: Broker, plan: Plan) -> None:
+    async def scenario() -> None:
+        keyring, created = Keyring.generate(), time.time() - 60
+        mute = StudyRef("ns", "mute", "9e107d9d")
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with engine_of(broker, keyring, plan, created=created) as (engine, _):
+            chunks = engine.broker.chunks
+
+            async def asked(study: str) -> list[stream.Stored]:
+                if study == mute.uid:
+                    raise stream.Outage("no answer")
+                return await chunks(study)
+
+            engine.broker.chunks = asked  # type: ignore[method-assign]
+            theirs = engine.studies.pop(REF.uid)
+            engine.add(mute, plan, created=created)
+            engine.studies[REF.uid] = theirs
+            async with reporter.working():
+                await until(lambda: theirs.over)
+            assert not engine.studies[mute.uid].synced
 
     asyncio.run(scenario())

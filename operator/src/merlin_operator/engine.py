@@ -59,6 +59,8 @@ _TICK = 0.5
 """Seconds between rounds where nothing happens."""
 _REST = 4.0
 """Where nothing happens, rounds and shows take this share of the time at most: one part in five."""
+_FAILED_SYNCS = 2
+"""Studies that a round tries to sync in vain, each for as long as a request may take; the others have their turn in the next one."""
 _SHOW_EVERY = 0.25
 """Seconds between two shows of the board, at least."""
 
@@ -185,6 +187,7 @@ class Engine:
             return await self._remover.remove(ref.uid, timeout=timeout, retain=retain)
         finally:
             self.studies.pop(ref.uid, None)
+            self._reader.forget(ref.uid)
             self.core.wake.set()
 
     async def sweep(self, live: frozenset[str]) -> None:
@@ -290,8 +293,8 @@ class Engine:
         self.core.look(now)
         for study in self.core.awake():
             study.doubt(now, patience=_PATIENCE)
-            if study.ledger is not None and not study.synced and not study.cancelled:
-                await self._reader.sync(study)
+        await self._sync()
+        await self._publisher.account()
         await self._repairer.repair(now)
         await self._judge.judge_losses(now)
         await self._warden.judge(now)
@@ -307,6 +310,29 @@ class Engine:
         self.fleet.forget_long_gone(now)
         self._took = time.monotonic() - now
         self.rounds.add(self._took)
+
+    async def _sync(self) -> None:
+        """Sync the studies that need it; where the broker does not answer for one, put that off: the others go on.
+
+        Raises:
+            Outage: the connection is gone, so that nothing is known of any study.
+        """
+        failed = 0
+        for study in self.core.awake():
+            began = time.monotonic()
+            if study.ledger is None or study.synced or study.cancelled or began < study.sync_at:
+                continue
+            try:
+                await self._reader.sync(study)
+            except Outage as error:
+                if not self._reader.knows_broker:
+                    raise
+                now, failed = time.monotonic(), failed + 1
+                study.sync_at = now + max(_TICK, _REST * (now - began))
+                self.core.count(interrupted=1)
+                log.warning("sync interrupted study=%s error=%s", study.ref.name, error)
+                if failed == _FAILED_SYNCS:
+                    return
 
     async def _keep(self) -> None:
         while True:

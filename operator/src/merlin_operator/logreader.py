@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 LOOK_EVERY: Final = 5.0
 """Seconds between two looks whether the streams are those that they were."""
 
+REMEMBERED: Final = 64
+"""Studies whose newest entries are remembered, to find out whether the log is the one that it was: some may be deleted meanwhile."""
+
 
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
@@ -44,8 +47,8 @@ class LogReader:
         self.ready = asyncio.Event()
         """To be set once the first connection stands and `connected` was called."""
         self._read_from, self._known = 0, -1
-        self._newest: Stored | None = None
-        """The newest entry of all that is known."""
+        self._newest: dict[str, tuple[int, int]] = {}
+        """By study, the newest entry that is known: its sequence and hash; of the studies with the newest ones, the latest last."""
         self._ground = Ground(core)
 
     async def connected(self) -> None:
@@ -56,22 +59,42 @@ class LogReader:
         for study in self.core.all():
             study.forget_told()
         before, stream = self._ground.origin, self.core.space.report_stream
-        origin = await self._ground.settle(stood=await self._stands())
+        stood = await self._stands()
+        origin = await self._ground.settle(stood=stood)
         if before is not None and origin.since != before.since:
             for study in self.core.all():
                 study.outlive()
         end = await self.core.broker.last_sequence(stream)
-        self._newest = await self.core.broker.stored(stream, end) if end else None
+        if not stood:
+            self._newest.clear()
+        newest = await self.core.broker.stored(stream, end) if end else None
+        if newest is not None:
+            self._note(newest)
         self._read_from = end + 1
         self._known = self.core.broker.reconnects
 
     async def _stands(self) -> bool:
-        """Whether the newest entry that is known is still in the log, and the same one: each is sealed anew, so no two are alike."""
-        known = self._newest
-        if known is None:
+        """Whether the newest entry that is known is still in the log, and the same one: each is sealed anew, so no two are alike.
+
+        Those of studies that were deleted since are not missed: a log that was put back or cut short lacks its newest entries, whosever.
+        """
+        if not self._newest:
             return self._read_from == 1  # nothing was there, else it can't be told any more
-        found = await self.core.broker.stored(self.core.space.report_stream, known.sequence)
-        return found is not None and found.data == known.data
+        sequence, content = max(self._newest.values())
+        found = await self.core.broker.stored(self.core.space.report_stream, sequence)
+        return found is not None and hash(found.data) == content
+
+    def forget(self, uid: str) -> None:
+        """Forget a study, of which the log may lack everything from now on."""
+        self._newest.pop(uid, None)
+
+    def _note(self, stored: Stored) -> None:
+        """Remember the newest entry of a study."""
+        uid = stored.subject.split(".")[4]
+        self._newest.pop(uid, None)
+        self._newest[uid] = stored.sequence, hash(stored.data)
+        if len(self._newest) > REMEMBERED:
+            del self._newest[next(iter(self._newest))]
 
     @property
     def knows_broker(self) -> bool:
@@ -111,7 +134,8 @@ class LogReader:
                     async for stored in entries:
                         if connection != core.broker.reconnects:
                             break  # of an earlier connection, and perhaps of another log
-                        self._read_from, self._newest = stored.sequence + 1, stored
+                        self._read_from = stored.sequence + 1
+                        self._note(stored)
                         self._take(stored)
             except Outage as error:
                 log.info("log reader starts again error=%s", error)
@@ -258,9 +282,12 @@ class LogReader:
             study.stand_on(since=self._ground.origin.since, made=self._ground.origin.made)
         if not study.counted and said is not None:
             gone += doubt.unaccounted(study.ledger, said, waiting)
-        if not study.broken and (gone or (study.past.begun and said is None and study.folded == 0)):
-            log.error("the log lacks what was issued study=%s fences=%d", study.ref.name, gone)
+        if not study.broken and study.past.begun and said is None and study.folded == 0:
+            log.error("the log lacks all of a study that began study=%s", study.ref.name)
             study.lose_log(int(self.core.now))
+        elif not study.broken and gone:
+            log.error("chunks are gone, or the log lacks their claims study=%s fences=%d", study.ref.name, gone)
+            study.question_log(int(self.core.now))
         study.counted = True
 
     def _cursor(self, uid: str, cursor: Stored) -> wire.Cursor | None:

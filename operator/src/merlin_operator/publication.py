@@ -21,9 +21,29 @@ class Publisher:
     def __init__(self, core: Core, withdraw: Callable[[Study, list[int]], Awaitable[None]]) -> None:
         self.core, self._withdraw, self._clocks = core, withdraw, Clocks()
 
+    async def account(self) -> None:
+        """Close the fences of batches that did not go through, as the sync after them has shown: the next cursor counts them.
+
+        Nobody would find them anywhere else, and take the log for one that lacks something. A batch that comes late is of no use then.
+        """
+        for study in self.core.awake():
+            if study.unsure and study.synced and study.ledger is not None:
+                ledger = study.ledger
+                gone = [
+                    each for each in sorted(study.unsure) if each not in ledger.fences and each not in ledger.closed
+                ]
+                await self._withdraw(study, gone)
+                study.unsure.clear()
+
     async def issue(self, now: float) -> None:
         """Publish what may go out at ``now`` (monotonic seconds)."""
         core = self.core
+        studies = {
+            study.ref.uid: study
+            for study in core.awake()
+            if study.active and study.synced and study.plan is not None and study.ledger is not None
+            if not study.broken and study.awaited <= study.folded and not core.control(study, study.ledger).holds
+        }
         candidates = [
             unroll.Candidate(
                 study.ref.uid,
@@ -36,15 +56,15 @@ class Publisher:
                 most=study.switches.max_in_flight,
                 rehearse=study.switches.rehearse,
             )
-            for study in core.awake()
-            if study.active and study.synced and study.plan is not None and study.ledger is not None
-            if not study.broken and study.awaited <= study.folded and not core.control(study, study.ledger).holds
+            for study in studies.values()
+            if study.plan is not None and study.ledger is not None
         ]
         if not candidates:
             self._clocks.competing = frozenset()
             return
         for uid, fences in ranks.overtaken(candidates).items():
-            await self._withdraw(core.studies[uid], fences)
+            if core.studies.get(uid) is studies[uid]:
+                await self._withdraw(studies[uid], fences)
         issues: dict[str, list[unroll.Issue]] = {}
         for issue in unroll.next_chunks(
             candidates,
@@ -55,7 +75,8 @@ class Publisher:
         ):
             issues.setdefault(issue.chunk.study, []).append(issue)
         for uid, batch in issues.items():
-            await self._publish(core.studies[uid], batch)
+            if core.studies.get(uid) is studies[uid]:  # else it was deleted while others were published
+                await self._publish(studies[uid], batch)
         if issues:
             core.wake.set()
 
@@ -80,6 +101,7 @@ class Publisher:
         except (Conflict, Outage) as error:
             for issue in batch:
                 study.ledger.withdraw(issue.chunk)
+            study.unsure.update(issue.chunk.fence for issue in batch)
             study.synced = False
             log.warning("publication unsure study=%s error=%s", study.ref.name, error)
             return
@@ -90,7 +112,8 @@ class Publisher:
         live = list(self.core.fleet.live(now))
         rates: dict[tuple[str, str, str], float] = {}
         for candidate in candidates:
-            rate = self.core.studies[candidate.uid].rate(now) or 0.0
+            study = self.core.studies.get(candidate.uid)
+            rate = (study.rate(now) if study is not None else None) or 0.0
             for queue, needs in candidate.ledger.plan.wants:
                 key = (candidate.site, queue, needs)
                 rates[key] = max(rate, rates.get(key, 0.0))

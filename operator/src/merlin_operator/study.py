@@ -69,6 +69,10 @@ class Study:
     switches: Switches = field(default_factory=Switches)
     word: wire.Control | None = None
     withdrawn: set[int] = field(default_factory=set)
+    unsure: set[int] = field(default_factory=set)
+    """Fences of batches of which nobody knows that they were published, until the next sync has shown it."""
+    sync_at: float = 0.0
+    """When it is tried again to sync it (monotonic seconds): not at once where the broker did not answer."""
     stale: bool = False
     lacking: str = ""
     unread: Submission | None = None
@@ -168,7 +172,12 @@ class Study:
 
     def lose_log(self, epoch: int) -> None:
         """Take its log as one that lacks something; ``epoch`` is the time in Unix seconds."""
-        self.epoch, self.lost = max(self.epoch + 1, epoch), True
+        self.question_log(epoch)
+        self.lost = True
+
+    def question_log(self, epoch: int) -> None:
+        """Take its log as one that may lack something: a chunk that is gone was deleted, or its claim was."""
+        self.epoch = max(self.epoch + 1, epoch)
 
     def stand_on(self, *, since: int, made: int) -> None:
         """Take its log as one that stands on its present server since then: of an older study it may lack something.
@@ -207,6 +216,7 @@ class Study:
     def forget_told(self) -> None:
         """Forget what was put into last values, for a connection whose broker may have lost them."""
         self.synced, self.kept, self.word, self.end_told, self.told = False, frozenset(), None, False, None
+        self.sync_at = 0.0
 
     def start_over(self) -> None:
         """Forget what was folded; the next sync reads it again. Fences go on, since agents know those that were."""
