@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from merlin_agent.retell import AT_ONCE, Line, together
+from merlin_operator.core import Core, EngineConfig
 from merlin_operator.doubt import Past, complaint, known_fences, sites_to_ask, unaccounted
+from merlin_operator.repair import PATIENCE, Repairer
+from merlin_operator.study import Study
+from merlin_operator.verdicts import Judge
+from merlin_operator.view import StudyRef
 from merlin_study import wire
 from merlin_study.bitmap import Bitmap
 from merlin_study.ledger import Ledger
+from merlin_study.seal import Keyring
 from merlin_study.subjects import ANY_SITE
 from merlin_study.taskset import TaskSet
 from tests.folding.studies import Shape, plan_of
@@ -16,6 +24,14 @@ from tests.folding.studies import Shape, plan_of
 EPOCH = 1_800_000_000
 BASE = wire.first_fence(EPOCH)
 BEGUN = Past(started_at=1.0, site="here", workspace="/ws/study")
+
+UNREAD = wire.Recalled(
+    agent="b",
+    site="here",
+    epoch=EPOCH,
+    found=False,
+    unread="/ws/study/merlin_info/outcomes/a.jsonl: Input/output error",
+)
 
 
 @pytest.fixture
@@ -116,3 +132,46 @@ def test_a_fence_whose_claim_is_not_recorded_is_told_alone() -> None:
 def test_no_more_than_some_are_told_side_by_side() -> None:
     lines = [_line(each, each, each + 1) for each in range(1, 2 * AT_ONCE + 2)]
     assert [len(group) for group in together(lines)] == [AT_ONCE, AT_ONCE, 1]
+
+
+def test_what_cannot_be_read_is_no_missing_workspace() -> None:
+    """Neither is the study taken for one that never began, nor is its user told to delete it."""
+    ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
+    ledger.apply(UNREAD, at=0)
+    ledger.apply(word("here", found=False), at=0)  # another agent, which sees none, knows no better
+    assert sites_to_ask(ledger, EPOCH, Past(), site="here", live=["here"]) == ["here"]
+    assert sites_to_ask(ledger, EPOCH, Past(), site=ANY_SITE, live=["here"]) == ["here"]
+    assert ledger.recalled == {"here": UNREAD}
+    said = complaint(BEGUN, "here", ["b"], {"b": UNREAD.unread})
+    assert said.startswith("/ws/study/merlin_info/outcomes/a.jsonl: Input/output error: ")
+    assert "delete" not in said
+    ledger.apply(wire.Recalled(agent="b", site="here", epoch=EPOCH, found=False), at=0)
+    assert not ledger.recalled["here"].unread, "the same agent may find out more"
+
+
+def test_an_agent_that_gets_on_with_telling_is_not_followed_by_another() -> None:
+    async def scenario() -> None:
+        core = Core(EngineConfig("ns", "nats://127.0.0.1:1", {}, Keyring.generate()))
+        repairer = Repairer(core, Judge(core))
+        study = Study(StudyRef("ns", "s", "u"), 1)
+        study.adopt(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
+        study.synced, study.epoch, study.announced = True, EPOCH, EPOCH
+        study.word = wire.Control(study="u", epoch=EPOCH)
+        core.studies["u"] = study
+
+        async def asked(now: float) -> str:
+            for agent in "ab":
+                core.fleet.hear(wire.Heartbeat(agent=agent, site="here", host=agent, pid=1, version="0", slots=1), now)
+            core.look(now)
+            await repairer.repair(now)
+            return study.recall.agent if study.recall is not None else ""
+
+        now = 1000.0
+        assert await asked(now) == "a"
+        for _ in range(4):
+            study.folded, now = study.folded + 1, now + 0.9 * PATIENCE
+            assert await asked(now) == "a"
+        assert await asked(now + 0.5 * PATIENCE) == "a"
+        assert await asked(now + 1.1 * PATIENCE) == "b"
+
+    asyncio.run(scenario())

@@ -135,27 +135,38 @@ class Reteller:
         self._post, self._studies = post, studies
         self._agent, self._site, self._complain = agent, site, complain
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._asked: set[tuple[str, int]] = set()
+        """What the offer asks us for: who is not asked any more has been followed by another agent."""
+
+    async def ended(self) -> None:
+        """Wait until nothing is being told any more."""
+        await asyncio.gather(*self._tasks.values())
 
     def heed(self, recalls: Sequence[wire.Recall]) -> None:
-        """Tell what an offer asks us for; what is being told already goes on."""
+        """Tell what an offer asks us for; what is being told already goes on, unless it is not asked for any more."""
         self._tasks = {key: task for key, task in self._tasks.items() if not task.done()}
+        self._asked = {(recall.study, recall.epoch) for recall in recalls if recall.agent == self._agent}
         for recall in recalls:
             key = (recall.study, recall.epoch)
             if recall.agent == self._agent and key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._tell(recall))
 
     async def _tell(self, recall: wire.Recall) -> None:
+        unread = ""
         try:
             found = await self._tell_workspace(recall)
         except (OSError, NotYetError, RefusedError, ValidationError) as error:
             self._complain(f"study {recall.study}: its workspace can't be read to complete its log: {error}")
-            found = False
-        word = wire.Recalled(agent=self._agent, site=self._site, epoch=recall.epoch, found=found)
+            found, unread = False, _why(error)
+        if found is None:
+            _log.info("another agent completes the log of study %s, epoch %d", recall.study, recall.epoch)
+            return
+        word = wire.Recalled(agent=self._agent, site=self._site, epoch=recall.epoch, found=found, unread=unread)
         await self._store(recall.study, self._post.space.recalled(recall.study), word)
         _log.info("completed the log of study %s, epoch %d, found %s", recall.study, recall.epoch, found)
 
-    async def _tell_workspace(self, recall: wire.Recall) -> bool:
-        """Tell everything that is recorded here; False where the study has no workspace here."""
+    async def _tell_workspace(self, recall: wire.Recall) -> bool | None:
+        """Tell everything that is recorded here; False where the study has no workspace here, None where nobody asks any more."""
         root = await self._studies.root_of(recall.study, recall.plan)
         info = f"{root}/{workspace.INFO}"
         mark = await asyncio.to_thread(binding.read_mark, info)
@@ -165,6 +176,8 @@ class Reteller:
         await self._first(recall.study, self._post.space.bound(recall.study), bound)
         lines = await asyncio.to_thread(find, f"{info}/{workspace.OUTCOMES}", recall.study, recall.known)
         for group in together(lines):
+            if (recall.study, recall.epoch) not in self._asked:
+                return None
             await asyncio.gather(*(self._tell_fence(recall.study, fence) for fence in group))
         for asked in await asyncio.to_thread(_submissions, info):
             subject = self._post.space.child(recall.study, asked.key(recall.study))
@@ -191,6 +204,13 @@ class Reteller:
 
     async def _store(self, study: str, subject: str, entry: wire.Message) -> None:
         await until_answered(lambda: self._post.store(study, subject, entry))
+
+
+def _why(error: Exception) -> str:
+    """Say what can't be read and why, the path first."""
+    path = error.filename if isinstance(error, OSError) else None
+    said = f"{path}: {error.strerror}" if isinstance(error, OSError) and path is not None else str(error)
+    return (said.splitlines() or [type(error).__name__])[0][: wire.MAX_TAIL]
 
 
 def _submissions(info: str) -> list[nested.Submission]:

@@ -85,7 +85,7 @@ def sites_to_ask(ledger: Ledger, epoch: int, past: Past, *, site: str, live: Ite
         site: the one that runs it, or `subjects.ANY_SITE`.
         live: the sites that have agents.
     """
-    words = {each: word for each, word in ledger.recalled.items() if word.epoch >= epoch}
+    words = {each: word for each, word in ledger.recalled.items() if word.epoch >= epoch and not word.unread}
     if any(word.found for word in words.values()):
         return []
     if site == subjects.ANY_SITE:
@@ -97,10 +97,24 @@ def sites_to_ask(ledger: Ledger, epoch: int, past: Past, *, site: str, live: Ite
     return missing if missing or words else [subjects.ANY_SITE]
 
 
-def complaint(past: Past, site: str, blind: Iterable[str]) -> str:
-    """Say what has to be done where no agent can tell; ``blind`` are those that see no workspace."""
+def complaint(past: Past, site: str, blind: Iterable[str], unread: Mapping[str, str] | None = None) -> str:
+    """Say what has to be done where no agent can tell.
+
+    Args:
+        past: what is known of the study beside its log.
+        site: the one that is asked, or `subjects.ANY_SITE`.
+        blind: agents that see no workspace.
+        unread: by agent, why it can't read what the workspace records.
+    """
     where = f" {past.workspace}" if past.workspace else ""
     at = f" of site {site}" if site != subjects.ANY_SITE else ""
+    if unread:
+        agent, why = min(unread.items())
+        return (
+            f"{why}: the broker may have lost some of what it knew of the study, and agent {agent} can't read there what the "
+            f"workspace{where} records: have it readable for that agent, or start one{at} that can read it; it is tried again "
+            "each minute, and nothing is lost meanwhile"
+        )
     if agent := min(blind, default=""):
         return (
             f"the broker lost what it knew of the study, and agent {agent} sees no workspace{where} of it: start an agent"

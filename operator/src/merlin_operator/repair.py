@@ -18,6 +18,7 @@ Each step can be taken twice, by this operator or the next one: whoever finds th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -32,7 +33,8 @@ from merlin_study.ledger import Ledger
 log = logging.getLogger(__name__)
 
 PATIENCE: Final = 60.0
-"""Seconds until another agent of a site is asked; one that is gone, or that sees no workspace, is followed at once."""
+"""Seconds without an entry in the study's log until another agent of a site is asked; one that is gone, or that sees no workspace,
+is followed at once. What runs of the study may report meanwhile and count as such an entry; nothing new is issued, so that ends."""
 AT_ONCE: Final = 64
 """Studies whose logs a site completes at the same time: an offer has to stay small."""
 
@@ -70,7 +72,10 @@ class Repairer:
         if not sites:
             await self._conclude(study, study.ledger)
             return
-        blind = {word.agent for word in study.ledger.recalled.values() if word.epoch >= study.epoch and not word.found}
+        words = [word for word in study.ledger.recalled.values() if word.epoch >= study.epoch and not word.found]
+        blind, unread = {word.agent for word in words}, {word.agent: word.unread for word in words if word.unread}
+        if study.recall is not None and study.folded != study.recall_folded:
+            study.recall_folded, study.asked[study.recall.agent] = study.folded, now
         recall = study.recall
         is_telling = recall is not None and live.get(recall.agent) in sites and recall.agent not in blind
         if is_telling and recall is not None and now - study.asked[recall.agent] < PATIENCE:
@@ -82,11 +87,11 @@ class Repairer:
             if site in sites and now - study.asked.get(agent, -PATIENCE) >= PATIENCE
         ]
         study.unheard = not fresh
-        is_missed = study.begun and not fresh  # one that never began waits for agents as any study does
-        study.lost_log = doubt.complaint(study.past, sites[0], blind) if is_missed else ""
+        is_missed = (study.begun or unread) and not fresh  # one that never began waits for agents as any study does
+        study.lost_log = doubt.complaint(study.past, sites[0], blind, unread) if is_missed else ""
         if not fresh:
             return
-        agent = min(fresh)
+        agent = min(fresh, key=lambda each: (study.asked.get(each, -math.inf), each))
         study.recall = wire.Recall(
             study=study.ref.uid,
             plan=study.plan.hash,
@@ -94,7 +99,7 @@ class Repairer:
             agent=agent,
             known=doubt.known_fences(study.ledger.closed),
         )
-        study.recall_site, study.asked[agent] = live[agent], now
+        study.recall_site, study.recall_folded, study.asked[agent] = live[agent], study.folded, now
         failpoints.reach("operator.recall")
         log.warning(
             "log in doubt, asking for what it lacks study=%s agent=%s epoch=%d", study.ref.name, agent, study.epoch

@@ -111,6 +111,8 @@ class Study:
     recall: wire.Recall | None = None
     """What an agent is asked to tell, at `recall_site`; `asked` when each agent was (monotonic seconds)."""
     recall_site: str = ""
+    recall_folded: int = 0
+    """The sequence of the log's last entry when it was last looked whether that agent gets on."""
     asked: dict[str, float] = field(default_factory=dict)
     lost: bool = False
     """Whether its log lacks something for sure, where it is in doubt."""

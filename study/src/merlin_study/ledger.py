@@ -190,8 +190,14 @@ class Ledger:
     def _place(self, entry: wire.Bound | wire.Recalled) -> None:
         if isinstance(entry, wire.Bound):
             self.bound = self.bound or entry
-        else:
+        elif not self._knows_better(entry):
             self.recalled[entry.site] = entry
+
+    def _knows_better(self, entry: wire.Recalled) -> bool:
+        """Whether an agent of the site sees a workspace that it can't read, and this one sees none."""
+        known = self.recalled.get(entry.site)
+        is_other = known is not None and known.agent != entry.agent and known.epoch == entry.epoch
+        return known is not None and is_other and bool(known.unread) and not (entry.found or entry.unread)
 
     def issue(self, chunk: wire.Chunk) -> None:
         """Note that a chunk is in the task stream; nothing changes where the log knows it already.

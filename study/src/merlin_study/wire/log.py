@@ -154,13 +154,17 @@ class Restarted(Message):
 
 
 class Recalled(Message):
-    """An agent's word that it told all that the study's workspace at its site records (or that it sees none: not ``found``)."""
+    """An agent's word that it told all that the study's workspace at its site records (or that it sees none: not ``found``).
+
+    ``unread``: why it could not tell all, which says nothing of what there is; not ``found``, too.
+    """
 
     kind: Literal["recalled"] = "recalled"
     agent: str
     site: str
     epoch: int
     found: bool
+    unread: str = ""
 
 
 class Repaired(Message):
