@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from merlin_operator.view import FULL
 from tests.faults import admin
 from tests.faults.checker import read
 from tests.faults.rig import PATIENT, Rig, a_rig, linger
@@ -49,8 +50,10 @@ def test_a_broker_without_room_holds_the_study_up_and_loses_nothing(tmp_path: Pa
         rig.hurry.touch()
         eventually(lambda: _ended(rig) > ended, message="what agents hold runs on")
         eventually(lambda: rig.done() < _ended(rig), message="its results wait")
+        eventually(lambda: rig.view()["broker_problem"] == FULL, message="the study says why it stands")
         assert not rig.view()["finished"]
         admin.act(broker, admin.make_room)
+        eventually(lambda: not rig.view()["broker_problem"], message="it says so no longer")
         finding = rig.finish()
         assert rig.succeeded()
         assert finding.repeated == 0

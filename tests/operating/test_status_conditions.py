@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merlin_operator import conditions
+from merlin_operator.view import FULL as NO_ROOM
 from merlin_operator.view import StepView, StudyView
 from merlin_study.errors import Fault
 from merlin_study.outcome import Outcome
@@ -148,6 +149,12 @@ def test_why_nothing_moves_is_said() -> None:
         "no agent serves queue 'merlin'",
     )
     assert (broker["status"], broker["reason"], broker["message"]) == ("False", "Unreachable", "connection refused")
+
+
+def test_a_broker_without_room_is_not_available() -> None:
+    shown = {each["type"]: each for each in status(replace(ACCEPTED, broker_problem=NO_ROOM))["conditions"]}
+    broker = shown["BrokerAvailable"]
+    assert (broker["status"], broker["reason"], broker["message"]) == ("False", "StoreFull", NO_ROOM)
 
 
 def test_a_broker_that_must_not_lose_another_server_says_so() -> None:

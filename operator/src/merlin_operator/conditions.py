@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from merlin_operator.view import FailureView, StepView, StudyView
+from merlin_operator.view import FULL, FailureView, StepView, StudyView
 
 MAX_BYTES: Final = 28 * 1024
 """Of a status as it is stored; the promise is less than 32 KiB (docs/limits.md), the rest is room for the server's own encoding."""
@@ -68,6 +68,8 @@ REACHABLE: Final = "Reachable"
 """The operator talks to the broker."""
 CATCHING_UP: Final = "CatchingUp"
 """The broker answers; some of its servers do not hold all of a stream yet, so that none should be stopped."""
+STORE_FULL: Final = "StoreFull"
+"""The broker answers and can store nothing more; results wait in the workspace."""
 UNREACHABLE: Final = "Unreachable"
 """The operator cannot reach the broker; agents go on with what they have."""
 IN_PROGRESS: Final = "InProgress"
@@ -186,7 +188,8 @@ def conditions_of(view: StudyView) -> tuple[Condition, ...]:
 
 def _broker_available(view: StudyView) -> Condition:
     if view.broker_problem:
-        return Condition("BrokerAvailable", "False", UNREACHABLE, _clean(view.broker_problem, MAX_MESSAGE))
+        reason = STORE_FULL if view.broker_problem == FULL else UNREACHABLE
+        return Condition("BrokerAvailable", "False", reason, _clean(view.broker_problem, MAX_MESSAGE))
     reason = CATCHING_UP if view.broker_note else REACHABLE
     return Condition("BrokerAvailable", "True", reason, _clean(view.broker_note, MAX_MESSAGE))
 

@@ -43,7 +43,7 @@ from merlin_operator.routing import Router
 from merlin_operator.stream import Outage
 from merlin_operator.study import Study
 from merlin_operator.verdicts import Judge
-from merlin_operator.view import StudyRef, StudyView
+from merlin_operator.view import FULL, StudyRef, StudyView
 from merlin_operator.warden import Warden
 from merlin_study import wire
 from merlin_study.plan import Plan
@@ -232,7 +232,8 @@ class Engine:
 
     def views(self) -> list[StudyView]:
         """Return every study as its user should see it."""
-        return showing.views(self.core, time.monotonic(), broker_note=self.load.thin if self.load is not None else "")
+        full, thin = (FULL if self.load.full else "", self.load.thin) if self.load is not None else ("", "")
+        return showing.views(self.core, time.monotonic(), broker_full=full, broker_note=thin)
 
     # The loop
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from merlin_operator.measures import MAX_PAIRS, OTHER
+
+LEAST_ROOM: Final = 1 << 16
+"""Bytes below which the store counts as full: a report may be as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,11 @@ class BrokerLoad:
     store_limit: int | None
     streams: tuple[StreamLoad, ...]
     consumers: tuple[ConsumerLoad, ...]
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room; never where the store has no limit of its own."""
+        return self.store_limit is not None and self.store_limit - self.stored < LEAST_ROOM
 
     @property
     def thin(self) -> str:

@@ -15,12 +15,12 @@ from merlin_study.reopen import windows
 from merlin_study.steptasks import StepTasks
 
 
-def views(core: Core, now: float, *, broker_note: str = "") -> list[StudyView]:
+def views(core: Core, now: float, *, broker_full: str = "", broker_note: str = "") -> list[StudyView]:
     """Return every study as its user should see it at ``now`` (monotonic seconds).
 
-    ``broker_note`` says what is wanting of the broker while it can be reached.
+    ``broker_full`` says that the broker can be reached and has no room, ``broker_note`` what else is wanting of it then.
     """
-    problem = "" if core.broker.connected else core.broker.problem
+    problem = broker_full if core.broker.connected else core.broker.problem
     live = list(core.fleet.live(now))
     counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
     full = [agent for agent in live if agent.full]

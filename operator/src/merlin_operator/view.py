@@ -55,6 +55,12 @@ class FailureView:
     failure: wire.Failure
 
 
+FULL: Final = (
+    "the broker's store is full: no chunks go out, and results wait in the workspace; raise its limit (nats.maxFileStore of the "
+    "chart), or delete Studies that are over"
+)
+"""What a study's user is told where the broker has no room."""
+
 COUNTED: Final = ("succeeded", "soft_failed", "failed", "timed_out", "cancelled", "lost", "redundant", "doubled")
 """What metrics count over all studies; see `StudyView.counted`."""
 
@@ -78,7 +84,7 @@ class StudyView:
     whole again. ``ttl``: seconds after its end until it is to be deleted (None: never).
     ``parent`` is the uid of the study whose task started this one; ``children`` counts the studies that its own tasks asked
     for and that were or will be made, ``refused_children`` those that were refused, ``unborn`` those of which nothing has become yet.
-    ``broker_problem`` says why the broker can't be reached, ``broker_note`` what is wanting while it can.
+    ``broker_problem`` says why the broker can't be reached or has no room, ``broker_note`` what is wanting while it can.
     ``suspended``: its user holds it; ``stopped``: a task asked to stop the agents, and a restart goes on. ``exhausted``
     counts tasks that were failed because too many agents in turn were lost with them. ``restarted``: the id of the last
     restart after which all was over (empty: none is known).
