@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.funnel import check_complete, condition, manifest, taking_part
+from tests.cluster.funnel import check_complete, condition, manifest, taking_part, workspace_of
 from tests.cluster.site import Site, running_site
 from tests.ground import Slurm, eventually
 
@@ -111,6 +111,20 @@ def test_deleting_a_study_leaves_nothing_in_the_broker(site: Site) -> None:
     site.control_plane.kubectl("delete", "study", "brief", "-n", site.namespace, "--timeout=180s", timeout=200)
     gone = site.control_plane.kubectl("get", "study", "brief", "-n", site.namespace, check=False)
     assert "NotFound" in gone.stderr
+
+
+def test_a_rehearsed_study_goes_the_whole_way_and_runs_nothing(site: Site) -> None:
+    """Its tasks are reported as succeeded by the agents of an allocation, and none of its commands leaves a trace."""
+    if not site.agent_pids():
+        site.allocate()
+    study = yaml.safe_load(manifest("rehearsed", samples=1).replace("$(NUMBER)", "$(MERLIN_SAMPLE_ID)"))
+    study["spec"].update(rehearse=0, merlin={"samples": {"count": SAMPLES}})
+    site.apply(yaml.safe_dump(study))
+    site.wait_finished("rehearsed")
+    rehearsed = site.study("rehearsed")
+    assert condition(rehearsed, "Succeeded")["status"] == "True", rehearsed["status"]
+    assert rehearsed["status"]["counts"]["succeeded"] == 2 * SAMPLES + 1
+    assert [path.name for path in workspace_of(rehearsed, site.root / "work").iterdir()] == ["merlin_info"]
 
 
 def _patch(site: Site, name: str, **spec: Any) -> None:
