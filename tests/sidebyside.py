@@ -19,6 +19,7 @@ LONG: Final = {
     "tests/cluster/test_whole_allocations.py": True,
     "tests/compat/test_against_upstream.py": True,
     "tests/metrics/test_dashboards.py": True,
+    "tests/faults/test_soak.py": True,
     "tests/cli/test_cli_local.py": False,
     "tests/cli/test_cli_nested.py": False,
     "tests/examples/test_demo_and_bench.py": False,

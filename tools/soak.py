@@ -71,7 +71,8 @@ def soak(wish: Wish, directory: Path) -> Came:
     """
     chance = random.Random(wish.seed)
     kills: Counter[str] = Counter()
-    cmd = f"sleep {wish.nap:g}" if wish.nap else ":"
+    # Once the killing is over, there is nothing to wait for.
+    cmd = f"[ -e {directory / 'hurry'} ] || sleep {wish.nap:g}" if wish.nap else ":"
     with (
         Broker(directory / "broker") as broker,
         a_rig(broker, directory, tasks=wish.tasks, cmd=cmd, log_stands=True) as rig,
@@ -100,6 +101,7 @@ def soak(wish: Wish, directory: Path) -> Came:
                 agents[agents.index(victim)] = rig.agent(slots=wish.slots)
             time.sleep(max(0.0, first + now + wish.every - time.monotonic()))
         killing = time.monotonic() - first
+        rig.hurry.touch()
         say(f"{killing:.0f} s: the killing is over after {kills.total()}; the study is left alone")
         _until_finished(rig, kills, first)
         finding = rig.finish(seconds=600)
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long to kill")
     parser.add_argument("--every", type=float, default=1.0, help="seconds from one kill to the next")
     parser.add_argument("--tasks", type=int, default=100_000, help="how many tasks the study has")
-    parser.add_argument("--nap", type=float, default=0.02, help="seconds that each task sleeps")
+    parser.add_argument("--nap", type=float, default=0.02, help="seconds that each task sleeps while the killing lasts")
     parser.add_argument("--agents", type=int, default=3, help="how many agents work")
     parser.add_argument("--slots", type=int, default=4, help="slots of each")
     parser.add_argument("--seed", type=int, default=None, help="who dies when (default: drawn, and printed)")
