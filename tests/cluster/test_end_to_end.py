@@ -20,6 +20,8 @@ from tests.ground import Slurm, eventually
 pytestmark = [pytest.mark.slurm, pytest.mark.control_plane, pytest.mark.timeout(900)]
 
 SAMPLES = 10_000
+LONG = "40:00"
+"""Of an allocation, so that it outlives all tests here on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,11 @@ def _check_complete(site: Site, name: str, *, most_doubled: int) -> None:
 
 def test_a_study_runs_in_two_slurm_allocations(site: Site) -> None:
     """Applied with kubectl between one allocation's start and the other's; nothing is lost and nothing runs twice."""
-    site.allocate()
+    site.allocate(time=LONG)
     before, began = site.metric("merlin_status_writes_total"), time.monotonic()
     site.apply(manifest("first-light", samples=SAMPLES))
     eventually(lambda: site.done("first-light") > 0, message="the first allocation works")
-    site.allocate()
+    site.allocate(time=LONG)
     site.wait_finished("first-light")
     _check_complete(site, "first-light", most_doubled=0)
     writes = site.metric("merlin_status_writes_total") - before
@@ -55,7 +57,7 @@ def test_killing_each_part_in_turn_costs_nothing(site: Site) -> None:
     """``kill -9`` of the operator, of one agent and of nats-server during one study: the same result."""
     while len(site.agent_pids()) < 2:
         jobs = len(site.agent_pids())
-        site.allocate()
+        site.allocate(time=LONG)
         eventually(lambda before=jobs: len(site.agent_pids()) > before, message="an agent starts")  # type: ignore[misc]
     site.apply(manifest("survivor", samples=SAMPLES))
     eventually(lambda: site.done("survivor") > 500, message="the study is under way")
@@ -106,6 +108,8 @@ def test_what_is_wrong_is_refused_with_a_clear_message(site: Site, change: tuple
 
 def test_deleting_a_study_leaves_nothing_in_the_broker(site: Site) -> None:
     """The finalizer lets go, and the study's subjects are gone from every stream."""
+    if not site.agent_pids():
+        site.allocate(time=LONG)
     site.apply(manifest("brief", samples=3))
     site.wait_finished("brief")
     site.control_plane.kubectl("delete", "study", "brief", "-n", site.namespace, "--timeout=180s", timeout=200)
@@ -116,7 +120,7 @@ def test_deleting_a_study_leaves_nothing_in_the_broker(site: Site) -> None:
 def test_a_rehearsed_study_goes_the_whole_way_and_runs_nothing(site: Site) -> None:
     """Its tasks are reported as succeeded by the agents of an allocation, and none of its commands leaves a trace."""
     if not site.agent_pids():
-        site.allocate()
+        site.allocate(time=LONG)
     study = yaml.safe_load(manifest("rehearsed", samples=1).replace("$(NUMBER)", "$(MERLIN_SAMPLE_ID)"))
     study["spec"].update(rehearse=0, merlin={"samples": {"count": SAMPLES}})
     site.apply(yaml.safe_dump(study))
@@ -147,7 +151,7 @@ def _cancelled(site: Site, name: str) -> int:
 def test_a_user_holds_ends_and_repeats_studies_with_kubectl(site: Site) -> None:
     """Each switch takes effect within seconds, and the phase and the conditions tell it."""
     if not site.agent_pids():
-        site.allocate()
+        site.allocate(time=LONG)
     gate = site.root / "gate"
     site.apply(manifest("held", samples=150, before=f"while [ ! -e {gate} ]; do sleep 0.05; done"))
     eventually(lambda: _running(site, "held") > 0, message="tasks run")
@@ -214,7 +218,7 @@ study:
 def test_a_study_starts_studies_from_within_its_steps(site: Site) -> None:
     """Through an agent's socket, the broker and the operator's narrow rights; they belong to the first one."""
     if not site.agent_pids():
-        site.allocate()
+        site.allocate(time=LONG)
     place = site.root / "work" / "nested"
     place.mkdir()
     (place / "rounds.yaml").write_text(ROUNDS)

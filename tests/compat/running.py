@@ -24,8 +24,8 @@ CACHE: Final = ROOT / ".cache" / "compat"
 REQUIREMENTS: Final = HERE / "requirements.txt"
 STAND_INS: Final = HERE / "environment"
 UV: Final = ROOT / ".cache" / "uv" / "bin" / "uv"
-STARTED: Final = 90
-"""Seconds that a run may take."""
+STARTED: Final = 300
+"""Seconds that a run may take on a busy machine."""
 
 
 @dataclass(frozen=True)
