@@ -67,7 +67,7 @@ def test_killing_each_part_in_turn_costs_nothing(site: Site) -> None:
     eventually(lambda: site.done("survivor") > mark + 1000, message="the operator goes on where it was")
     os.kill(random.choice(site.agent_pids()), signal.SIGKILL)
     mark = site.done("survivor")
-    eventually(lambda: site.done("survivor") > mark + 1000, message="the other agent goes on")
+    eventually(lambda: site.done("survivor") > mark + 1000, timeout=400, message="the other agent goes on")
     site.broker.kill()
     site.broker.start()
     site.wait_finished("survivor")
