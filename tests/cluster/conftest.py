@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from collections.abc import Generator
 
 import pytest
@@ -18,8 +20,11 @@ def pytest_runtest_makereport(
     site = getattr(item, "funcargs", {}).get("site")
     if call.when == "call" and report.failed and isinstance(site, Site):
         report.sections.append(("operator", f"{site.operator.describe()}\n{site.operator.tail(80)}"))
-        told = site.control_plane.kubectl("get", "studies", "-n", site.namespace, "-o", "yaml", check=False)
-        agents = site.control_plane.kubectl("get", "allocations", "-n", site.namespace, "-o", "yaml", check=False)
-        report.sections.append(("studies", told.stdout[-20_000:]))
-        report.sections.append(("allocations", f"processes {site.agent_pids()}\n{agents.stdout[-10_000:]}"))
+        for kind in ("studies", "allocations"):
+            with contextlib.suppress(
+                OSError, subprocess.SubprocessError
+            ):  # what is told is no reason to fail otherwise
+                found = site.control_plane.kubectl("get", kind, "-n", site.namespace, "-o", "yaml", check=False)
+                report.sections.append((kind, found.stdout[-20_000:]))
+        report.sections.append(("agents", f"processes {site.agent_pids()}"))
     return report
