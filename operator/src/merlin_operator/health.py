@@ -140,7 +140,7 @@ class Health:
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
-        known = dict(self._engine.known())
+        known = dict(sorted(self._engine.known()))  # the latest generation of each
         found = await self._api.studies()
         if self._api.revision < self._revision:
             was, now = f"at revision {self._revision}", f"at {self._api.revision}"
