@@ -64,7 +64,7 @@ class Agent:
     """One `merlin-agent`; `run` returns when it has left."""
 
     def __init__(self, settings: Settings, *, keys: Keyring, credentials: Credentials) -> None:
-        if not settings.lifeline and "slots" not in settings.model_fields_set:
+        if not (settings.lifeline or settings.this_node or "slots" in settings.model_fields_set):
             _refuse_elsewhere()
         self._settings = settings
         self._host = surroundings.host()
@@ -457,7 +457,7 @@ class Agent:
 
 
 def _refuse_elsewhere() -> None:
-    """End where nobody said how much of a host that is not the job's we may take: all of it would be others'."""
+    """End where nobody said that this host, which is none of the job's, is meant, or how much of it: all of it would be others'."""
     if wrong := allocation.elsewhere(allocation.here()):
         _log.error("%s", wrong)
         raise SystemExit(config.USAGE)
