@@ -86,7 +86,7 @@ async def _delete_consumers(stream: JetStreamContext) -> None:
 
 
 def _goes_on(rig: Rig, before: int, name: str) -> None:
-    eventually(lambda: rig.done() > before + 6, timeout=120, message=f"{name}, and all goes on")
+    eventually(lambda: rig.done() > before + 6, timeout=300, message=f"{name}, and all goes on")
 
 
 LOSSES: dict[str, Callable[[JetStreamContext], Awaitable[object]]] = {
