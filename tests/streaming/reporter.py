@@ -136,6 +136,8 @@ class Reporter:
                     await message.term()
                     continue
                 await self._take(wire.Chunk.model_validate_json(data))
+                if self._stopped:
+                    return  # perhaps before its claim, so that it has to stay in the stream
                 await message.ack()
         finally:
             await pull.unsubscribe()

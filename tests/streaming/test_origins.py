@@ -161,37 +161,37 @@ def test_a_publication_that_did_not_go_through_leaves_a_log_that_nobody_doubts(b
 
     async def scenario() -> None:
         keyring, created = Keyring.generate(), time.time() - 60
-        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, seconds=0.05)
+        reporter = Reporter(
+            broker, keyring, plan, samples=SAMPLES, seconds=0.05, queues=("merlin",)
+        )  # so it is never over
         async with reporter.working():
             async with engine_of(broker, keyring, plan, created=created) as (engine, shown):
-                await until(lambda: shown.done > 10)
+                publications = _fail_third(engine.broker)
+                await until(lambda: shown.done == 1 + SAMPLES)
+                assert len(publications) > 3
                 before = engine.studies[REF.uid].epoch
-                failures = _fail_once(engine.broker)
-                await until(lambda: bool(failures))
-                done = shown.done
-                await until(lambda: shown.done > done + 20)
             async with engine_of(broker, keyring, plan, created=created) as (engine, shown):
                 await until(lambda: engine.studies[REF.uid].counted)
                 study = engine.studies[REF.uid]
                 assert (study.epoch, study.lost, study.broken) == (before, False, False)
-                await until(lambda: shown.finished)
         assert set(reporter.runs.values()) == {1}
 
     asyncio.run(scenario())
 
 
-def _fail_once(broker: stream.Broker) -> list[int]:
-    """Have the next publication of chunks be lost on its way; the list that is returned says how many those were."""
-    publish, failures = broker.publish_batch, list[int]()
+def _fail_third(broker: stream.Broker) -> list[int]:
+    """Have the third publication of chunks be lost on its way; the list that is returned says how many each has."""
+    publish, publications = broker.publish_batch, list[int]()
 
     async def publish_batch(cursor: tuple[str, bytes], chunks: Sequence[tuple[str, bytes]], *, expected: int) -> int:
-        if chunks and not failures:
-            failures.append(len(chunks))
-            raise stream.Outage("lost on its way")
+        if chunks:
+            publications.append(len(chunks))
+            if len(publications) == 3:
+                raise stream.Outage("lost on its way")
         return await publish(cursor, chunks, expected=expected)
 
     broker.publish_batch = publish_batch  # type: ignore[method-assign]
-    return failures
+    return publications
 
 
 def test_a_study_that_is_deleted_while_another_is_published_ends_no_engine(broker: Broker, plan: Plan) -> None:
