@@ -57,6 +57,8 @@ NULL_ONLY: Final = frozenset({"fork and wait", "merlin, run.warm: false", "merli
 NOT_PEERS: Final = frozenset({"merlin", "merlin, outputs: lean", "merlin, outputs: packed", "merlin, run.warm: false"})
 BY_SLOTS: Final = ("merlin", "merlin, outputs: lean", "merlin, outputs: packed", "xargs -P")
 LOGS: Final = "merlin_info/tasks"
+TOLD: Final = "## Where the time of a task goes"
+"""The page from here on is written by hand, and stays."""
 
 
 def ours(root: Path, *, tasks: int, slots: int, seconds: float, warm: bool = True, outputs: str = "full") -> float:
@@ -247,13 +249,9 @@ def main() -> None:
         begun=begun,
         load=load,
     )
-    text = bench_report.table(report)
-    print("\n" + text)
+    print()
+    bench_report.publish(bench_report.table(report), options.write, "tasks.md", told=TOLD)
     if options.write:
-        options.write.mkdir(parents=True, exist_ok=True)
-        page = options.write / "tasks.md"
-        before = page.read_text(encoding="utf-8") if page.exists() else ""
-        page.write_text(text + bench_report.profile(before), encoding="utf-8")
         (options.write / "tasks.svg").write_text(bench_report.picture(report), encoding="utf-8")
 
 

@@ -46,7 +46,7 @@ from merlin_study.seal import Keyring
 from merlin_study.subjects import Space
 from tests.agent.standin import a_plan, a_step
 from tests.ground import Broker
-from tools.bench_report import machine
+from tools.bench_report import machine, publish
 from tools.bench_site import peak_mib, processor_seconds
 
 SITE: Final = "bench"
@@ -294,10 +294,7 @@ def main() -> None:
         root = Path(name)
         # Not asyncio.run: it would wait for the end of a thousand agents, whose connections swallow a cancellation now and then.
         found = asyncio.new_event_loop().run_until_complete(simulate(root, broker, options))
-    text = page(found, load)
-    print(text, flush=True)
-    if options.write is not None:
-        (options.write / "agents.md").write_text(text, encoding="utf-8")
+    publish(page(found, load), options.write, "agents.md")
     os._exit(0)  # a thousand threads wait for tasks that won't come
 
 

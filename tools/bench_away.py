@@ -29,7 +29,7 @@ from tests.faults.admin import SPACE, act
 from tests.faults.checker import check, read
 from tests.faults.rig import Rig, a_rig
 from tests.ground import Broker, eventually
-from tools.bench_report import machine
+from tools.bench_report import machine, publish
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             directory = Path(made) / f"{window:g}"
             runs.append(pool.submit(measure, window, wish, Broker(directory / "broker"), directory))
         page = report(wish, [run.result() for run in runs])
-    print(page)
-    if wish.write:
-        (wish.write / "away.md").write_text(page)
+    publish(page, wish.write, "away.md")
     return 0
 
 

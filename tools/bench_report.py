@@ -12,8 +12,6 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 OURS, LEAN, PACKED = "merlin", "merlin, outputs: lean", "merlin, outputs: packed"
-PROFILE = "## Where the time of a task goes"
-"""The heading of what is written by hand, and kept where the page is written anew."""
 QUIET = 0.5
 COLOUR, OTHER = "#1f6fb4", "#9aa3ad"
 
@@ -141,10 +139,24 @@ def table(report: Report) -> str:
     return "\n".join(parts) + "\n"
 
 
-def profile(page: str) -> str:
-    """Return the part of a page that was written by hand; empty where there is none."""
-    _, heading, text = page.partition(PROFILE)
-    return f"\n{heading}{text}" if heading else ""
+def publish(page: str, directory: Path | None, name: str, *, told: str = "") -> None:
+    """Print a page, and write it where that is asked for.
+
+    Args:
+        page: The page in Markdown.
+        directory: Where it is written; None: only printed.
+        name: The file's name there.
+        told: A heading. What stands in the file from it on is written by hand, and stays.
+    """
+    print(page, flush=True)
+    if directory is None:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    path, kept = directory / name, ""
+    if told and path.exists():
+        _, heading, rest = path.read_text(encoding="utf-8").partition(told)
+        kept = f"\n{heading}{rest}" if heading else ""
+    path.write_text(page + kept, encoding="utf-8")
 
 
 def _ratio(ours: Cell, other: Cell) -> float:

@@ -33,7 +33,7 @@ from kubernetes import watch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.ground import Broker, ControlPlane
-from tools.bench_report import machine
+from tools.bench_report import machine, publish
 from tools.bench_site import GROUP, peak_mib, processor_seconds, site, writes
 
 PATIENCE = 900.0
@@ -205,12 +205,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="merlin-bench-") as root:
                 found.append(measure(plane, Path(root), samples=samples, slots=arguments.slots))
             print(f"  {samples:,}: first {found[-1].first:.2f} s, finished {found[-1].total:.1f} s", flush=True)
-    text = page(found, slots=arguments.slots, load=load)
-    print(text)
-    if arguments.write is not None:
-        path = arguments.write / "scale.md"
-        _, _, told = path.read_text(encoding="utf-8").partition(TOLD) if path.exists() else ("", "", "")
-        path.write_text(text + (f"\n{TOLD}{told}" if told else ""), encoding="utf-8")
+    publish(page(found, slots=arguments.slots, load=load), arguments.write, "scale.md", told=TOLD)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tests.cluster.funnel import condition, workspace_of
 from tests.cluster.mixed import CORES, NODES, Occupancy, manifest, spans
 from tests.cluster.site import running_site
 from tests.ground import NetworkNamespace, Slurm
-from tools.bench_report import machine
+from tools.bench_report import machine, publish
 
 PAGE = """\
 # How full an allocation is
@@ -121,10 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--wide-seconds", type=float, default=5.0, help="seconds that each of them takes (5)")
     made.add_argument("--write", type=Path, help="a directory for slurm.md")
     given = made.parse_args(arguments)
-    page = measure(given)
-    print(page)
-    if given.write is not None:
-        (given.write / "slurm.md").write_text(page)
+    publish(measure(given), given.write, "slurm.md")
     return 0
 
 

@@ -36,7 +36,7 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.ground import Broker, ControlPlane
-from tools.bench_report import machine
+from tools.bench_report import machine, publish
 from tools.bench_site import GROUP, Site, peak_mib, processor_seconds, site, writes
 
 SENDERS: Final = 4
@@ -221,12 +221,7 @@ def main() -> None:
             running.operator.start()
             one_more(running, seen, "again")
             again = time.monotonic() - began
-    text = page(found, again=again, load=load, rest=wish.rest)
-    print(text)
-    if wish.write is not None:
-        path = wish.write / "studies.md"
-        _, _, told = path.read_text(encoding="utf-8").partition(TOLD) if path.exists() else ("", "", "")
-        path.write_text(text + (f"\n{TOLD}{told}" if told else ""), encoding="utf-8")
+    publish(page(found, again=again, load=load, rest=wish.rest), wish.write, "studies.md", told=TOLD)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.faults.checker import Finding
 from tests.faults.rig import Rig, a_rig
 from tests.ground import Broker, eventually
-from tools.bench_report import machine
+from tools.bench_report import machine, publish
 
 TELL_EVERY = 10.0
 AGENT, OPERATOR, BROKER = "agent", "operator", "nats-server"
@@ -184,10 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except AssertionError as error:
             say(f"seed {seed}: {error}")
             return 1
-    page = report(wish, came)
-    say(page)
-    if given.write:
-        (given.write / "soak.md").write_text(page)
+    publish(report(wish, came), given.write, "soak.md")
     return 0
 
 
