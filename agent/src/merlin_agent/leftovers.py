@@ -12,7 +12,7 @@ import secrets
 from typing import Final
 
 from merlin_agent import files, presence
-from merlin_study import tasklog
+from merlin_study import archive
 
 _HALF: Final = re.compile(r"\.\d+-\d+\.\d+\.(?P<agent>.+-[0-9a-f]{6})(?:\.\d+)?\.zip\.[0-9a-f]{6}")
 
@@ -36,13 +36,8 @@ def remove(logs: str, tasks: range, *, info: str, agent: str, stale: float) -> N
     Raises:
         OSError: the directories can't be read, or a half can't be removed.
     """
-    for block in tasklog.blocks(tasks.start, tasks.stop - 1):
-        try:
-            names = os.listdir(f"{logs}/{block}")
-        except FileNotFoundError:
+    for directory, name in archive.beside(logs, tasks):
+        if (found := _HALF.fullmatch(name)) is None or found["agent"] == agent:
             continue
-        for name in names:
-            if (found := _HALF.fullmatch(name)) is None or found["agent"] == agent:
-                continue
-            if presence.age(info, agent, found["agent"]) > stale:
-                files.remove(f"{logs}/{block}/{name}")
+        if presence.age(info, agent, found["agent"]) > stale:
+            files.remove(f"{directory}/{name}")

@@ -102,15 +102,26 @@ def executions(logs: str, tasks: range, *, but: str = "") -> Iterator[Execution]
 
 
 def _speaking_of(logs: str, tasks: range) -> Iterator[tuple[str, range]]:
+    for directory, name in beside(logs, tasks):
+        speaks = tasklog.covers(name)
+        if speaks.start < tasks.stop and tasks.start < speaks.stop:
+            yield f"{directory}/{name}", speaks
+
+
+def beside(logs: str, tasks: range) -> Iterator[tuple[str, str]]:
+    """Yield directory and name of all that lies where a step's logs and archives of some tasks lie.
+
+    Raises:
+        OSError: a directory can't be read; one that is not there holds nothing.
+    """
     for block in tasklog.blocks(tasks.start, tasks.stop - 1):
+        directory = f"{logs}/{block}"
         try:
-            names = os.listdir(f"{logs}/{block}")
+            names = os.listdir(directory)
         except FileNotFoundError:
             continue
         for name in names:
-            speaks = tasklog.covers(name)
-            if speaks.start < tasks.stop and tasks.start < speaks.stop:
-                yield f"{logs}/{block}/{name}", speaks
+            yield directory, name
 
 
 class Tree(NamedTuple):
