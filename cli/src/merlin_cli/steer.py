@@ -85,15 +85,7 @@ class Wish:
 
     def changes(self) -> dict[str, Any]:
         """Return what it changes in ``spec``."""
-        match self.deed:
-            case "cancel":
-                return {"cancel": True}
-            case "suspend" | "resume":
-                return {"suspend": self.deed == "suspend"}
-            case "purge":
-                return {"purge": secrets.token_hex(8)}
-            case "restart":
-                return {"cancel": False, "restart": self.which.request()}
+        return nested.changes(self.deed, word=secrets.token_hex(8), request=self.which.request())
 
 
 def steer(wish: Wish, console: Console, cluster: Cluster | None = None) -> Exit:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, TypeAdapter
@@ -60,6 +61,19 @@ class Request(Message):
 Deed = Literal["cancel", "suspend", "resume", "purge", "restart"]
 """What may be done with a study."""
 Queues = Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=1000)]
+
+
+def changes(deed: Deed, *, word: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a deed changes in a study's ``spec``: ``word`` is that of a purge, ``request`` the one of a restart."""
+    match deed:
+        case "cancel":
+            return {"cancel": True}
+        case "suspend" | "resume":
+            return {"suspend": deed == "suspend"}
+        case "purge":
+            return {"purge": word}
+        case "restart":
+            return {"cancel": False, "restart": dict(request)}
 
 
 class Command(Message):
@@ -144,15 +158,7 @@ class Order(Message):
 
     def changes(self) -> dict[str, Any]:
         """Return what it changes in the target's ``spec``."""
-        match self.deed:
-            case "cancel":
-                return {"cancel": True}
-            case "suspend" | "resume":
-                return {"suspend": self.deed == "suspend"}
-            case "purge":
-                return {"purge": self.word}
-            case "restart":
-                return {"cancel": False, "restart": {"id": self.word}}
+        return changes(self.deed, word=self.word, request={"id": self.word})
 
 
 class Born(Message):
