@@ -5,17 +5,8 @@ from typing import Any, Final
 
 from merlin_cli.progress import Failed, Progress, StepCount, StepFailure
 from merlin_cli.target import condition, is_over
+from merlin_study.counts import COUNTS
 
-_COUNTS: Final = {
-    "succeeded": "succeeded",
-    "softFailed": "soft_failed",
-    "failed": "failed",
-    "timedOut": "timed_out",
-    "cancelled": "cancelled",
-    "running": "running",
-    "retrying": "retrying",
-    "lost": "lost",
-}
 _OUTCOMES: Final = {"softFailed": "soft-failed", "timedOut": "timed-out"}
 _SIGNALS: Final = 128
 
@@ -60,7 +51,7 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
 
 
 def _step(raw: Mapping[str, Any], name: str) -> StepCount:
-    counts = {field: int(raw.get(key, 0)) for key, field in _COUNTS.items()}
+    counts = {field: int(raw.get(key, 0)) for key, field in COUNTS.items()}
     total = raw.get("total")
     return StepCount(name=name, total=None if total is None else int(total), **counts)
 

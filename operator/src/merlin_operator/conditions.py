@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from merlin_operator.view import FULL, FailureView, StepView, StudyView
+from merlin_study.counts import COUNTS
 
 MAX_BYTES: Final = 28 * 1024
 """Of a status as it is stored; the promise is less than 32 KiB (docs/limits.md), the rest is room for the server's own encoding."""
@@ -98,16 +99,6 @@ STATES: Final[tuple[State, ...]] = (
 
 _UNPRINTABLE: Final = re.compile(r"[^ -~\n\t]")
 """Candidates: what is not plain ASCII is looked at more closely."""
-_COUNTS: Final = {
-    "succeeded": "succeeded",
-    "softFailed": "soft_failed",
-    "failed": "failed",
-    "timedOut": "timed_out",
-    "cancelled": "cancelled",
-    "running": "running",
-    "retrying": "retrying",
-    "lost": "lost",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,12 +294,12 @@ def _timed(
 
 
 def _counts(steps: Iterable[StepView]) -> dict[str, int]:
-    counts = dict.fromkeys(("total", "done", "allFailed", *_COUNTS), 0)
+    counts = dict.fromkeys(("total", "done", "allFailed", *COUNTS), 0)
     for step in steps:
         counts["total"] += step.total or 0
         counts["done"] += step.done
         counts["allFailed"] += _unsuccessful([step])
-        for key, attribute in _COUNTS.items():
+        for key, attribute in COUNTS.items():
             counts[key] += getattr(step, attribute)
     return counts
 
