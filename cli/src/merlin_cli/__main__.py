@@ -15,6 +15,7 @@ _EXIT_CODES = """\
 exit codes: 0 all tasks succeeded; 1 the specification was refused; 2 wrong usage; 3 the study finished and some tasks
 did not succeed; 4 it could not run; 130 stopped by Ctrl-C, 143 by SIGTERM (merlin restart goes on).
 """
+_REPLACED = "replace variables of the specification (after SPEC)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,14 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("spec", metavar="SPEC", help="a specification of Merlin or Maestro, or a Study manifest")
     run.add_argument("--local", action="store_true", help="run on this machine, without a cluster")
-    run.add_argument(
-        "--vars",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="replace variables of the specification (after SPEC)",
-    )
+    grammar.add_vars(run, _REPLACED)
     run.add_argument(
         "--maestro",
         action="store_true",
@@ -142,14 +136,7 @@ def _add_run_workers(run_workers: argparse.ArgumentParser) -> None:
     run_workers.add_argument(
         "--agent-args", default="", metavar="TEXT", help="added to each agent's flags, such as '--idle-exit 600'"
     )
-    run_workers.add_argument(
-        "--vars",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="replace variables of the specification (after SPEC)",
-    )
+    grammar.add_vars(run_workers, _REPLACED)
     upstream.add_flags(run_workers, upstream.RUN_WORKERS_FLAGS)
 
 

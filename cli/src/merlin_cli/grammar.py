@@ -198,14 +198,12 @@ def _add_steps(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_vars(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--vars",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="with a specification: replace variables (after STUDY)",
-    )
+    add_vars(parser, "with a specification: replace variables (after STUDY)")
+
+
+def add_vars(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--vars NAME=VALUE …``, with its help."""
+    parser.add_argument("--vars", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=what)
 
 
 def slots(text: str) -> int:
