@@ -100,7 +100,7 @@ class Victim:
         """All that the streams hold and how they are set up, but for the entries that agents may write."""
         found: dict[str, Any] = {}
         for stream in STREAMS:
-            info = await self._broker._ask(functools.partial(_info, stream=stream))
+            info = await self._broker.ask(functools.partial(_info, stream=stream))
             held = {subject: count for subject, count in (info.state.subjects or {}).items() if subject != MINE}
             found[stream] = (held, info.config.as_dict(), info.state.consumer_count, info.created)
             for subject in held:

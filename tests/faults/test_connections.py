@@ -43,7 +43,7 @@ async def _operators(broker: Broker) -> Side:
         pass
 
     async def say() -> None:
-        await side._need_client().publish("tried", PIECE)
+        await side.client().publish("tried", PIECE)
 
     return Side(side.run(nothing), say, lambda: side.connected)
 

@@ -27,7 +27,7 @@ async def loaded(server: Broker) -> BrokerLoad:
         await connection.ensure_consumer(ConsumerSpec(ROUTE.consumer, SPACE.chunks(ROUTE), ROUTE.token))
         chunks = [(SPACE.chunk(ROUTE, "uid", fence), b"sealed") for fence in range(1, 5)]
         cursor = await connection.publish_batch((SPACE.cursor("uid"), b"cursor"), chunks[:3], expected=0)
-        agent = await connection._need().pull_subscribe_bind(ROUTE.consumer, SPACE.task_stream)
+        agent = await connection.jetstream().pull_subscribe_bind(ROUTE.consumer, SPACE.task_stream)
         first, *_ = await agent.fetch(3)
         await first.nak()
         (again,) = await agent.fetch(1)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from merlin_operator.backup import HEAD, KEPT, Backup, newest
-from merlin_operator.stream import Broker, Stored
+from merlin_operator.stream import Broker, Stored, copies
 from merlin_study.subjects import Space
 from tests import ground
 
@@ -75,25 +75,25 @@ def test_a_wiped_broker_is_given_the_newest_copy_that_is_whole(broker: ground.Br
         return told
 
     told = asyncio.run(before())
-    copies = sorted(place.iterdir())
-    assert [copy.name[:6] for copy in copies] == ["000002", "000003"], "one that finishes late counts for nothing"
-    with (copies[-1] / "reports").open("r+b") as file:
+    kept = sorted(place.iterdir())
+    assert [copy.name[:6] for copy in kept] == ["000002", "000003"], "one that finishes late counts for nothing"
+    with (kept[-1] / "reports").open("r+b") as file:
         file.truncate(100)
 
     async def after() -> None:
         async with connected(broker) as operator:
             await operator.ensure_streams()
-            await operator.drop_stream(SPACE.report_stream)  # all that an attempt that died had come to
+            await copies.drop(operator, SPACE.report_stream)  # all that an attempt that died had come to
             backup = Backup(place, generation=4, every=60.0)
-            assert await backup.put_back(operator) == copies[0]
-            size = sum((copies[0] / role).stat().st_size for role in ("reports", "control"))
+            assert await backup.put_back(operator) == kept[0]
+            size = sum((kept[0] / role).stat().st_size for role in ("reports", "control"))
             assert backup.put >= 2 * size, "what was read and put back is told"
             await operator.ensure_streams()
             assert await log_of(operator) == told
             word = await operator.last(SPACE.control_stream, SPACE.control("u"))
             assert word is not None
             assert word.data == b"a word"
-            assert SPACE.task_stream in await operator.stream_names(), "made anew, without chunks"
+            assert SPACE.task_stream in await copies.names(operator), "made anew, without chunks"
             assert await operator.last_sequence(SPACE.task_stream) == 0
 
     wiped(broker)
@@ -111,8 +111,8 @@ def test_without_a_copy_that_is_whole_the_broker_stays_empty(broker: ground.Brok
             assert await backup.take(operator)
             (copy,) = place.iterdir()
             (copy / HEAD).write_text("{")
-            await operator.drop_stream(SPACE.report_stream)
+            await copies.drop(operator, SPACE.report_stream)
             assert await backup.put_back(operator) is None
-            assert SPACE.report_stream not in await operator.stream_names()
+            assert SPACE.report_stream not in await copies.names(operator)
 
     asyncio.run(story())

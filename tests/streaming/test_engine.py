@@ -179,7 +179,7 @@ def test_a_cancellation_that_meets_the_end_of_the_connection_is_heeded(broker: B
 
         async with running(broker, Keyring.generate(), plan) as (engine, _):
             await engine.broker.wait_connected()
-            asking = asyncio.create_task(engine.broker._ask(swallow))
+            asking = asyncio.create_task(engine.broker.ask(swallow))
             await waits.wait()
             asking.cancel()
             await asyncio.wait([asking])

@@ -159,7 +159,7 @@ def test_a_snapshot_of_another_log_is_not_believed(broker: Broker) -> None:
         reporter = Reporter(broker, keyring, plan, samples=SAMPLES, seconds=1.0)
         async with reporter.working(), running(broker, keyring, plan, every=5) as (engine, shown):
             await until(lambda: shown.finished and engine.counters().snapshots_kept > 0)
-            js = engine.broker._need()
+            js = engine.broker.jetstream()
             await js.delete_stream(SPACE.report_stream)
         async with running(broker, keyring, plan, every=10**9) as (engine, shown):
             await synced(engine)

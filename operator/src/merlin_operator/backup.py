@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Final
 
 from pydantic import ValidationError
 
-from merlin_operator.stream import Broker, Outage
+from merlin_operator.stream import Broker, Outage, copies
 from merlin_study import wire
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Backup:
         for role, stream in streams.items():
             with _create(partial / role) as file:
                 writer = _Writer(file)
-                about = await broker.copy(stream, writer.write)
+                about = await copies.copy(broker, stream, writer.write)
                 await asyncio.to_thread(_settle, file)
             parts[role] = Part(size=writer.size, digest=writer.digest.hexdigest(), about=about)
         await asyncio.to_thread(self._finish, partial, self.place / name, Head(taken=taken, parts=parts))
@@ -136,16 +136,16 @@ class Backup:
         Raises:
             Outage: the broker did not answer.
         """
-        streams, there = _streams(broker), await broker.stream_names()
+        streams, there = _streams(broker), await copies.names(broker)
         if streams["reports"] in there:
             return None
         for copy in reversed(_copies(self.place)):
-            for stream in set(streams.values()) & await broker.stream_names():
-                await broker.drop_stream(stream)  # of an attempt that failed
+            for stream in set(streams.values()) & await copies.names(broker):
+                await copies.drop(broker, stream)  # of an attempt that failed
             try:
                 head = await asyncio.to_thread(_checked, copy, self._counted)
                 for role in reversed(streams):  # the log last: it says that all is there
-                    await broker.put_back(streams[role], head.parts[role].about, self._counted(copy / role))
+                    await copies.put_back(broker, streams[role], head.parts[role].about, self._counted(copy / role))
             except (Outage, OSError, DamagedError, ValidationError) as error:
                 if not broker.connected:
                     raise Outage(str(error)) from error
@@ -168,8 +168,8 @@ def newest(place: Path) -> float | None:
         OSError: it can't be read.
         pydantic.ValidationError: it is damaged.
     """
-    copies = _copies(place)
-    return Head.model_validate_json((copies[-1] / HEAD).read_bytes()).taken if copies else None
+    whole = _copies(place)
+    return Head.model_validate_json((whole[-1] / HEAD).read_bytes()).taken if whole else None
 
 
 class _Writer:
