@@ -43,8 +43,8 @@ spec:
     description: a process on each core of two hosts
     run:
       cmd: $(LAUNCHER) {note} $(MERLIN_WORKSPACE)/spans-wide $(TURN) {wide_seconds}
-      nodes: 2
-      procs: 4
+      nodes: {nodes}
+      procs: {procs}
   merlin:
     samples:
       generate: {{cmd: "seq {serial} > $(MERLIN_INFO)/numbers.csv"}}
@@ -54,15 +54,28 @@ spec:
 _NOTE = """\
 #!/bin/bash
 began=$EPOCHREALTIME
+mapfile -t status < /proc/$BASHPID/status
+for line in "${status[@]}"; do [[ $line == Cpus_allowed_list:* ]] && value=${line//[!0-9,-]/}; done
 sleep $3
-echo "$SLURMD_NODENAME $2 $began $EPOCHREALTIME" >> $1
+ended=$EPOCHREALTIME
+echo "$SLURMD_NODENAME $2 $began $ended" >> $1
+echo "$SLURMD_NODENAME $value $began $ended" >> $1-cores
 """
 
 
-def manifest(name: str, *, serial: int, nap: float, wide: int, wide_seconds: float, note: Path) -> str:
+def manifest(
+    name: str,
+    *,
+    serial: int,
+    nap: float,
+    wide: int,
+    wide_seconds: float,
+    note: Path,
+    size: tuple[int, int] = (2, 4),
+) -> str:
     """Return the Study; serial tasks take half of ``nap`` seconds to one and a half, in turn.
 
-    ``note`` is written, too: what the processes of wide steps run.
+    ``note`` is written, too: what the processes of wide steps run; ``size`` is their hosts and processes.
     """
     note.write_text(_NOTE)
     note.chmod(0o755)
@@ -75,6 +88,8 @@ def manifest(name: str, *, serial: int, nap: float, wide: int, wide_seconds: flo
         turns=", ".join(f'"{turn}"' for turn in range(wide)),
         note=note,
         wide_seconds=wide_seconds,
+        nodes=size[0],
+        procs=size[1],
     )
 
 

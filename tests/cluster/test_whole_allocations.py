@@ -78,6 +78,32 @@ def test_a_mixed_study_fills_two_hosts_and_oversubscribes_no_core(
     assert site.slurm.wait(job, timeout=240) == "COMPLETED", "idle agents leave, and the job ends with them"
 
 
+@pytest.mark.parametrize("hosts", [1, 2], ids=["on one host", "over both hosts"])
+def test_a_launched_process_and_a_serial_task_never_share_a_core(site: Site, hosts: int) -> None:
+    """`srun` knows nothing of serial tasks: left to itself, it would let each process run on both cores."""
+    name, launched = f"beside-{hosts}", 3
+    eventually(lambda: site.slurm.nodes_idle() == ["n1", "n2"], message="no agent of another job is left")
+    site.apply(
+        manifest(
+            name, serial=24, nap=0.4, wide=launched, wide_seconds=1.0, note=site.root / "note", size=(hosts, hosts)
+        )
+    )
+    job = site.allocate("--idle-exit", "10", slots=None, nodes=2, exclusive=True)
+    site.wait_finished(name)
+    study = site.study(name)
+    assert condition(study, "Succeeded")["status"] == "True", study["status"]
+    workspace = workspace_of(study, site.root / "work")
+    ran = spans(workspace / "spans-wide-cores")
+    assert len(ran) == launched * hosts
+    assert {span.what for span in ran} <= {"0", "1"}, "each process is bound to one core"
+    for host in ("n1", "n2"):
+        serial = spans(workspace / f"spans-{host}") if (workspace / f"spans-{host}").exists() else []
+        for core in ("0", "1"):
+            here = [span for span in (*ran, *serial) if (span.host, span.what) == (host, core)]
+            assert most_at_once(here) <= 1, f"core {core} of {host} had two at once: {here}"
+    assert site.slurm.wait(job, timeout=240) == "COMPLETED"
+
+
 INSIDE = """
 apiVersion: merlin.dev/v1alpha1
 kind: Study

@@ -115,6 +115,24 @@ def test_hosts_keep_cores_for_a_task_of_several_and_give_them_back(tmp_path: Pat
     asyncio.run(story())
 
 
+def test_a_host_says_which_of_its_processors_it_keeps_unless_it_keeps_all(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            other = Host(site.path)
+            other.feed = other.member._feed = Feed(Pool(2, (), (frozenset({4}), frozenset({5, 7}))))
+            other.start()
+            await until(lambda: site.leader.size == 1)
+            for cores, pins in ((1, (("n2", frozenset({4})),)), (2, ())):
+                site.wide.add(a_chunk(1), Work(), Shape(nodes=2, cores=cores))
+                await until(lambda: bool(site.shares))
+                share = site.shares.pop()
+                assert share.pins == pins
+                site.wide.over(share.task)
+            await other.die()
+
+    asyncio.run(story())
+
+
 def test_what_a_member_kept_for_a_leader_that_is_gone_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

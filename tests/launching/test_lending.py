@@ -115,7 +115,7 @@ class Simulated:
     def _keep(self, key: str, needs: Shape) -> None:
         site = self.site
         seconds = self.feed.keep(
-            key, needs, lambda key, turn: site.later(site.travel, lambda: site.wide.kept(key, turn))
+            key, needs, lambda key, turn, _: site.later(site.travel, lambda: site.wide.kept(key, turn))
         )
         if seconds:
             site.later(site.travel, lambda: site.wide.expects(key, seconds))

@@ -146,7 +146,7 @@ def test_before_a_task_that_waits_only_those_run_that_will_have_ended_by_then(wa
         feed.add(chunk(1, step=2), Nothing(), Shape(cores=2))
         feed._queues[1].rotate(1)
     else:
-        assert feed.keep("key", Shape(cores=2), lambda key, _: kept.append(key)) == pytest.approx(5.0)
+        assert feed.keep("key", Shape(cores=2), lambda key, *_: kept.append(key)) == pytest.approx(5.0)
     fits = feed.take()
     assert fits is not None
     assert fits.run is short, "it takes 2.2 s at most, and 5 are left"
@@ -171,7 +171,7 @@ def test_nothing_overtakes_where_nobody_knows_how_long_tasks_take() -> None:
     unknown, declared = chunk(1, step=0), chunk(1, step=1)
     feed.add(declared, Nothing(), hour)
     first = feed.take()
-    feed.keep("key", Shape(cores=3), lambda _key, _turn: None)
+    feed.keep("key", Shape(cores=3), lambda *_: None)
     feed.add(unknown, Nothing(), Shape())
     with feed._condition:
         assert feed._first() is None

@@ -96,6 +96,17 @@ def test_a_task_starts_when_all_of_its_hosts_keep_what_it_needs() -> None:
     assert (one.kept, two.kept) == ({}, {})
 
 
+def test_a_task_knows_on_which_processors_of_each_host_it_is_to_run() -> None:
+    one, two = Host("n1", 4), Host("n2", 2)
+    site = Site(one, two)
+    site.wide.add(a_chunk(1), WORK, Shape(nodes=2, cores=2))
+    ((first,), (second,)) = one.asked, two.asked
+    site.wide.kept(first, 0, frozenset({1, 3}))
+    site.wide.kept(second)
+    ((_, share),) = site.running.values()
+    assert share.pins == (("n1", frozenset({1, 3})),), "what is kept whole is the launcher's to divide"
+
+
 def test_the_next_task_of_the_same_size_takes_over_without_a_gap() -> None:
     """Else smaller tasks would take the cores in between, and the next one would wait for their end."""
     one, two = Host("n1", 2), Host("n2", 2)

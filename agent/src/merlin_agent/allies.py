@@ -61,9 +61,9 @@ class OwnNode:
         if seconds:
             self._loop.call_soon(self._wide.expects, key, seconds)
 
-    def _kept(self, key: str, turn: int) -> None:
+    def _kept(self, key: str, turn: int, cpus: frozenset[int]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent has left
-            self._loop.call_soon_threadsafe(self._wide.kept, key, turn)
+            self._loop.call_soon_threadsafe(self._wide.kept, key, turn, cpus)
 
     def lend(self, key: str, turn: int, seconds: float) -> None:
         """See `wide.Node`."""
@@ -248,7 +248,7 @@ class Leader:
             member.heard = asyncio.get_running_loop().time()
             match line:
                 case Kept():
-                    self._wide.kept(line.key, line.turn)
+                    self._wide.kept(line.key, line.turn, frozenset(line.cpus))
                 case Expect():
                     self._wide.expects(line.key, line.seconds)
                 case Idle():
@@ -364,8 +364,8 @@ class Member:
     def _obey(self, channel: Channel, line: pairing.Line) -> None:
         loop = asyncio.get_running_loop()
 
-        def kept(key: str, turn: int) -> None:
-            loop.call_soon_threadsafe(channel.say, Kept(key=key, turn=turn))
+        def kept(key: str, turn: int, cpus: frozenset[int]) -> None:
+            loop.call_soon_threadsafe(channel.say, Kept(key=key, turn=turn, cpus=tuple(sorted(cpus))))
 
         match line:
             case Keep():

@@ -77,12 +77,13 @@ class StepWork(Making):
         tokens = slot.badges.issue_all([self.speaker(run, task) for task, _ in ready])
         try:
             more = slot.share.variables() | allocation.clock().variables(time.time())
+            owns = [self.own_variables(script, task, slot.share) for task, script in ready]
             jobs = [
                 Job(
-                    script._replace(own={**script.own, **more} if more else script.own, token=token),
+                    script._replace(own={**own, **more} if more else own, token=token),
                     self.walltime(task),
                 )
-                for (task, script), token in zip(ready, tokens, strict=True)
+                for own, (task, script), token in zip(owns, ready, tokens, strict=True)
             ]
 
             def ended(at: int, fate: Fate) -> None:

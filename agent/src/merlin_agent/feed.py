@@ -31,8 +31,8 @@ _BATCH: Final = 1.0
 """Seconds before cores are wanted back within which slots take tasks one by one."""
 _AT_ONCE: Final = float("-inf")
 
-Kept = Callable[[str, int], None]
-"""Told of a key and of a turn that its cores are kept; see `Feed.lend`."""
+Kept = Callable[[str, int, frozenset[int]], None]
+"""Told of a key and of a turn that its cores are kept (see `Feed.lend`), and which processors they are; none where it makes no difference."""
 
 
 @dataclass(slots=True)
@@ -163,7 +163,7 @@ class Feed:
                 return False
             del self._wanted[key]
             self._kept[key] = share, wanted
-            wanted.kept(key, wanted.turn)
+            wanted.kept(key, wanted.turn, share.pins[0][1] if share.pins else frozenset())
         return not self._wanted
 
     def take(self, back: Share = NOTHING) -> Next | None:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from functools import cache
 
-from merlin_agent import allocation, schedulers
+from merlin_agent import allocation, pinning, schedulers
+from merlin_agent.resources import Share
 from merlin_study import launchers
 from merlin_study.launchers import Kind, Launch
 
@@ -44,3 +45,14 @@ def variables(batch_type: str, environ: Mapping[str, str]) -> dict[bytes, bytes]
     if kind(batch_type) is not Kind.SRUN or environ.get("SLURM_STEP_ID", "").isdigit() or "SLURM_EXACT" in environ:
         return {}
     return {b"SLURM_EXACT": b"1"}
+
+
+def bound(own: Mapping[bytes, bytes], launch: Launch, share: Share, *, info: str) -> dict[bytes, bytes]:
+    """Return the variables of a task with launches, by which its processes run on the processors of its share.
+
+    Slurm's only: what other launchers choose is theirs. ``info`` is the study's ``merlin_info``.
+    """
+    if not share.pins or kind(launch.type) is not Kind.SRUN:
+        return dict(own)
+    pinned = pinning.variables(share.pins, environ=os.environ, directory=info)
+    return pinning.shared(own, pinned, asks=bool(launch.cores or launch.gpus or launch.gpus_per_task))

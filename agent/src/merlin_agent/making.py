@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from merlin_agent import badges, launching, surroundings
 from merlin_agent.alike import Alike, alike
 from merlin_agent.launch import Script
+from merlin_agent.resources import Share
 from merlin_agent.rows import Rows
 from merlin_agent.warmth import Interpreter, interpreter
 from merlin_study import needs, shape
@@ -186,6 +187,13 @@ class Making:
         """
         shared = self.shared(self.split(task)[0])
         return launching.expand(text, shared.launch, walltime=shared.walltime, shell=shared.shell, hosts=hosts)
+
+    def own_variables(self, script: Script, task: int, share: Share) -> Mapping[bytes, bytes]:
+        """Return the variables of a task's own with such a share."""
+        if not self.is_launched or not share.pins:
+            return script.own
+        launch = self.shared(self.split(task)[0]).launch
+        return script.own if launch is None else launching.bound(script.own, launch, share, info=self._layout.info)
 
     @property
     def has_launches(self) -> bool:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 FOLDER: Final = ".merlin-allocations"
 LONGEST_LINE: Final = 64 * 1024
 _NONCE: Final = 32
-_VERSION: Final = "3"
+_VERSION: Final = "4"
 
 
 class PairingError(Exception):
@@ -65,11 +65,12 @@ class Expect(_Line):
 
 
 class Kept(_Line):
-    """A member keeps it; ``turn`` is that of the last `Lend` that it knows."""
+    """A member keeps it, on these processors; ``turn`` is that of the last `Lend` that it knows."""
 
     kind: Literal["kept"] = "kept"
     key: str
     turn: int = 0
+    cpus: tuple[int, ...] = ()
 
 
 class Lend(_Line):

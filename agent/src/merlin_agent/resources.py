@@ -20,7 +20,8 @@ class Share:
     """What one running task has: how many cores, and which GPUs.
 
     ``cpus``: to which of the kernel's processors it is bound; empty: to none in particular. A task of several ``hosts`` has
-    nothing of this pool by itself: what it has stands under ``task``, see `wide`.
+    nothing of this pool by itself: what it has stands under ``task``, see `wide`. ``pins``: the processors that processes of a launcher
+    are to run on, by host (empty: this one); none where the task has the whole host.
     """
 
     cores: int
@@ -29,6 +30,7 @@ class Share:
     hosts: tuple[str, ...] = ()
     task: str = ""
     parts: tuple[frozenset[int], ...] = ()
+    pins: tuple[tuple[str, frozenset[int]], ...] = ()
 
     def variables(self) -> dict[bytes, bytes]:
         """Return what the task's environment says of it; nothing where it has no GPU, so that it sees what the job does."""
@@ -99,7 +101,10 @@ class Pool:
         # The last that came back first: who gives back and takes again keeps its core, and what that has in its caches.
         own = tuple(self._free_parts[-needs.cores :])
         del self._free_parts[-needs.cores :]
-        return Share(needs.cores, tuple(taken), frozenset().union(*own), parts=own)
+        cpus = frozenset[int]().union(*own)
+        # A launcher binds processes better than we do, and may where it meets nobody.
+        pins = (("", cpus),) if needs.cores < self.cores else ()
+        return Share(needs.cores, tuple(taken), cpus, parts=own, pins=pins)
 
     def give(self, share: Share) -> None:
         """Take a share back, once."""

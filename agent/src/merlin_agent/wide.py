@@ -64,6 +64,8 @@ class _Grant:
     ready: float | None = None
     """When the host will be ready, as it said; None where it did not."""
     lent: bool = False
+    cpus: frozenset[int] = frozenset()
+    """Which processors are kept; none where the host is kept whole, or binds nothing."""
 
     def is_like(self, needs: Shape) -> bool:
         return (self.cores, self.gpus) == (needs.cores, needs.gpus)
@@ -160,11 +162,11 @@ class Wide:
             task for task, each in self._running.items() if any(grant.host == host for grant in each.grants)
         )
 
-    def kept(self, key: str, turn: int = 0) -> None:
-        """A host keeps what it was asked for, at the last word or at an earlier one."""
+    def kept(self, key: str, turn: int = 0, cpus: frozenset[int] = frozenset()) -> None:
+        """A host keeps what it was asked for, at the last word or at an earlier one, on these processors."""
         grant = self._grants.get(key)
         if grant is not None and grant.turn == turn:
-            grant.kept, grant.lent = True, False
+            grant.kept, grant.lent, grant.cpus = True, False, cpus
             self._start_what_can()
             self._lend_or_call_back(grant)
 
@@ -300,5 +302,6 @@ class Wide:
                 order = {host: at for at, host in enumerate(self.nodes)}
                 hosts = sorted((grant.host for grant in placement.grants), key=lambda host: order.get(host, 0))
                 self._running[task] = placement
-                if not self._start(placement.run, placement.work, Share(0, hosts=tuple(hosts), task=task)):
+                pins = tuple((grant.host, grant.cpus) for grant in placement.grants if grant.cpus)
+                if not self._start(placement.run, placement.work, Share(0, hosts=tuple(hosts), task=task, pins=pins)):
                     self.over(task)
