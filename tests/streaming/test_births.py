@@ -23,6 +23,7 @@ from merlin_study import nested, subjects, wire
 from merlin_study.seal import Keyring, Signer
 from tests.folding.studies import plan_of
 from tests.ground import Broker
+from tests.streaming.engines import live
 from tests.streaming.test_engine import Shown, until
 
 REF = StudyRef("ns", "t", "0000-uid")
@@ -72,13 +73,8 @@ async def engine(broker: Broker, keyring: Keyring, nursery: Counting | None) -> 
     shown = Shown()
     made = Engine(EngineConfig("ns", broker.url, dict(broker.credentials), keyring), shown, nursery)
     made.add(REF, PLAN)
-    task = asyncio.create_task(made.run())
-    try:
+    async with live(made):
         yield made, shown
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def synced(engine: Engine) -> None:
