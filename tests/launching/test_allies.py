@@ -97,12 +97,28 @@ async def an_allocation(folder: Path) -> AsyncIterator[Allocation]:
         made.leader.close()
 
 
+async def a_member(site: Allocation) -> Host:
+    """Start the agent of the second host, and wait until the leader counts it."""
+    host = Host(site.path)
+    host.start()
+    await until(lambda: site.leader.size == 1)
+    return host
+
+
+async def a_channel(site: Allocation, key: bytes | None = None) -> tuple[asyncio.StreamReader, Channel]:
+    """Connect with the leader, with the key of the rendezvous file or another."""
+    place = pairing.read(str(site.path))
+    assert place is not None
+    reader, writer = await asyncio.open_connection("localhost", place.port)
+    channel = Channel(reader, writer, key or place.key, leads=False)
+    await channel.open()
+    return reader, channel
+
+
 def test_hosts_keep_cores_for_a_task_of_several_and_give_them_back(tmp_path: Path) -> None:
     async def story() -> None:
         async with an_allocation(tmp_path) as site:
-            other = Host(site.path)
-            other.start()
-            await until(lambda: site.leader.size == 1)
+            other = await a_member(site)
             site.wide.add(a_chunk(1), Work(), Shape(nodes=2, cores=2))
             await until(lambda: len(site.shares) == 1)
             assert site.shares[0].hosts == ("n1", "n2")
@@ -180,9 +196,7 @@ def test_a_host_counts_as_dead_where_its_agent_is_gone_and_as_alive_after_a_sign
     async def story() -> None:
         loop = asyncio.get_running_loop()
         async with an_allocation(tmp_path) as site:
-            other = Host(site.path)
-            other.start()
-            await until(lambda: site.leader.size == 1)
+            other = await a_member(site)
             began = loop.time()
             assert not await site.leader.has_lost(("n1", "n2"), began)
             await other.die()
@@ -234,16 +248,12 @@ def test_each_loss_of_a_connection_has_the_whole_time_to_come_back(
     async def story() -> None:
         async with an_allocation(tmp_path) as site:
             for _ in range(2):
-                host = Host(site.path)
-                host.start()
-                await until(lambda: site.leader.size == 1)
+                host = await a_member(site)
                 assert not site.leader._missed, "what began with the loss before has ended"
                 await host.die()
                 await until(lambda: site.leader.size == 0)
             (judged,) = site.leader._missed.values()
-            host = Host(site.path)
-            host.start()
-            await until(lambda: site.leader.size == 1)
+            host = await a_member(site)
             assert judged.cancelled()
             await host.die()
 
@@ -253,11 +263,7 @@ def test_each_loss_of_a_connection_has_the_whole_time_to_come_back(
 def test_a_second_agent_of_a_host_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         async with an_allocation(tmp_path) as site:
-            place = pairing.read(str(site.path))
-            assert place is not None
-            reader, writer = await asyncio.open_connection("localhost", place.port)
-            channel = Channel(reader, writer, place.key, leads=False)
-            await channel.open()
+            _, channel = await a_channel(site)
             channel.say(Hello(host="n1", agent="another", cores=1, gpus=0))
             assert isinstance(await channel.hear(), Refused)
             with pytest.raises((PairingError, OSError)):
@@ -294,9 +300,7 @@ def test_an_agent_that_stays_refused_as_the_second_of_its_host_leaves_with_a_sen
 def test_members_are_told_that_they_may_stay_until_the_allocation_s_end(tmp_path: Path) -> None:
     async def story() -> None:
         async with an_allocation(tmp_path) as site:
-            host = Host(site.path)
-            host.start()
-            await until(lambda: site.leader.size == 1)
+            host = await a_member(site)
             site.leader.close(late=True)
             await until(lambda: bool(host.words))
             assert host.words == [Leave(late=True)]
@@ -309,12 +313,7 @@ def test_members_are_told_that_they_may_stay_until_the_allocation_s_end(tmp_path
 def test_who_does_not_know_the_key_or_repeats_a_line_is_not_believed(tmp_path: Path, fault: str) -> None:
     async def story() -> None:
         async with an_allocation(tmp_path) as site:
-            place = pairing.read(str(site.path))
-            assert place is not None
-            key = bytes(32) if fault == "another key" else place.key
-            reader, writer = await asyncio.open_connection("localhost", place.port)
-            channel = Channel(reader, writer, key, leads=False)
-            await channel.open()
+            reader, channel = await a_channel(site, bytes(32) if fault == "another key" else None)
             channel.say(Hello(host="n2", agent="n2-1", cores=1, gpus=0))
             if fault == "a line said twice":
                 await until(lambda: site.leader.size == 1)
