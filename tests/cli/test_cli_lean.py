@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.cli.test_cli_local import Merlin, outputs, place, spec
@@ -50,18 +51,31 @@ merlin:
     column_labels: [N]
 """
 WALK = """\
-description: {name: walk, description: a study that takes a few seconds}
-outputs: lean
+description: {{name: walk, description: a study that takes a few seconds}}
+outputs: {layout}
 study:
   - name: step
     description: leaves a line for each time it runs
-    run: {cmd: 'echo $(N) >> "$(MERLIN_WORKSPACE)/runs"; echo "$(N)"; sleep 0.05'}
+    run: {{cmd: 'echo $(N) >> "$(MERLIN_WORKSPACE)/runs"; echo "$(N)"{into}; sleep 0.05'}}
 merlin:
   samples:
-    generate: {cmd: 'seq 1 80 > "$(MERLIN_INFO)/n.csv"'}
+    generate: {{cmd: 'seq 1 80 > "$(MERLIN_INFO)/n.csv"'}}
     file: $(MERLIN_INFO)/n.csv
     column_labels: [N]
 """
+
+
+def killed(place: Path, text: str, far: Callable[[], object]) -> Path:
+    """Run `WALK`, and kill the agent once it is so far; every task succeeded once. Returns the study's directory."""
+    run = Merlin(place, "run", spec(place, text), "--local", "--slots", "2")
+    eventually(lambda: bool(far()))
+    run.kill("agent")
+    code, lines, said = run.ended()
+    assert code == 0, (lines, said)
+    directory = outputs(lines)
+    ended = re.findall(r"task (\d+), sample \d+: succeeded", merlin("logs", str(directory)).stdout)
+    assert sorted(map(int, ended)) == list(range(80)), "each succeeded exactly once"
+    return directory
 
 
 def merlin(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -106,15 +120,9 @@ def test_both_layouts_come_to_the_same_outcomes_and_extract_to_the_same_files(pl
 
 
 def test_a_lean_study_whose_agent_is_killed_loses_nothing_and_runs_nothing_again_that_succeeded(place: Path) -> None:
-    run = Merlin(place, "run", spec(place, WALK), "--local", "--slots", "2")
-    eventually(lambda: [log for log in place.glob("walk_*/merlin_info/tasks/step/*/*.log") if log.stat().st_size > 900])
-    run.kill("agent")
-    code, lines, said = run.ended()
-    assert code == 0, (lines, said)
-    directory = outputs(lines)
-    shown = merlin("logs", str(directory)).stdout
-    ended = re.findall(r"task (\d+), sample \d+: succeeded", shown)
-    assert sorted(map(int, ended)) == list(range(80)), "each succeeded exactly once"
+    logs = "walk_*/merlin_info/tasks/step/*/*.log"
+    walk = WALK.format(layout="lean", into="")
+    directory = killed(place, walk, lambda: [log for log in place.glob(logs) if log.stat().st_size > 900])
     times = [(directory / "runs").read_text().split().count(str(n)) for n in range(1, 81)]
     assert set(times) <= {1, 2}
     assert times.count(2) <= 4, "only what the two slots had taken as the agent died: one that runs, one that is ready"

@@ -5,9 +5,8 @@ import zipfile
 from pathlib import Path
 
 from merlin_cli import remote
-from tests.cli.test_cli_lean import counted, files, merlin
+from tests.cli.test_cli_lean import WALK, counted, files, killed, merlin
 from tests.cli.test_cli_local import Merlin, outputs, place, spec
-from tests.ground.waiting import eventually
 
 __all__ = ["place"]
 
@@ -51,19 +50,7 @@ merlin:
     file: $(MERLIN_INFO)/n.csv
     column_labels: [N]
 """
-WALK = """\
-description: {name: walk, description: a study that takes a few seconds}
-outputs: packed
-study:
-  - name: step
-    description: leaves a line for each time it runs, and a file
-    run: {cmd: 'echo $(N) >> "$(MERLIN_WORKSPACE)/runs"; echo "$(N)" > own; sleep 0.05'}
-merlin:
-  samples:
-    generate: {cmd: 'seq 1 80 > "$(MERLIN_INFO)/n.csv"'}
-    file: $(MERLIN_INFO)/n.csv
-    column_labels: [N]
-"""
+PACKED = WALK.format(layout="packed", into=" > own")
 
 OWN_DISK = re.compile(r"/[^\n]*/merlin-own-\w+/[-0-9a-f]+")
 """Where a task ran, as its script has it."""
@@ -106,23 +93,16 @@ def test_packed_comes_to_the_same_outcomes_and_extracts_to_the_same_files_as_ful
 
 
 def test_an_agent_that_is_killed_in_mid_chunk_loses_what_it_had_not_told_and_nothing_else(place: Path) -> None:
-    run = Merlin(place, "run", spec(place, WALK), "--local", "--slots", "2")
-    eventually(lambda: [path for path in place.glob("walk_*/runs") if len(path.read_text().split()) > 30])
-    run.kill("agent")
-    code, lines, said = run.ended()
-    assert code == 0, (lines, said)
-    directory = outputs(lines)
-    shown = merlin("logs", str(directory)).stdout
-    ended = re.findall(r"task (\d+), sample \d+: succeeded", shown)
-    assert sorted(map(int, ended)) == list(range(80)), "each is in one archive"
+    runs = "walk_*/runs"
+    directory = killed(place, PACKED, lambda: [path for path in place.glob(runs) if len(path.read_text().split()) > 30])
     assert merlin("extract", str(directory)).returncode == 0
     assert sorted(int(path.read_text()) for path in directory.glob("step/**/own")) == list(range(1, 81))
-    runs = (directory / "runs").read_text().split()
-    assert {runs.count(str(n)) for n in range(1, 81)} <= {1, 2}
+    ran = (directory / "runs").read_text().split()
+    assert {ran.count(str(n)) for n in range(1, 81)} <= {1, 2}
 
 
 def test_a_restart_runs_what_did_not_succeed_and_unzip_alone_finds_the_files(place: Path) -> None:
-    text = WALK.replace("sleep 0.05", '[ $(N) -ne 5 ] || [ -e "$(MERLIN_WORKSPACE)/good" ]')
+    text = PACKED.replace("sleep 0.05", '[ $(N) -ne 5 ] || [ -e "$(MERLIN_WORKSPACE)/good" ]')
     code, lines, _ = Merlin(place, "run", spec(place, text), "--local").ended()
     directory = outputs(lines)
     assert code == 3
