@@ -8,10 +8,10 @@ from merlin_agent.alike import alike
 from merlin_agent.warmth import may_run
 from merlin_study.template import Template
 
-NUMBERS = ("0", "7", "19", "0.5", "-3", "-0.25", "1e-05", "-2.5e+10", "00/07")
+NUMBERS = ("0", "3", "7", "08", "19", "0.5", "-3", "-0.25", "1e-05", "-2.5e+10", "00/07")
 BEFORE = (
     "", "echo ", "x=", "./run --x=", "out_", "set ", "set -", "export ", "declare ", "return", "return ", "trap", "e", "$", "${", "${x:",
-    "$x", "$_", "a[", "a[1", "BASH_SOURCE[", "[[ ", "$((", "%(", "echo '", "/proc/", ".", " . ", "-", "--", "%", "kill -", "`", "#", "PPID", "U",
+    "$x", "$_", "a[", "a[1", "BASH_SOURCE[", "[[ ", "$((", "%(", "echo '", "/proc/", ".", " . ", "-", "--", "%", "kill -", "kill -s ", "kill %", "exit ", "exit 1 ", "[0", "`", "#", "PPID", "U",
 )  # fmt: skip
 AFTER = (
     "",

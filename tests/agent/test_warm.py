@@ -193,6 +193,19 @@ SAME = {
     "timed out": "timeout 0.1 sleep 5; echo $?",
     "deletes its directory": 'rm -rf "$PWD"; echo x; exit 3',
     "deletes its script": 'rm "$0"; echo still here; exit 3',
+    "a number that is none in a subscript": "a=(1 2)\necho ${a[08]}\necho on; a[08]=1\necho on",
+    "a bad subscript of a builtin": "read 'a[1/0]' <<< x\necho on\nprintf -v 'a[1/0]' x\necho on\nunset 'a[1/0]'\ntest -v 'a[1/0]'\necho on",
+    "kills its first job": "sleep 5 & kill %1; echo $?; wait %1; echo $?",
+    "ends after one command": "set -t\necho a\necho b",
+    "ends after one command, by name": "set -o onecmd\necho a\necho b",
+    "traces, as a second option": "set -e -x\necho a",
+    "traces, by a variable": "o=-x; set $o\necho a",
+    "writes on in itself": "echo a\necho 'echo more' >> \"$0\"\necho b",
+    "exits with too much": "exit 1 2\necho on",
+    "quits": "kill -QUIT $BASHPID; echo on",
+    "quits by number": "kill -3 $BASHPID; echo on; kill -s 3 $BASHPID; echo on",
+    "sources with a backslash": "echo 'return 3' > lib; \\. ./lib; echo $?; case a in a) . ./lib; esac; echo $?",
+    "words that look like options": "f() { echo $*; }; f --set x -max -t; ./offset -x -m; echo $?",
     "executes itself": '[[ -n $again ]] && { echo again; exit 3; }; again=1 exec "$0"',
 }  # fmt: skip
 
@@ -203,6 +216,9 @@ COLD = {
     "sources a file that exits", "sources a file that traps", "evaluates", "a trap by eval", "a bad substitution",
     "a trap on a signal by eval", "octal by accident", "recursion", "arithmetic loop", "bad names", "variables",
     "becomes a program that dies", "stops by name", "a child killed in the middle", "options at the start",
+    "a number that is none in a subscript", "a bad subscript of a builtin", "kills its first job", "ends after one command",
+    "ends after one command, by name", "traces, as a second option", "traces, by a variable", "writes on in itself",
+    "exits with too much", "quits", "quits by number", "sources with a backslash",
 }  # fmt: skip
 """Scripts that could tell, or whose text can't be told from one that could."""
 
@@ -235,6 +251,23 @@ def test_a_script_can_not_tell(name: str, runs: Runs, tmp_path: Path) -> None:
     cold = name in COLD
     assert runs.complaints == []
     assert runs.were_warm == [not cold, not cold], runs.cells
+
+
+@pytest.mark.parametrize(
+    ("options", "warm"), [("errexit", False), ("xtrace", False), ("braceexpand:hashall:pipefail", True), ("", True)]
+)
+def test_options_of_all_shells_are_the_scripts_and_end_no_warm_shell(
+    options: str, warm: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A batch script that exports SHELLOPTS after ``set -e`` gives them to every bash."""
+    runs = Runs(monkeypatch, ENVIRON | {b"SHELLOPTS": options.encode()})
+    found = []
+    for slot in (runs.cold_slot, runs.slot):
+        found.append(seen(tmp_path / "d", slot.launch(a_script(tmp_path / "d", "false | true\nfalse\nexit 3"), 20)))
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+    runs.slot.close()
+    assert found[1] == found[0]
+    assert (runs.were_warm, runs.complaints) == ([warm], [])
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 _NUMBER: Final = re.compile(r"[0-9]+(?:[./][0-9]+)*(?:e[-+]?[0-9]+)?")
 _SIGNED: Final = re.compile(f"-?{_NUMBER.pattern}")
-_TOUCHES: Final = re.compile(r"(?:\$\{?\w*|\$\{[^}]*|\w\[[^\]\n]*)\Z")
-"""What a number that follows becomes a part of."""
+_TOUCHES: Final = re.compile(r"(?:\$\{?\w*|\$\{[^}]*|\w\[[^\]\n]*|\bkill\s[^\n;|&]*)\Z")
+"""What a number that follows becomes a part of; behind ``kill`` it may be a signal."""
 _TAKES_A_SIGN: Final = re.compile(r"(?:\w|\b(?:declare|typeset|local|export|set)\s+)\Z")
 
 

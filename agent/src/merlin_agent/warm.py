@@ -28,16 +28,17 @@ class Warm:
     ) -> None:
         self._environ, self._unfit, self._complain = environ, unfit, complain
         self._shells: dict[Interpreter, WarmShell] = {}
-        self._functions = warmth.functions_that_tell(environ)
+        self._functions = None if warmth.options_tell(environ) else warmth.functions_that_tell(environ)
 
     def shell(self, script: Script) -> WarmShell | None:
         """Return a warm interpreter for a script, None where it has to be started."""
         kind = script.warm
-        if kind is None or kind in self._unfit or self._functions is None:
+        if kind is None or kind in self._unfit or (kind.kind == "bash" and self._functions is None):
             return None
         text = script.text if self._functions else script.checked  # a function may be called as a number is
         shell = self._shells.get(kind)
-        if kind.kind == "bash" and not _may_run(text, shell is None or shell.names, self._functions):
+        functions = self._functions or frozenset()
+        if kind.kind == "bash" and not _may_run(text, shell is None or shell.names, functions):
             return None
         if shell is None:
             shell = self._open(kind)

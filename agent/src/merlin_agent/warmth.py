@@ -25,8 +25,13 @@ _IDENTITY: Final = re.compile(
       \$\$ | \$\{[\$_-] | \$- | \$_(?![A-Za-z0-9_])    # the shell's process number, its options, the last argument
     | \b(?: trap | return | caller | FUNCNAME | BASH_LINENO | BASH_SUBSHELL | BASH_ARG[CV] | BASH_ARGV0
           | BASH_EXECUTION_STRING | monitor | coproc | fg | bg | jobs | disown | suspend | logout | history | enable
-          | (?:SIG)?(?:STOP|TSTP|TTIN|TTOU) | ps | pgrep | pkill | pidof | pstree | _merlin_\w* )\b
-    | \bset\s+[-+][A-Za-z]*m                 # job control of its own
+          | (?:SIG)?(?:STOP|TSTP|TTIN|TTOU|QUIT) | ps | pgrep | pkill | pidof | pstree | _merlin_\w* )\b
+    | (?<![-\w./])set\b[^\n;|&]*\s[-+][A-Za-z]*[mt]   # job control of its own, the end after one command
+    | (?<![-\w./])set\s+(?!--)[^\n;|&]*\$              # options that stand elsewhere
+    | \bonecmd\b
+    | \b(?:kill|wait)\b[^\n;|&]*%             # a job's number: the warm shell counts the script itself as one
+    | \bkill\s+(?:-s\s*)?-?3\b               # SIGQUIT, which a started bash passes over
+    | >\|?\s*["']?\$(?:0|\{0|\{?BASH_SOURCE)  # a script that writes on: a started one is read as it runs
     | \bset\s*(?:$|[;|&)\n])                 # a listing of all variables
     | \bcompgen\b
     | BASH_SOURCE\[(?!0\])
@@ -43,12 +48,14 @@ _IDENTITY: Final = re.compile(
 _ERRORS: Final = re.compile(
     r"""
       \(\( | \$\[
-    | \$\{(?! \#?(?:\w+|[@*\#?!])(?:\[(?:@|\*|\d+)\])? (?: \} | :?[-+=?] | [%/^,\#] ) )
-    | \w\[(?!\d+\])[^]\n]*\]\+?=
+    | \$\{(?! \#?(?:\w+|[@*\#?!])(?:\[(?:@|\*|0|[1-9]\d{0,17})\])? (?: \} | :?[-+=?] | [%/^,\#] ) )
+    | \w\[(?!(?:0|[1-9]\d{0,17})\])[^]\n]*\]\+?=       # 08 is no number
+    | \b(?:read|unset|getopts)\b[^\n;|&]*\w\[ | \s-[vRp]\s*["']?\w+\[
     | \b(?: readonly | failglob | eval | source | mapfile | readarray | xtrace | verbose | FUNCNEST )\b
-    | (?:^|[;&|({`!\n]|\b(?:then|do|else|if|while|until|time|command|builtin))\s*\.\s
+    | (?:^|[;&|(){`!\n]|\b(?:then|do|else|elif|if|while|until|time|command|builtin))\s*\\?\.\s
     | \b(?: declare | typeset | local | export )\s+[-+]
-    | \bset\s+[-+][A-Za-z]*[xv]
+    | (?<![-\w./])set\b[^\n;|&]*\s[-+][A-Za-z]*[xv]
+    | \bexit\s+[-+"$\d][^\s;&|)}]*[ \t]+[^\s;&|)}\#<>]       # too many arguments
     | (?<![\$\{\w])(?: E?UID | PPID | SHELLOPTS | BASHOPTS | BASH_VERSINFO )\b
     """,
     re.VERBOSE | re.MULTILINE,
@@ -57,6 +64,8 @@ _NAME_TELLS: Final = re.compile(r"\$0|\$\{0|BASH_SOURCE")
 """The script's name: only a bash since 5.0 can be told it."""
 _RETURN: Final = re.compile(r"\breturn\b")
 _OPTIONS: Final = re.compile(r"-[eu]+")
+_PLAIN: Final = frozenset({b"braceexpand", b"hashall", b"interactive-comments", b"pipefail"})
+"""Options of all shells (``SHELLOPTS``) that the warm shell's own program can have, too."""
 _FUNCTION: Final = re.compile(rb"BASH_FUNC_(.+?)(?:%%|\(\))")
 _PYTHON: Final = re.compile(r"python3?(?:\.\d+)?")
 
@@ -128,6 +137,11 @@ def functions_that_tell(environ: Mapping[bytes, bytes]) -> frozenset[str] | None
             if not may_run(_RETURN.sub("", text), names=True):
                 found.add(name)
     return frozenset(found)
+
+
+def options_tell(environ: Mapping[bytes, bytes]) -> bool:
+    """Whether an exported ``SHELLOPTS`` gives every bash options that the warm shell's own program can't have: ``errexit`` ends it."""
+    return not set(environ.get(b"SHELLOPTS", b"").split(b":")) <= _PLAIN | {b""}
 
 
 def start_up_tells(text: str) -> bool:
