@@ -201,7 +201,7 @@ SAME = {
     "traces, as a second option": "set -e -x\necho a",
     "traces, by a variable": "o=-x; set $o\necho a",
     "writes on in itself": "echo a\necho 'echo more' >> \"$0\"\necho b",
-    "exits with too much": "exit 1 2\necho on",
+    "exits with too much": "shift 1 2\necho on\nexit 1 2\necho on",
     "quits": "kill -QUIT $BASHPID; echo on",
     "quits by number": "kill -3 $BASHPID; echo on; kill -s 3 $BASHPID; echo on",
     "sources with a backslash": "echo 'return 3' > lib; \\. ./lib; echo $?; case a in a) . ./lib; esac; echo $?",
@@ -257,7 +257,7 @@ def test_a_script_can_not_tell(name: str, runs: Runs, tmp_path: Path) -> None:
     ("options", "warm"), [("errexit", False), ("xtrace", False), ("braceexpand:hashall:pipefail", True), ("", True)]
 )
 def test_options_of_all_shells_are_the_scripts_and_end_no_warm_shell(
-    options: str, warm: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    options: str, *, warm: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A batch script that exports SHELLOPTS after ``set -e`` gives them to every bash."""
     runs = Runs(monkeypatch, ENVIRON | {b"SHELLOPTS": options.encode()})

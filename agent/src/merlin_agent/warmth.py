@@ -55,7 +55,7 @@ _ERRORS: Final = re.compile(
     | (?:^|[;&|(){`!\n]|\b(?:then|do|else|elif|if|while|until|time|command|builtin))\s*\\?\.\s
     | \b(?: declare | typeset | local | export )\s+[-+]
     | (?<![-\w./])set\b[^\n;|&]*\s[-+][A-Za-z]*[xv]
-    | \bexit\s+[-+"$\d][^\s;&|)}]*[ \t]+[^\s;&|)}\#<>]       # too many arguments
+    | \b(?:exit|shift|break|continue)\s+[-+"$\d][^\s;&|)}]*[ \t]+[^\s;&|)}\#<>]       # too many arguments
     | (?<![\$\{\w])(?: E?UID | PPID | SHELLOPTS | BASHOPTS | BASH_VERSINFO )\b
     """,
     re.VERBOSE | re.MULTILINE,
