@@ -15,7 +15,7 @@ def test_a_board_ends_although_its_cancellation_comes_together_with_news() -> No
     async def story() -> None:
         for turn in range(50):
             board = cluster.ClusterBoard(cluster.Api(client.Configuration(), "team"))
-            task = asyncio.create_task(board._write_studies())
+            task = asyncio.create_task(board._statuses.run())
             for _ in range(turn % 5 + 1):
                 await asyncio.sleep(0)
             await board.show([], [])

@@ -56,7 +56,7 @@ async def written(board: cluster.ClusterBoard) -> None:
     """Wait until the board has written what it is to show."""
 
     async def all_is() -> bool:
-        return all(board._shown[view.ref.uid].view == view for view in board.views)
+        return all(board._statuses._shown[view.ref.uid].view == view for view in board.views)
 
     await eventually_async(all_is)
 
@@ -102,7 +102,7 @@ def test_what_the_server_stores_is_what_was_meant(
                 await eventually_async(lambda: _done(api, wanted))  # noqa: B023 - awaited in this turn
             await written(board)
         found = await status(api)
-        assert found == board._shown[ref.uid].status
+        assert found == board._statuses._shown[ref.uid].status
         assert "rate" not in found
 
     asyncio.run(story())
@@ -193,14 +193,14 @@ def test_acceptance_is_refused_for_an_object_that_changed_since_it_was_read(
         board = cluster.ClusterBoard(api)
         view = of(ref, ACCEPTED)
         await board.show([view], [])
-        shown = board._shown[ref.uid]
-        await board._read_study(view, shown)
+        shown = board._statuses._shown[ref.uid]
+        await board._statuses._read(view, shown)
         change = ("label", "study", "probe", "--namespace", namespace, "some=label")
         await asyncio.to_thread(control_plane.kubectl, *change)
         with pytest.raises(cluster.ApiError, match="422"):
-            await board._patch_study(view, shown)
-        assert await board._write_study(view)  # it is still the generation that was compiled, read or not
-        await board._write_study(view)
+            await board._statuses._patch(view, shown)
+        assert await board._statuses._write(view)  # it is still the generation that was compiled, read or not
+        await board._statuses._write(view)
         assert await _observed(api, 1)
 
     asyncio.run(story())

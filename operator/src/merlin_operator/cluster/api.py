@@ -1,37 +1,24 @@
-"""The one module, beside kopf, that talks to the API server: it shows studies and agents as Kubernetes objects.
-
-`ClusterBoard.show` only takes note of what is to be shown; `ClusterBoard.run` writes it at a pace. So neither a slow nor
-an absent API server ever holds up the engine, and whatever could not be written is written when it can be: what counts
-is the latest state, never a queue of changes.
-
-A study's first status for a generation is *acceptance*: from then on its science cannot be changed. It is written with
-the resourceVersion of an object that has just been read with exactly the generation that was compiled. (The version at
-the time of compiling would not do: kopf's own annotation, written meanwhile, raises it.)
-"""
+"""What is asked of the API server: a few requests, in threads, each with a limit of time, and one kind of failure."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import logging
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import kopf
 import urllib3.exceptions
-from kubernetes import client, config
+from kubernetes import client
 
-from merlin_operator import allocations, conditions, expiry, family
+from merlin_operator import family
 from merlin_operator.allocations import Tell
-from merlin_operator.board import AgentView, Submission
+from merlin_operator.board import Submission
 from merlin_operator.contents import ContentError
-from merlin_operator.view import StudyRef, StudyView
+from merlin_operator.view import StudyRef
 from merlin_study import failpoints
 
 logger = logging.getLogger(__name__)
@@ -40,15 +27,6 @@ GROUP: Final = "merlin.dev"
 VERSION: Final = "v1alpha1"
 STUDIES: Final = "studies"
 ALLOCATIONS: Final = "allocations"
-STUDY_INTERVAL: Final = 1.0
-"""Seconds between two writes of one study's status."""
-GONE_INTERVAL: Final = 60.0
-"""Seconds until a study that the server does not have is looked for again: the engine forgets a deleted one before."""
-EXPIRY_INTERVAL: Final = 5.0
-"""Seconds between two looks for Studies that have outlived their end."""
-STUDIES_PACE: Final = 1 / 20
-"""Seconds between any two writes of statuses: an even pace, so that no second ever holds more than its share."""
-ALLOCATIONS_PACE: Final = 1 / 5
 PAGE: Final = 500
 CHANGED: Final = (409, 422)
 """What the server answers where the object is not the one that a write is for: 422 is that of a JSON patch's test."""
@@ -59,54 +37,12 @@ NAMESPACE_ENDS: Final = "NamespaceTerminating"
 _METADATA: Final = "application/json;as={kind};g=meta.k8s.io;v=v1"
 
 
-class ClusterConfigError(Exception):
-    """There is neither a service account nor a kubeconfig that could be used."""
-
-
 class ApiError(Exception):
     """The API server refused (`status` is HTTP's) or could not be reached (0)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}" if status else message)
         self.status = status
-
-
-def connect() -> client.Configuration:
-    """Find the cluster: the service account of the pod that we are in, else the current kubeconfig.
-
-    Raises:
-        ClusterConfigError: there is neither.
-    """
-    found = client.Configuration()
-    try:
-        if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
-            config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
-        else:
-            # Read at every call: the library's own default is fixed when it is imported.
-            path = os.environ.get("KUBECONFIG") or None
-            config.load_kube_config(path, client_configuration=found)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError) as error:
-        raise ClusterConfigError(f"no usable service account or kubeconfig: {error}") from error
-    # An absent server is our own schedule's business; the library's retries would multiply each timeout by four.
-    found.retries = False
-    return found
-
-
-def login(configuration: client.Configuration) -> kopf.ConnectionInfo:
-    """Return the same way into the same cluster for kopf; called again whenever the server refuses the credentials."""
-    header = configuration.get_api_key_with_prefix("BearerToken") or ""
-    scheme, _, token = header.rpartition(" ")
-    return kopf.ConnectionInfo(
-        server=configuration.host,
-        ca_path=configuration.ssl_ca_cert,
-        insecure=not configuration.verify_ssl,
-        username=configuration.username or None,
-        password=configuration.password or None,
-        scheme=scheme or None,
-        token=token or None,
-        certificate_path=configuration.cert_file,
-        private_key_path=configuration.key_file,
-    )
 
 
 def submission_of(raw: Mapping[str, Any]) -> Submission:
@@ -317,180 +253,6 @@ class Api:
         return found
 
 
-@dataclass(slots=True)
-class _Shown:
-    """What the server shows of a study, as far as we know: `status` None means that it has to be read first."""
-
-    view: StudyView | None = None
-    status: dict[str, Any] | None = None
-    generation: int = -1
-    version: str | None = None
-    not_before: float = 0.0
-
-
-def _is_shown(shown: StudyView | None, view: StudyView) -> bool:
-    return shown is view or shown == view  # of ten thousand studies few have a new view
-
-
-class ClusterBoard:
-    """A `board.Board` that shows studies as their status and batch jobs as Allocations."""
-
-    def __init__(self, api: Api) -> None:
-        self.api = api
-        self.views: Sequence[StudyView] = ()
-        self.agents: Sequence[AgentView] = ()
-        self._shown: dict[str, _Shown] = {}
-        self._stale: list[StudyView] = []
-        """Those of the views that the server does not show yet, when they came."""
-        self._allocations = allocations.Ledger()
-        self._news = asyncio.Event()
-
-    @property
-    def traffic(self) -> Traffic:
-        """How much was asked of the API server."""
-        return self.api.traffic
-
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
-        """Take note of the present state; it is written soon."""
-        self.views, self.agents = views, agents
-        self._shown = {view.ref.uid: self._shown.get(view.ref.uid) or _Shown() for view in views}
-        self._stale = [view for view in views if not _is_shown(self._shown[view.ref.uid].view, view)]
-        self._allocations.note(agents)
-        self._news.set()
-
-    async def run(self) -> None:
-        """Write what is to be shown, until cancelled."""
-        async with asyncio.TaskGroup() as lanes:
-            lanes.create_task(self._write_studies())
-            lanes.create_task(self._write_allocations())
-            lanes.create_task(self._delete_expired())
-
-    async def flush(self) -> None:
-        """Write what is left of the studies, without regard to each study's own interval: the operator ends."""
-        for view in self.views:
-            if self._shown[view.ref.uid].view != view:
-                await self._write_study(view)
-
-    async def _write_studies(self) -> None:
-        while True:
-            view = self._most_urgent()
-            if view is None:
-                await self._wait_for_news()
-            elif await self._write_study(view):
-                await asyncio.sleep(STUDIES_PACE)
-
-    async def _wait_for_news(self) -> None:
-        # A study may be due without news: its interval is over, or the server was away.
-        self._news.clear()
-        # Not `asyncio.wait_for`: before Python 3.12 it drops a cancellation that comes together with the news.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STUDY_INTERVAL / 4):
-                await self._news.wait()
-
-    def _most_urgent(self) -> StudyView | None:
-        """What has just finished or was refused first, then what has waited longest."""
-        now = time.monotonic()
-        due = [view for view in self._stale if self._due(view, now)]
-        return min(due, key=self._urgency, default=None)
-
-    def _due(self, view: StudyView, now: float) -> bool:
-        shown = self._shown[view.ref.uid]
-        return now >= shown.not_before and not _is_shown(shown.view, view)
-
-    def _urgency(self, view: StudyView) -> tuple[bool, float]:
-        return not conditions.is_over(view), self._shown[view.ref.uid].not_before
-
-    async def _write_study(self, view: StudyView) -> bool:
-        """Bring a study's status up to date; False where nothing had to be asked of the server."""
-        shown = self._shown[view.ref.uid]
-        shown.not_before = time.monotonic() + STUDY_INTERVAL
-        try:
-            if shown.status is None or shown.generation != view.generation:
-                await self._read_study(view, shown)
-            return shown.status is not None and await self._patch_study(view, shown)
-        except ApiError as error:
-            shown.status = None  # whatever the server has now, it is read before the next attempt
-            if error.status == 404:
-                shown.not_before += GONE_INTERVAL
-            elif error.status in CHANGED and shown.version:
-                # Somebody was faster (kopf's annotation, mostly): nothing was written, so this was not our turn.
-                shown.not_before = time.monotonic() + STUDY_INTERVAL / 10
-            else:
-                logger.warning("status not written, trying again: study=%s error=%s", view.ref.name, error)
-            return True
-
-    async def _read_study(self, view: StudyView, shown: _Shown) -> None:
-        """Learn what the server shows; a status of another generation is nothing that we could add to yet."""
-        shown.status = None
-        found = submission_of(await self.api.study(view.ref.name))
-        if found.ref != view.ref:
-            raise ApiError(404, "there is another study of this name")
-        if found.generation == view.generation:
-            accepted = found.status.get("observedGeneration") == found.generation
-            shown.status, shown.generation = found.status, found.generation
-            shown.version = None if accepted else found.resource_version
-
-    async def _patch_study(self, view: StudyView, shown: _Shown) -> bool:
-        assert shown.status is not None, "the status was read before"
-        status = conditions.status_of(view, shown.status, datetime.now(UTC))
-        patch = status_patch(shown.status, status)
-        if patch:
-            # Only a test of the uid keeps this off another study of the same name: a merge patch's uid is ignored here.
-            tests = {"uid": view.ref.uid} | ({"resourceVersion": shown.version} if shown.version else {})
-            guard = [{"op": "test", "path": f"/metadata/{key}", "value": value} for key, value in tests.items()]
-            await self.api.patch_study_status(view.ref.name, guard + patch)
-        shown.view, shown.status, shown.version = view, status, None
-        return bool(patch)
-
-    async def _delete_expired(self) -> None:
-        while True:
-            for ref in expiry.expired(self.views, time.time()):
-                try:
-                    await self.api.delete_study(ref)
-                except ApiError as error:
-                    if error.status not in (404, *CHANGED):
-                        logger.warning("study not deleted, trying again: study=%s error=%s", ref.name, error)
-            await asyncio.sleep(EXPIRY_INTERVAL)
-
-    async def _write_allocations(self) -> None:
-        while True:
-            try:
-                await self._write_changes()
-                await asyncio.sleep(1.0)
-            except ApiError as error:
-                self._allocations.learnt = False
-                logger.warning("allocations not written, trying again: error=%s", error)
-                await asyncio.sleep(10.0)
-
-    async def _write_changes(self) -> None:
-        if not self._allocations.learnt:
-            self._allocations.learn(await self.api.allocations())
-        for change in self._allocations.changes(datetime.now(UTC)):
-            try:
-                uid = await self._write_change(change)
-            except ApiError as error:
-                if error.status not in (400, 422):
-                    raise
-                logger.warning("allocation refused, not shown: change=%s error=%s", type(change).__name__, error)
-                self._allocations.refused(change)
-            else:
-                self._allocations.done(change, datetime.now(UTC), uid=uid)
-            await asyncio.sleep(ALLOCATIONS_PACE)
-
-    async def _write_change(self, change: allocations.Change) -> str:
-        """Carry a change out; return the uid of an object that was made."""
-        match change:
-            case allocations.Create(body):
-                return await self.api.create_allocation(body)
-            case allocations.Update(name, status):
-                await self.api.patch_allocation_status(name, {"status": status})
-            case allocations.Delete(name):
-                await self.api.delete_allocation(name)
-            case Tell():
-                await self.api.tell_of_allocation(change)
-        return ""
-
-
 def _causes(error: client.ApiException) -> list[str]:
     """The reasons among the details of the API server's Status object."""
     try:
@@ -505,12 +267,3 @@ def _message(error: client.ApiException) -> str:
         return str(json.loads(error.body or "")["message"])
     except (KeyError, TypeError, ValueError):
         return str(error.body or error.reason)
-
-
-def status_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the JSON patch (RFC 6902) that makes the status `new` of `old`, whole field by whole field."""
-    if not old and new:
-        return [{"op": "add", "path": "/status", "value": dict(new)}]
-    gone = [{"op": "remove", "path": f"/status/{key}"} for key in old if key not in new]
-    changed = [(key, value) for key, value in new.items() if key not in old or old[key] != value]
-    return gone + [{"op": "add", "path": f"/status/{key}", "value": value} for key, value in changed]
