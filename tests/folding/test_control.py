@@ -284,11 +284,11 @@ def test_cancel_ends_what_runs_and_a_restart_goes_on(plan: Plan) -> None:
     assert word.kill_below == word.drop_below > chunks[0].fence
     bench.end(chunks[0], -15)
     assert bench.ledger.finished
-    assert bench.ledger.cancelled
+    assert bench.ledger.stops.cancelled
     bench.switch(cancel=True, restart=asking("1"))
     assert bench.issue() == [], "a cancelled study is not restarted before cancel is taken back"
     bench.switch(restart=asking("1"))
-    assert not bench.ledger.cancelled
+    assert not bench.ledger.stops.cancelled
     bench.run_all()
     assert all(set(bench.outcomes(step)) == {Outcome.SUCCEEDED} for step in range(4))
     bench.same_in_replay()
@@ -509,7 +509,7 @@ def test_a_task_that_kills_each_agent_is_stopped_and_its_neighbours_are_not() ->
                 bench.end(chunk)
     assert deaths == MAX_LOSSES
     assert bench.outcomes(0) == {Outcome.SUCCEEDED: 299, Outcome.SOFT_FAILED: 1}
-    ((_, failure),) = bench.ledger.first_failures
+    ((_, failure),) = bench.ledger.failures.first
     assert (failure.task, failure.host) == (killer, f"host-{MAX_LOSSES - 1}")
     assert "host-0, host-1" in failure.tail
 
@@ -650,12 +650,12 @@ def test_what_a_host_failed_runs_again_with_what_depends_on_it_and_with_its_atte
     bench = Bench(plan)
     bench.run_all({(A, 1): 127, (A, 2): 127})
     failure = wire.Failure(task=1, outcome=Outcome.SOFT_FAILED, code=127, host="n0", directory="d")
-    bench.ledger.first_failures.append((A, failure))
+    bench.ledger.failures.first.append((A, failure))
     failed = (wire.Excuse(step=A, attempt=1, tasks=TaskSet(first=0, width=3), seconds=0.0),)
     verdict = wire.Excused(token="excused:n0:1", host="n0", failed=failed, below=bench.ledger.next_fence)
     bench.apply(verdict)
     bench.apply(verdict)
-    assert not bench.ledger.first_failures
+    assert not bench.ledger.failures.first
     assert sorted(bench.run_all()) == [(A, 1), (A, 2), (B, 1), (B, 2), (C, 0)]
     assert bench.ledger.finished
     assert bench.outcomes(A) == {Outcome.SUCCEEDED: 6}

@@ -246,7 +246,7 @@ def test_a_queue_without_agents_holds_up_its_own_combinations_only() -> None:
     text = shape.yaml().replace("'echo '", "'echo $(A)'")
     plan = plan_of(text)
     ledger, capacity = Ledger(plan), {("any", "q2", plan.steps[-1].lanes[1].shape): Capacity(4, rate=1e6)}
-    ledger.seconds[-1], ledger.tried[-1] = 1.0, 100_000
+    ledger.runtimes.seconds[-1], ledger.runtimes.tried[-1] = 1.0, 100_000
     issues = list(next_chunks([Candidate("u", plan.hash, 1, ledger, "any")], capacity, window=60, now=0))
     taken = {index for issue in issues for index in issue.chunk.tasks.indices()}
     assert {issue.route.queue for issue in issues} == {"q2"}
@@ -399,7 +399,7 @@ def test_the_end_of_a_step_comes_in_small_pieces() -> None:
     """Each chunk is a quarter of a slot's share of what is left, down to what is worth a chunk of its own."""
     yaml = Shape(((True, (), ()),), {}, 1).yaml().replace("file: s.csv, column_labels: [SAMPLE]", "count: 400")
     ledger = Ledger(plan_of(yaml.replace("$(SAMPLE)", "$(MERLIN_SAMPLE_ID)")))
-    ledger.seconds[0], ledger.tried[0] = 1.0, 1
+    ledger.runtimes.seconds[0], ledger.runtimes.tried[0] = 1.0, 1
     step = ledger.plan.steps[0]
     capacity = {("any", step.lanes[0].queue, step.lanes[0].shape): Capacity(4, rate=1000.0)}
     issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))

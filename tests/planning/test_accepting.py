@@ -132,11 +132,11 @@ def test_a_task_is_tried_again_after_its_delay_until_its_budget_is_spent(outcome
     waiting = ledger.due(103.0)
     assert waiting is not None
     assert (waiting.attempt, waiting.restart) == (2, restart)
-    assert ledger.first_failures == []
+    assert ledger.failures.first == []
     _tried(plan, ledger, outcome, fence=2, attempt=2, restart=restart)
     stands = Outcome.TIMED_OUT if outcome is Outcome.TIMED_OUT else Outcome.SOFT_FAILED
     assert ledger.steps[0].outcomes == {stands: 1}
-    assert [failure.outcome for _, failure in ledger.first_failures] == [stands]
+    assert [failure.outcome for _, failure in ledger.failures.first] == [stands]
     assert ledger.finished
 
 

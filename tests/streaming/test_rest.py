@@ -77,7 +77,7 @@ def test_a_study_that_ends_by_stopping_its_agents_does_not_rest_before_they_are_
             await until(lambda: study.over and engine.core.rests(study))
             worker.comes_to = (Outcome.CANCELLED, STOP_WORKERS)
             engine.switch("uid", {"restart": {"id": "again", "exitCodes": [0]}})
-            await until(lambda: study.over and study.ledger is not None and study.ledger.stop_asked is not None)
+            await until(lambda: study.over and study.ledger is not None and study.ledger.stops.stop_asked is not None)
             await until(lambda: study.word is not None and study.word.retired)
 
     asyncio.run(scenario())

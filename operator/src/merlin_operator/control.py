@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from merlin_study import wire
 from merlin_study.errors import Fault
-from merlin_study.ledger import RESTART, Fence, Ledger
+from merlin_study.fence import Fence
+from merlin_study.ledger import RESTART, Ledger
 from merlin_study.plan import Plan
 from merlin_study.spec import RestartRequest
 from merlin_study.taskset import TaskSet
@@ -133,7 +134,7 @@ class Control:
     @property
     def stopped(self) -> bool:
         """Whether a task asked to stop the agents and the time until then is over, or a step of a local run did; a restart goes on."""
-        asked = self.ledger.stop_asked
+        asked = self.ledger.stops.stop_asked
         return self.switches.halt or (asked is not None and self.now >= asked + self.stop_after)
 
     @property
@@ -149,12 +150,12 @@ class Control:
 
     def _asked_drop(self) -> wire.Dropped | None:
         ledger, below = self.ledger, self.ledger.next_fence
-        if self.switches.cancel and not ledger.cancelled and not ledger.finished:
+        if self.switches.cancel and not ledger.stops.cancelled and not ledger.finished:
             return wire.Dropped(cause="cancel", below=below)
         token = f"purge:{self.switches.purge}"
         if self.switches.purge and token not in ledger.honoured:
             return wire.Dropped(cause="purge", token=token, below=below)
-        for queue in sorted(set(ledger.hard_failed) - ledger.dropped_queues):
+        for queue in sorted(set(ledger.stops.hard_failed) - ledger.stops.dropped_queues):
             return wire.Dropped(cause="hard-fail", queue=queue, below=below)
         return None
 
@@ -198,7 +199,12 @@ class Control:
 
     def _asked_excuse(self) -> wire.Excused | None:
         ledger = self.ledger
-        if self.excuse is None or self.switches.cancel or ledger.cancelled or self.excuse.token in ledger.honoured:
+        if (
+            self.excuse is None
+            or self.switches.cancel
+            or ledger.stops.cancelled
+            or self.excuse.token in ledger.honoured
+        ):
             return None
         return self.excuse
 
@@ -241,14 +247,16 @@ class Control:
         ledger = self.ledger
         held = self.switches.suspend or self.stopped
         retired = (
-            queue for queue in ledger.dropped_queues if self.now >= ledger.hard_failed.get(queue, 0.0) + self.stop_after
+            queue
+            for queue in ledger.stops.dropped_queues
+            if self.now >= ledger.stops.hard_failed.get(queue, 0.0) + self.stop_after
         )
         return wire.Control(
             study=study,
             epoch=epoch,
             name=ledger.plan.name,
-            drop_below=ledger.next_fence if held else max(ledger.drop_below, default=0),
-            kill_below=ledger.kill_below,
+            drop_below=ledger.next_fence if held else max(ledger.stops.drop_below, default=0),
+            kill_below=ledger.stops.kill_below,
             retired=self.stopped,
             retired_queues=tuple(sorted(retired)),
         )

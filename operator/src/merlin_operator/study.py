@@ -267,7 +267,7 @@ class Study:
         if ledger.finished:
             return self.end_told and ledger.still  # a doubt about its log matters once somebody asks for more
         will_be_due = ledger.next_due() is not None or ledger.scanning or self.rate(now) != 0.0
-        return not self.broken and not will_be_due and ledger.stop_asked is None and not ledger.hard_failed
+        return not self.broken and not will_be_due and ledger.stops.stop_asked is None and not ledger.stops.hard_failed
 
     def note_inherited(self) -> None:
         """Remember what stood in the log when it was first read: that was counted before our time."""
@@ -376,7 +376,7 @@ class Study:
             plan_hash=self.plan.hash,
             unrolled=ledger.unrolled,
             finished=self.over or self.cancelled,
-            cancelled=self.cancelled or ledger.cancelled,
+            cancelled=self.cancelled or ledger.stops.cancelled,
             suspended=self.switches.suspend,
             stopped=stopped,
             full_on=full_on,
@@ -389,9 +389,9 @@ class Study:
             started_at=ledger.first_at if self.past.started_at is None else self.past.started_at,
             finished_at=ledger.last_at if self.over else None,
             first_failures=tuple(
-                FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.first_failures
+                FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.failures.first
             ),
-            last_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.last_failures),
+            last_failures=tuple(FailureView(self.plan.steps[at].name, failure) for at, failure in ledger.failures.last),
             doubled=ledger.doubled,
             redundant=ledger.redundant,
             ready=sum(max(0, step.available) for step in ledger.steps),

@@ -225,7 +225,7 @@ class Unroller:
     def _size(ledger: Ledger, step: int, capacity: Capacity, left: int) -> int:
         """Return how many tasks the step's next chunk should hold, where ``left`` are to be issued."""
         size = -(-left // (4 * capacity.slots))
-        mean = ledger.mean_seconds(step)
+        mean = ledger.runtimes.mean(step)
         if mean is None:
             return FIRST_CHUNK
         mean = max(mean, LEAST_MEAN)
@@ -261,7 +261,7 @@ class Unroller:
         )
         ledger.issue(chunk)
         self._count(candidate, chunk)
-        mean = ledger.mean_seconds(step)
+        mean = ledger.runtimes.mean(step)
         candidate.share.served += 0.0 if scan else len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
         if candidate.priority:
             band = URGENT if candidate.priority > 0 else BULK

@@ -85,11 +85,15 @@ class Warden:
         ledger = study.ledger
         if ledger is None:
             return
-        if study.ended or ledger.cancelled or (study.excuse is not None and study.excuse.token in ledger.honoured):
+        if (
+            study.ended
+            or ledger.stops.cancelled
+            or (study.excuse is not None and study.excuse.token in ledger.honoured)
+        ):
             study.excuse = None
         if study.excuse is not None or (found := self.core.watch.take(study.ref.uid)) is None:
             return
-        if not study.ended and not ledger.cancelled and not study.end_told:
+        if not study.ended and not ledger.stops.cancelled and not study.end_told:
             host, failed = found
             token = f"{EXCUSED}{host}:{secrets.token_hex(4)}"
             study.excuse = wire.Excused(token=token, host=host, failed=failed, below=ledger.next_fence)

@@ -16,23 +16,22 @@ host that fails everything is judged to be lost with it (``Excused``), also wher
 from __future__ import annotations
 
 import signal
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from merlin_study import wire
 from merlin_study.backlog import Backlog, Waiting
 from merlin_study.bitmap import Bitmap
 from merlin_study.dag import Dag
+from merlin_study.failures import Failures
+from merlin_study.fence import Fence
 from merlin_study.geometry import Geometry
-from merlin_study.outcome import FINAL, HARD_FAIL, STOP_WORKERS, Outcome, after_budget
+from merlin_study.outcome import FINAL, Outcome, after_budget
 from merlin_study.plan import Lane, Plan
+from merlin_study.runtimes import Runtimes
 from merlin_study.scan import Scan
 from merlin_study.steptasks import StepTasks
+from merlin_study.stops import Stops
 from merlin_study.taskset import TaskSet
-
-KEPT_FAILURES: Final = 5
-"""First and last failures that are kept in full."""
 
 REFUSED_DELAY: Final = 2.0
 """Seconds before a chunk is issued again that an agent took only to say that it can't run it: two such agents would pass
@@ -49,42 +48,6 @@ EXCUSED: Final = "excused:"
 """What the token of a verdict on a host's failures begins with."""
 
 
-@dataclass(slots=True)
-class Fence:
-    """A chunk that is out: published, and started once ``holder`` is known. ``open`` has a bit per task without a result.
-
-    All reports up to ``serial`` are in, and those in ``ahead``; ``end`` is the last one's serial, once it is known.
-    """
-
-    chunk: wire.Chunk
-    open: int
-    holder: str | None = None
-    serial: int = 0
-    ahead: set[int] = field(default_factory=set)
-    end: int = 0
-    refused: bool = False
-
-    def note(self, serial: int) -> bool:
-        """Note that a report came; False where it did before."""
-        if serial <= self.serial or serial in self.ahead:
-            return False
-        self.ahead.add(serial)
-        while self.serial + 1 in self.ahead:
-            self.serial += 1
-            self.ahead.remove(self.serial)
-        return True
-
-    @property
-    def over(self) -> bool:
-        """Whether the holder gave the chunk up, and all that it told before is in."""
-        return 0 < self.end <= self.serial
-
-    @property
-    def remaining(self) -> TaskSet | None:
-        """The tasks of the chunk that have no result yet."""
-        return TaskSet.from_bits(self.chunk.tasks.first, self.open)
-
-
 class Ledger:
     """The state of one study; see the module for its rules."""
 
@@ -99,10 +62,9 @@ class Ledger:
         self.doubled = 0
         self.misplaced = 0
         self.lost: list[int] = [0] * len(plan.steps)
-        self.seconds: list[float] = [0.0] * len(plan.steps)
-        self.tried: list[int] = [0] * len(plan.steps)
-        self.first_failures: list[tuple[int, wire.Failure]] = []
-        self.last_failures: deque[tuple[int, wire.Failure]] = deque(maxlen=KEPT_FAILURES)
+        self.runtimes = Runtimes(len(plan.steps))
+        self.failures = Failures()
+        self.stops = Stops(plan)
         self.first_at: float | None = None
         self.last_at: float | None = None
         self.closed = Bitmap()
@@ -125,18 +87,6 @@ class Ledger:
         """Tokens of restarts and purges that were carried out: none of them is asked for twice."""
         self.noted = False
         """Whether the requests that stood in the study from the beginning are known."""
-        self.kill_below = 0
-        """What runs of fences below this ends."""
-        self.cancelled = False
-        """Cancelled, and not restarted since."""
-        self.drop_below: list[int] = [0] * plan.first_lanes[-1]
-        """Per lane, those of all steps numbered on: what fences below this hand back is cancelled."""
-        self.hard_failed: dict[str, float] = {}
-        """Queues that a task stopped with `HARD_FAIL`, and when."""
-        self.dropped_queues: set[str] = set()
-        """Those of them whose waiting tasks were dropped."""
-        self.stop_asked: float | None = None
-        """When a task asked to stop the agents (`STOP_WORKERS`)."""
         self.exhausted = 0
         """Tasks that were failed because `MAX_LOSSES` holders were lost with them."""
 
@@ -286,7 +236,7 @@ class Ledger:
             self._measure(fence.chunk, report.samples)
         step = fence.chunk.step
         self._note_failures(step, report)
-        self.seconds[step] += report.seconds
+        self.runtimes.seconds[step] += report.seconds
         self.last_at = at
         for result in report.results:
             self._told(fence, result, at)
@@ -312,7 +262,7 @@ class Ledger:
         if chunk.scan:
             self.scan.tell(chunk.step, tasks, result.outcome)
             return
-        self.tried[chunk.step] += len(tasks)
+        self.runtimes.tried[chunk.step] += len(tasks)
         self._result(chunk, result, tasks, at)
 
     def _late_report(self, report: wire.Report) -> None:
@@ -337,7 +287,8 @@ class Ledger:
     def _result(self, chunk: wire.Chunk, result: wire.Result, tasks: TaskSet, at: float) -> None:
         planned = self.plan.steps[chunk.step]
         outcome = self._stands(chunk.step, tasks.first, result.outcome, attempt=chunk.attempt)
-        self._note_code(chunk, result.code, at)
+        if not self.is_dropped(chunk):  # else a verdict has dealt with that chunk's time already
+            self.stops.note_code(result.code, queue=self.lane(chunk).queue, at=at)
         if outcome is Outcome.SUCCEEDED and self.dag.unmeasured(chunk.step):
             self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
             return
@@ -369,15 +320,6 @@ class Ledger:
                 bits &= ~(chunk.tasks.bits << shift if shift >= 0 else chunk.tasks.bits >> -shift)
         return bits.bit_count()
 
-    def _note_code(self, chunk: wire.Chunk, code: int, at: float) -> None:
-        """Note what an exit code asks for beyond its own task, unless a verdict has dealt with that chunk's time already."""
-        if self.is_dropped(chunk):
-            return
-        if code == HARD_FAIL:
-            self.hard_failed.setdefault(self.lane(chunk).queue, at)
-        elif code == STOP_WORKERS and self.stop_asked is None:
-            self.stop_asked = at
-
     def _stands(self, step: int, task: int, outcome: Outcome, *, attempt: int) -> Outcome:
         budget, restarts = self.geometry.lane(step, task).max_retries, bool(self.plan.steps[step].restart)
         return after_budget(outcome, attempt=attempt, max_retries=budget, restarts=restarts)
@@ -387,13 +329,7 @@ class Ledger:
             outcome = self._stands(step, failure.task, failure.outcome, attempt=report.attempt)
             if outcome not in FINAL:
                 continue
-            self._keep_failure(step, failure.model_copy(update={"outcome": outcome}))
-
-    def _keep_failure(self, step: int, failure: wire.Failure) -> None:
-        if len(self.first_failures) < KEPT_FAILURES:
-            self.first_failures.append((step, failure))
-        else:
-            self.last_failures.append((step, failure))
+            self.failures.keep(step, failure.model_copy(update={"outcome": outcome}))
 
     def _withdrawn(self, entry: wire.Withdrawn) -> None:
         self.next_fence = max(self.next_fence, entry.fence + 1)
@@ -427,7 +363,7 @@ class Ledger:
         self.honoured.add(entry.token)
         if isinstance(entry, wire.Restarted):
             self._restart(entry)
-        elif not self.cancelled:
+        elif not self.stops.cancelled:
             self._excuse(entry)
 
     def _excuse(self, entry: wire.Excused) -> None:
@@ -441,17 +377,8 @@ class Ledger:
             )
             again = self.dag.reopen(named)
             self.lost[each.step] += back + len(again[each.step])
-            # They took no time, and would have the next chunks hold far too many.
-            self.tried[each.step] = max(0, self.tried[each.step] - len(each.tasks))
-            self.seconds[each.step] = max(0.0, self.seconds[each.step] - each.seconds) if self.tried[each.step] else 0.0
-            self._forget_failures(again)
-
-    def _forget_failures(self, again: list[Bitmap]) -> None:
-        def stands(told: tuple[int, wire.Failure]) -> bool:
-            return told[1].task not in again[told[0]]
-
-        self.first_failures = list(filter(stands, self.first_failures))
-        self.last_failures = deque(filter(stands, self.last_failures), maxlen=KEPT_FAILURES)
+            self.runtimes.take_off(each.step, tried=len(each.tasks), seconds=each.seconds)
+            self.failures.forget(again)
 
     def _exhaust(self, chunk: wire.Chunk, tasks: TaskSet, chain: tuple[wire.LostHolder, ...]) -> None:
         """Fail tasks that were lost with one holder after the other."""
@@ -465,7 +392,7 @@ class Ledger:
             directory="",
             tail=f"lost with {len(chain)} agents in turn, so it is not tried again: {agents}"[: wire.MAX_TAIL],
         )
-        self._keep_failure(chunk.step, failure)
+        self.failures.keep(chunk.step, failure)
         self.dag.finish(chunk.step, tasks, Outcome.SOFT_FAILED, code=failure.code)
 
     def _drop(self, entry: wire.Dropped) -> None:
@@ -473,21 +400,9 @@ class Ledger:
         self.last_at = self._fold_now
         if entry.token:
             self.honoured.add(entry.token)
-        if entry.cause == "cancel":
-            self.cancelled, self.kill_below = True, max(self.kill_below, entry.below)
-        if entry.queue is not None:
-            self.dropped_queues.add(entry.queue)
-        else:
+        if entry.queue is None:
             self.scan.clear()
-        lanes = [
-            (step, lane)
-            for step, planned in enumerate(self.plan.steps)
-            for lane, each in enumerate(planned.lanes)
-            if entry.queue is None or each.queue == entry.queue
-        ]
-        for step, lane in lanes:
-            number = self.plan.first_lanes[step] + lane
-            self.drop_below[number] = max(self.drop_below[number], entry.below)
+        lanes = self.stops.drop(entry)
         for step, lane in lanes:
             self.dag.cancel_waiting(step, lane, self._running(step))
         self._backlog.drop([step.final for step in self.steps])
@@ -505,15 +420,13 @@ class Ledger:
         self.dag.measure(facts.count)
         for step, planned in enumerate(self.plan.steps):
             for lane in range(len(planned.lanes)):
-                dropped = chunk.fence < self.drop_below[self.plan.first_lanes[step] + lane]
+                dropped = self.stops.is_dropped(chunk.fence, lane=self.plan.first_lanes[step] + lane)
                 if dropped and not known[step]:  # before anybody knew of these tasks
                     self.dag.cancel_waiting(step, lane, Bitmap())
 
     def _restart(self, entry: wire.Restarted) -> None:
         """Open a new generation of the tasks that a restart names."""
-        self.cancelled, self.stop_asked = False, None
-        self.hard_failed.clear()
-        self.dropped_queues.clear()
+        self.stops.restart()
         again = self.dag.reopen(entry)
         self.scan.settle(entry)
         if entry.scan:
@@ -568,7 +481,7 @@ class Ledger:
 
     def is_dropped(self, chunk: wire.Chunk) -> bool:
         """Whether what a chunk leaves is cancelled."""
-        return chunk.fence < self.drop_below[self.geometry.lane_number(chunk.step, chunk.tasks.first)]
+        return self.stops.is_dropped(chunk.fence, lane=self.geometry.lane_number(chunk.step, chunk.tasks.first))
 
     @property
     def finished(self) -> bool:
@@ -583,7 +496,8 @@ class Ledger:
     @property
     def still(self) -> bool:
         """Whether it is finished, and nothing that came of it waits for its time."""
-        return self.finished and not self.fences and self.stop_asked is None and not self.hard_failed
+        asked = self.stops.stop_asked is not None or self.stops.hard_failed
+        return self.finished and not self.fences and not asked
 
     @property
     def unrolled(self) -> bool:
@@ -635,10 +549,6 @@ class Ledger:
     def is_fresh(self, step: int, tasks: TaskSet) -> bool:
         """Whether marks of an earlier success may lie in the directories of these tasks and say nothing any more."""
         return bool(self.steps[step].fresh.read(tasks.first, tasks.width) & tasks.bits)
-
-    def mean_seconds(self, step: int) -> float | None:
-        """Return the mean run time of a step's executions so far, in seconds; None before there is one."""
-        return self.seconds[step] / self.tried[step] if self.tried[step] else None
 
 
 def _shifted(tasks: TaskSet, first: int) -> int:

@@ -18,10 +18,14 @@ from pydantic import Field
 from merlin_study import wire
 from merlin_study.backlog import Waiting
 from merlin_study.bitmap import Bitmap
-from merlin_study.ledger import KEPT_FAILURES, Fence, Ledger
+from merlin_study.failures import KEPT_FAILURES
+from merlin_study.fence import Fence
+from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
+from merlin_study.runtimes import Runtimes
 from merlin_study.steptasks import StepTasks
+from merlin_study.stops import Stops
 from merlin_study.taskset import TaskSet
 
 VERSION: Final = 1
@@ -36,24 +40,19 @@ _PLAIN: Final = (
         "doubled",
         "misplaced",
         "lost",
-        "seconds",
-        "tried",
         "first_at",
         "last_at",
     ),
     *(
         "noted",
-        "kill_below",
-        "cancelled",
-        "drop_below",
-        "hard_failed",
-        "stop_asked",
         "exhausted",
         "recalled",
         "repaired",
     ),
 )
 """Attributes of a ledger that stand in its state as they are."""
+_RUNTIMES: Final = ("seconds", "tried")
+_STOPS: Final = ("kill_below", "cancelled", "drop_below", "hard_failed", "stop_asked")
 
 
 class SnapshotError(ValueError):
@@ -133,7 +132,7 @@ class ScanState(wire.Message):
 
 
 class State(wire.Message):
-    """A ledger without its blocks; fields are named as the ledger's attributes."""
+    """A ledger without its blocks; fields are named as the attributes of the ledger and of its parts."""
 
     version: int = VERSION
     samples: int
@@ -224,13 +223,18 @@ def freeze(ledger: Ledger, *, known: set[str] | frozenset[str] = frozenset()) ->
             missing=tuple(map(bits, ledger.scan.missing)),
             dependants=ledger.scan.dependants,
         ),
-        first_failures=tuple(StepFailure(step=at, failure=each) for at, each in ledger.first_failures),
-        last_failures=tuple(StepFailure(step=at, failure=each) for at, each in ledger.last_failures),
+        first_failures=tuple(StepFailure(step=at, failure=each) for at, each in ledger.failures.first),
+        last_failures=tuple(StepFailure(step=at, failure=each) for at, each in ledger.failures.last),
         honoured=tuple(sorted(ledger.honoured)),
-        dropped_queues=tuple(sorted(ledger.dropped_queues)),
-        **{name: getattr(ledger, name) for name in _PLAIN},
+        dropped_queues=tuple(sorted(ledger.stops.dropped_queues)),
+        **{name: getattr(owner, name) for owner, names in _plain(ledger) for name in names},
     )
     return state, blocks
+
+
+def _plain(ledger: Ledger) -> tuple[tuple[Ledger | Runtimes | Stops, tuple[str, ...]], ...]:
+    """Return who has the attributes that stand in a state as they are."""
+    return (ledger, _PLAIN), (ledger.runtimes, _RUNTIMES), (ledger.stops, _STOPS)
 
 
 def _freeze_step(step: StepTasks, bits: Callable[[Bitmap], Bits]) -> StepState:
@@ -275,13 +279,14 @@ def thaw(plan: Plan, state: State, blocks: Mapping[str, bytes]) -> Ledger:
         ledger.put_back(Waiting(each.due, each.number, each.step, each.tasks, each.attempt, each.restart, each.lost))
     ledger.count_on(len(state.waiting))
     ledger.lost_serials = {each.chunk.fence: (each.chunk, each.serial) for each in state.lost_serials}
-    ledger.first_failures = [(each.step, each.failure) for each in state.first_failures]
-    ledger.last_failures = deque(((each.step, each.failure) for each in state.last_failures), maxlen=KEPT_FAILURES)
+    ledger.failures.first = [(each.step, each.failure) for each in state.first_failures]
+    ledger.failures.last = deque(((each.step, each.failure) for each in state.last_failures), maxlen=KEPT_FAILURES)
     ledger.superseded = {fence: list(tasks) for fence, tasks in state.superseded.items()}
-    ledger.honoured, ledger.dropped_queues = set(state.honoured), set(state.dropped_queues)
-    for name in _PLAIN:
-        value = getattr(state, name)
-        setattr(ledger, name, value.copy() if isinstance(value, list | dict) else value)
+    ledger.honoured, ledger.stops.dropped_queues = set(state.honoured), set(state.dropped_queues)
+    for owner, names in _plain(ledger):
+        for name in names:
+            value = getattr(state, name)
+            setattr(owner, name, value.copy() if isinstance(value, list | dict) else value)
     return ledger
 
 
