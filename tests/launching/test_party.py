@@ -6,11 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from merlin_agent import sole
 from merlin_agent.launch import DirectLauncher
+from merlin_agent.pairing import Leave
 from merlin_agent.party import Party
 from merlin_agent.schedulers import Found
 from merlin_agent.slots import Slots
@@ -18,7 +21,9 @@ from merlin_study.seal import Keyring
 from tests.launching.test_allies import Host, until
 
 
-def a_leader(folder: Path, *hosts: str) -> Party:
+def a_leader(
+    folder: Path, *hosts: str, leave: Callable[[Leave], None] = lambda _: None, problems: list[str] | None = None
+) -> Party:
     """The agent of the first host, which started the others and has been idle for 500 s."""
     slots = Slots(
         2,
@@ -37,12 +42,76 @@ def a_leader(folder: Path, *hosts: str) -> Party:
         gpus=0,
         alone=False,
         spreads=True,
+        has_part=False,
         idle=lambda: 500.0,
         changed=lambda: None,
         freed=lambda: None,
-        leave=lambda _word: None,
-        complain=lambda _problem: None,
+        leave=leave,
+        complain=(problems if problems is not None else []).append,
     )
+
+
+@pytest.mark.parametrize("hosts", [("n1", "n2"), ("n1",)])
+def test_a_second_agent_of_a_host_takes_nothing_and_leads_nobody_until_the_first_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...]
+) -> None:
+    """Two leaders would each give the same hosts away, and two agents of one host all of its cores."""
+    monkeypatch.setattr("merlin_agent.party._LOOK_EVERY", 0.01)
+
+    async def story() -> None:
+        words: list[Leave] = []
+        problems: list[str] = []
+        first = a_leader(tmp_path, *hosts)
+        await first.run()
+        assert first.begun.is_set()
+        second = a_leader(tmp_path, *hosts, leave=words.append, problems=problems)
+        running = asyncio.create_task(second.run())
+        await until(lambda: bool(problems))
+        assert "found one, which has all of this host" in problems[0]
+        assert (second.begun.is_set(), second._leader, words) == (False, None, [])
+        await first.leave(1.0)
+        await until(second.begun.is_set)
+        await running
+        assert (second._leader is not None) == (len(hosts) > 1)
+        await second.leave(1.0)
+
+    asyncio.run(story())
+
+
+def test_a_second_agent_of_a_host_leaves_where_the_first_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("merlin_agent.party._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("merlin_agent.party.PATIENCE", -10.0)
+
+    async def story() -> None:
+        words: list[Leave] = []
+        first, second = a_leader(tmp_path, "n1"), a_leader(tmp_path, "n1", leave=words.append)
+        await first.run()
+        running = asyncio.create_task(second.run())
+        await until(lambda: bool(words))
+        assert (words, second.begun.is_set()) == ([Leave(finish=True)], False)
+        running.cancel()
+        await first.leave(1.0)
+
+    asyncio.run(story())
+
+
+def test_a_name_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
+    code = f"import time; from merlin_agent import sole; held = sole.claim({str(tmp_path)!r}); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            assert sole.claim(str(tmp_path)) is None
+            other = sole.claim(str(tmp_path), "n2")
+            assert other is not None, "another host's, as Slurm's nodes on one machine are"
+            other.close()
+        finally:
+            holder.kill()
+    held = sole.claim(str(tmp_path))
+    assert held is not None
+    held.close()
 
 
 def test_an_allocation_waits_for_a_missing_agent_and_not_for_ever(

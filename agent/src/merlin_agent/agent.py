@@ -138,6 +138,7 @@ class Agent:
             gpus=len(settings.gpus),
             alone=settings.lifeline,
             spreads=not settings.this_node,
+            has_part="slots" in settings.model_fields_set,
             idle=self._idle_for,
             changed=self._on_hosts_changed,
             freed=lambda: self._intake.wake(),  # noqa: PLW0108 - made later
@@ -200,11 +201,15 @@ class Agent:
             await self._go(helpers, linked)
 
     def _parts(self) -> list[Coroutine[Any, Any, None]]:
-        parts = [self._beat.run(), self._intake.run(), self._be_present(), self._take_part(), self._leave_in_time()]
+        parts = [self._beat.run(), self._take_in(), self._be_present(), self._take_part(), self._leave_in_time()]
         settings = self._settings
         if settings.idle_exit is not None and not settings.keep_alive and not settings.lifeline:
             parts.append(self._leave_when_idle(settings.idle_exit))
         return parts
+
+    async def _take_in(self) -> None:
+        await self._party.begun.wait()
+        await self._intake.run()
 
     async def _take_part(self) -> None:
         await self._party.run()

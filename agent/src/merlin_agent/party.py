@@ -3,6 +3,8 @@
 several hosts, and we are on the first ─► lead; start the others unless somebody did ─► listen
 several hosts, and we are on another   ─► keep cores for the leader
 one host                               ─► nothing
+
+Where an agent of ours is here already that would take the same cores, or leads, we wait for its end, and not for long.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
-from merlin_agent import launching, pairing, spreading
-from merlin_agent.allies import Leader, Member, OwnNode
+from merlin_agent import launching, pairing, sole, spreading
+from merlin_agent.allies import PATIENCE, RETURNS_WITHIN, Leader, Member, OwnNode
 from merlin_agent.pairing import Leave
 from merlin_agent.schedulers import Found
 from merlin_agent.slots import Slots
@@ -39,6 +42,9 @@ MISSED_FOR: Final = 300.0
 """Seconds that an allocation stays for agents that were started and are not heard, after one has come or gone."""
 
 
+_LOOK_EVERY: Final = 1.0
+
+
 class Party:
     """See the module; `start` before tasks come, `leave` when they have ended."""
 
@@ -54,6 +60,7 @@ class Party:
         gpus: int,
         alone: bool,
         spreads: bool,
+        has_part: bool,
         idle: Callable[[], float],
         changed: Callable[[], None],
         freed: Callable[[], None],
@@ -72,6 +79,7 @@ class Party:
             gpus: How many this host gives.
             alone: We have nothing to do with others.
             spreads: We may start the others.
+            has_part: Our user has said how much of this host is ours.
             idle: For how long we have had nothing to do.
             changed: Told that tasks may run over another number of hosts now.
             freed: Told that there is room for tasks of our own again.
@@ -85,6 +93,12 @@ class Party:
         self._path = pairing.path_of(workspace, job=(found.scheduler, found.job_id, found.run), group=group)
         self._toward = urlsplit(server).hostname or "localhost"
         self._several = not alone and len(found.hosts) > 1 and bool(found.host)
+        self._is_sole = not alone and bool(found.host) and (found.leads or (not self._several and not has_part))
+        self._held: socket.socket | None = None
+        self.begun = asyncio.Event()
+        """Set when we may take tasks: nobody else has this host."""
+        if not self._is_sole:
+            self.begun.set()
         self._leader: Leader | None = None
         self._member: Member | None = None
         self._others: asyncio.subprocess.Process | None = None
@@ -124,6 +138,8 @@ class Party:
 
     async def run(self) -> None:
         """Do our part until cancelled."""
+        if self._is_sole:
+            await self._be_sole()
         if not self._several:
             return
         if not self._found.leads:
@@ -159,6 +175,30 @@ class Party:
             )
         if self._spreads and not self._found.together:
             await self._spread()
+
+    async def _be_sole(self) -> None:
+        """Wait until no other agent of our kind is here, and leave where that lasts: the two would run twice what the host has.
+
+        One that was killed may still be ending its tasks.
+        """
+        until = time.monotonic() + PATIENCE + RETURNS_WITHIN
+        while not self.begun.is_set():
+            try:
+                self._held = sole.claim(self._path, self._found.host)
+            except OSError as error:
+                _log.info("whether another agent is on this host can't be told: %s", error)
+                break
+            if self._held is not None:
+                break
+            self._complain(
+                f"{self._found.host}: expected no other agent of {self._found.scheduler} {self._found.job_id} for the same queues, found one, "
+                "which has all of this host; leaving unless it ends: start one on each host"
+            )
+            if time.monotonic() > until:
+                self._leave(Leave(finish=True))
+                await asyncio.Event().wait()
+            await asyncio.sleep(_LOOK_EVERY)
+        self.begun.set()
 
     def _on_dead(self, host: str) -> None:
         if self._slots.end_over(host):
@@ -203,6 +243,13 @@ class Party:
 
         Where ``late``, what runs there may go on until the allocation's end.
         """
+        try:
+            await self._take_leave(patience, late=late)
+        finally:
+            if self._held is not None:
+                self._held.close()
+
+    async def _take_leave(self, patience: float, *, late: bool) -> None:
         if self._member is not None:
             self._member.forsake()
         if self._leader is not None:
