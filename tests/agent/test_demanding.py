@@ -63,8 +63,11 @@ def a_consumer(name: str = "c", *, queue: str = "q", shape: str = "n1-c1-g0-m0-w
         (a_consumer(shape="n1-c1-g0-m16-w0"), (), 1.0, True),
         (a_consumer(shape="n1-c1-g0-m17-w0"), (), 1.0, False),
         (a_consumer(shape="n1-c1-g0-m3-w1"), (), 900.0, True),
-        (a_consumer(shape="n1-c1-g0-m0-w1"), (), 899.0, False),
-        (a_consumer(shape="n1-c1-g0-m0-w6"), (), 1.0, True),
+        (a_consumer(shape="n1-c1-g0-m0-w1"), (), 60.0, True),
+        (a_consumer(shape="n1-c1-g0-m0-w2"), (), 900.0, False),
+        (a_consumer(shape="n1-c1-g0-m0-w2"), (), 1500.0, True),
+        (a_consumer(shape="n1-c1-g0-m0-w6"), (), 86400.0, False),
+        (a_consumer(shape="n1-c1-g0-m0-w6"), (), 90000.0, True),
         (a_consumer(shape="next year's"), (), 1.0, False),
     ],
 )
@@ -74,7 +77,7 @@ def test_a_consumer_is_served_if_its_shape_queue_and_time_fit(
     left: float,
     fits: bool,  # noqa: FBT001 - a column of the table
 ) -> None:
-    """Cores, GPUs and memory must be there on this one node; a declared walltime must fit what is left."""
+    """Cores, GPUs and memory must be there on this one node; of a class of declared walltimes some must fit what is left."""
     assert demand.serves(consumer, host=Host(4, 1, memory=4096), queues=queues, seconds_left=left) is fits
 
 

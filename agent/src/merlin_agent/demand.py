@@ -85,7 +85,11 @@ class Host:
 
 
 def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_left: float) -> bool:
-    """Whether tasks of a consumer fit this host, our queues, and the time that the allocation has left."""
+    """Whether tasks of a consumer fit this host, our queues, and may fit the time that the allocation has left.
+
+    A class of declared walltimes is wide: of its tasks the shortest may fit and the longest not. Each chunk's own walltime is looked at
+    when it is here.
+    """
     wanted = tuple(queues)
     if wanted and consumer.queue not in wanted:
         return False
@@ -93,7 +97,7 @@ def serves(consumer: Consumer, *, host: Host, queues: Iterable[str], seconds_lef
         needs = host.room_of(consumer.shape)
     except ValueError:  # made by a newer operator
         return False
-    return needs.fits(nodes=host.nodes, cores=host.cores, gpus=host.gpus) and needs.least_seconds <= seconds_left
+    return needs.fits(nodes=host.nodes, cores=host.cores, gpus=host.gpus) and needs.more_than < seconds_left
 
 
 def is_wide(consumer: Consumer) -> bool:

@@ -343,7 +343,7 @@ class Lives:
     def _is_too_late(self, study: Study, chunk: wire.Chunk) -> str:
         """Return why a chunk's tasks would not end in time; empty where they would, as far as they declare a walltime.
 
-        Its consumer says the class of that only, and nothing of what is longer than a day.
+        Its consumer says the class of that only.
         """
         try:
             walltime = study.lane(chunk).walltime

@@ -59,6 +59,11 @@ class Shape:
         return max(1, self.cores, by_gpus)
 
     @property
+    def more_than(self) -> int:
+        """The seconds that each task of this shape declares more than; 0 where none is declared."""
+        return WALLTIME_CLASSES[self.walltime_class - 2] if self.walltime_class > 1 else 0
+
+    @property
     def least_seconds(self) -> int:
         """The declared time that a task of this shape may need at most; 0 where none is declared or it is open-ended."""
         if not 1 <= self.walltime_class <= len(WALLTIME_CLASSES):
