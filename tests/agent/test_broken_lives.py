@@ -34,7 +34,7 @@ class Stub:
     """Broker, intake and studies, as far as a chunk's life needs them; a test breaks one of them."""
 
     def __init__(self, root: Path) -> None:
-        self.space = Space("default")
+        self.space, self.broker = Space("default"), self
         self.cancelled: set[str] = set()
         self.stored: list[wire.Message] = []
         self.answers: list[Answer] = []
@@ -60,6 +60,14 @@ class Stub:
         """Keep what was sent."""
         del study, subject, how
         self.stored.append(message)
+
+    def server(self) -> tuple[str, str]:
+        """A server that nobody knows."""
+        return "", ""
+
+    async def last(self, stream: str, subject: str) -> None:
+        """Nothing is said of where the logs stand, so that each claim is looked back at."""
+        del stream, subject
 
     async def open(self, chunk: wire.Chunk) -> Study:
         """Every chunk is the study's."""

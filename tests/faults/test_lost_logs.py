@@ -59,13 +59,14 @@ def wipe(broker: Broker) -> None:
     broker.start()
 
 
-def rewind(rig: Rig, broker: Broker) -> None:
+def rewind(rig: Rig, broker: Broker, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Put back a copy of the disk that is older than some of the work."""
     backup = rig.directory / "backup"
     broker.kill()
     shutil.copytree(broker.directory / "store", backup)
     broker.start()
     rig.until_done(rig.done() + 10)
+    meanwhile()
     broker.kill()
     shutil.rmtree(broker.directory / "store")
     backup.rename(broker.directory / "store")
@@ -119,6 +120,18 @@ def test_a_study_outlives_all_that_its_broker_can_lose(rig: Rig, broker: Broker,
     assert Counter(rig.runs().values()) == {1: TASKS - AGAIN, 2: AGAIN}, "as the tasks' own files say"
 
 
+def test_an_older_disk_hands_out_again_what_ran_while_no_operator_is_there(rig: Rig, broker: Broker) -> None:
+    """Agents find in the workspace who had claimed it, though the log knows nothing of that and the epoch is the one that it was."""
+    eventually(lambda: rig.view()["steps"][1]["queued"] > 20, message="many chunks wait, as the tasks are short")
+    rewind(rig, broker, rig.operators[-1].kill)
+    eventually(lambda: max(_claims(rig).values()) > 1, message="a chunk is claimed again")
+    rig.operator()
+    finding = ends_well(rig)
+    assert (finding.losses, finding.overlaps) == (0, 0)
+    assert finding.executions == TASKS + AGAIN
+    assert Counter(rig.runs().values()) == {1: TASKS - AGAIN, 2: AGAIN}, "as the tasks' own files say"
+
+
 def test_all_that_is_left_is_the_workspace(rig: Rig, broker: Broker) -> None:
     """Broker, disk, operator and agents are gone. The study waits for an agent, which dies as it tells; the next one tells all."""
     for process in rig.processes:
@@ -156,6 +169,11 @@ def test_who_comes_late_with_a_claim_of_a_lost_log_runs_nothing(rig: Rig, broker
     told.touch()
     finding = ends_well(rig)
     assert finding.overlaps == 0
+
+
+def _claims(rig: Rig) -> Counter[int]:
+    """How often each fence was claimed."""
+    return Counter(each["fence"] for each in read(rig.history) if each["event"] == "claimed")
 
 
 def _standing(rig: Rig) -> set[str]:

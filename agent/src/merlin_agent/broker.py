@@ -64,6 +64,9 @@ class Broker(Protocol):
     def listen(self, subject: str, handler: Handler) -> None:
         """Hand every message on ``subject`` to ``handler``, over all connections to come."""
 
+    def server(self) -> tuple[str, str]:
+        """Return which process of a server we are connected with, by the name that it gives itself, and its cluster; empty where none."""
+
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` after each connection is made."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.claim import Claimed, claim
 from merlin_agent.demand import Host
 from merlin_agent.execute import ChunkWork
+from merlin_agent.ground import Ground, claimants
 from merlin_agent.intake import Held, Intake
 from merlin_agent.lean import LeanWork
 from merlin_agent.measure import published_at
@@ -39,6 +41,7 @@ from merlin_agent.studies import NotYetError, Studies, Study, is_sampling
 from merlin_study import failpoints, history, outcomelog, wire
 from merlin_study.outcome import Outcome
 from merlin_study.seal import SealError
+from merlin_study.workspace import OUTCOMES
 
 _log: Final = logging.getLogger(__name__)
 
@@ -81,8 +84,15 @@ class Life:
     """Whether its tasks run over several hosts."""
     syncing: bool = False
     """Whether what its tasks left is being brought from here to where it stays."""
+    forerunners: tuple[wire.LostHolder, ...] = ()
+    """Who had claimed its fence before a broker was put back that knew of it; lost holders as any."""
     published: float | None = None
     """When its chunk was handed to the broker, by the broker's clock; None where that is not known."""
+
+    @property
+    def earlier(self) -> tuple[wire.LostHolder, ...]:
+        """Who held the chunk before, and may have run some of it."""
+        return *self.run.chunk.lost, *self.forerunners
 
     @property
     def patience(self) -> float:
@@ -137,6 +147,7 @@ class Lives:
         """Chunks of tasks of several hosts that are not fed yet."""
         self._draining = False
         self._holder_logs = HolderLogs()
+        self._ground = Ground(post)
         self._tidied: set[tuple[str, int]] = set()
         self.by_run: dict[ChunkRun, Life] = {}
         self.full: set[str] = set()
@@ -321,6 +332,8 @@ class Lives:
             self.hand_back(life)
             return
         except (RefusedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in files.FULL:
+                self.full.add(life.study.uid)
             self._decline(life, str(error))
             return
         except Exception as error:  # noqa: BLE001 - nothing runs yet, so it can be handed back
@@ -374,12 +387,15 @@ class Lives:
         """Write our claim where a log that is lost can be told from, and only then ask whether it still counts.
 
         In this order: whoever raises the epoch says so before it has the workspace read. So either our claim is read there, or we
-        see the epoch.
+        see the epoch. Whoever finds our claim has to find us present, too.
 
         Raises:
             RefusedError: the claim can't be written.
             OutdatedError: it counts for nothing.
+            OSError: the claims of others can't be read.
         """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._presence.enter, life.study.info)
         chunk = life.run.chunk
         claim = outcomelog.Entry(
             study=life.study.uid, plan=chunk.plan, start=wire.Start(agent=self._agent, chunk=chunk)
@@ -393,11 +409,31 @@ class Lives:
         failpoints.reach("agent.stoodby")
         if not await self._studies.counts(chunk):
             raise OutdatedError(f"chunk {chunk.fence}: issued before its study's log was lost; it is issued again")
+        if await self._ground.may_return(life.published):
+            await self._look_back(life, claim.start)
+
+    async def _look_back(self, life: Life, start: wire.Start | None) -> None:
+        """Find out who had claimed a chunk before that the broker may have handed out twice, once our own claim is written down.
+
+        Of two that find each other's claims, the one whose claim is the first in the log goes on, and waits for the other.
+
+        Raises:
+            OutdatedError: that is not we.
+            OSError: the claims can't be read.
+        """
+        assert start is not None
+        if await claim(self._post, start) is not Claimed.WON:
+            raise OutdatedError(f"chunk {start.chunk.fence}: another agent claimed it, too")
+        directory = f"{life.study.info}/{OUTCOMES}"
+        look = functools.partial(claimants, directory, life.study.uid, start.chunk.fence, agent=self._agent)
+        life.forerunners = await asyncio.to_thread(look)
+        if life.forerunners:
+            names = ", ".join(each.agent for each in life.forerunners)
+            _log.warning("study %s, chunk %d: claimed before by %s", life.study.uid, start.chunk.fence, names)
 
     async def _prepare(self, life: Life, reserved: _Reserved) -> Work:
-        """Enter the workspace, and inherit what lost holders of the chunk finished."""
+        """Make ready what runs the tasks, and inherit what earlier holders of the chunk finished."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._presence.enter, life.study.info)
         work = life.work = await loop.run_in_executor(None, self._work, life)
         if life.run.chunk.scan:
             layout = life.study.layout(life.run.chunk.samples)
@@ -407,11 +443,11 @@ class Lives:
         if found := life.run.adopt(() if is_sampling(life.study, life.run.chunk.step) else at_once(life.run.chunk)):
             life.pending.adopt(found)
             self._rehearsed(life.run, sum(len(each.tasks) for each in found))
-        if life.run.chunk.lost and life.run.unresolved:
+        if life.earlier and life.run.unresolved:
             reserved.release()  # this may take a minute and a half; others have the slots meanwhile
             self.wake()
             await self._inherit(life)
-        if isinstance(work, PackedWork) and (life.run.chunk.lost or life.run.step not in self._tidied):
+        if isinstance(work, PackedWork) and (life.earlier or life.run.step not in self._tidied):
             self._tidied.add(life.run.step)
             await loop.run_in_executor(None, self._tidy, life, work)
         return work
@@ -447,20 +483,19 @@ class Lives:
         return ChunkWork(step, lambda: life.pending.tells_more)
 
     async def _inherit(self, life: Life) -> None:
-        """Adopt what lost holders finished, until none of them can run anything of it any more.
+        """Adopt what earlier holders finished, until none of them can run anything of it any more.
 
         Not so of the samples: their number goes with the success, and finding it again costs no more than reading the file.
         """
         loop, info = asyncio.get_running_loop(), life.study.info
         adopts = not is_sampling(life.study, life.run.chunk.step)
         logs = {
-            lost: self._holder_logs.of(log_path(info, lost.agent), life.study.uid, lost.fence)
-            for lost in life.run.chunk.lost
+            lost: self._holder_logs.of(log_path(info, lost.agent), life.study.uid, lost.fence) for lost in life.earlier
         }
         while True:
             gone = []
             for lost, log in logs.items():
-                silent = await loop.run_in_executor(None, self._is_silent, info, lost)
+                silent = await loop.run_in_executor(None, self._is_silent, life, lost)
                 news = await loop.run_in_executor(None, log.news)  # after the look: what is silent writes no more
                 if adopts:
                     life.pending.adopt(life.run.adopt(news))
@@ -472,12 +507,11 @@ class Lives:
                 return
             await asyncio.sleep(min(_LOOK_EVERY, self._timing().presence_stale / 10))
 
-    def _is_silent(self, info: str, lost: wire.LostHolder) -> bool:
-        if lost.agent == self._agent:  # the operator thought that we were gone
-            return not any(
-                life.run.chunk.fence == lost.fence and not life.recorded for life in list(self.by_run.values())
-            )
-        return present.age(info, self._agent, lost.agent) > self._timing().presence_stale
+    def _is_silent(self, life: Life, lost: wire.LostHolder) -> bool:
+        if lost.agent == self._agent:  # the operator thought that we were gone, or the broker has forgotten us
+            before = itertools.takewhile(lambda each: each is not life, list(self.by_run.values()))
+            return not any(each.run.chunk.fence == lost.fence and not each.recorded for each in before)
+        return present.age(life.study.info, self._agent, lost.agent) > self._timing().presence_stale
 
     async def _tell(self, life: Life) -> None:
         """Report what ended, now and then, and at last that the chunk is over."""

@@ -95,6 +95,11 @@ class Link:
         """See `broker.Broker`."""
         self._listeners.append((subject, handler))
 
+    def server(self) -> tuple[str, str]:
+        """See `broker.Broker`."""
+        info = self._client._server_info if self._client is not None else {}  # noqa: SLF001 - nats-py shows it nowhere else
+        return str(info.get("server_id") or ""), str(info.get("cluster") or "")
+
     def on_connect(self, callback: Callable[[], None]) -> None:
         """See `broker.Broker`."""
         self._greeters.append(callback)

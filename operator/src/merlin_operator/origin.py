@@ -27,27 +27,14 @@ MOST_SERVERS: Final = 8
 """Servers of a cluster that are remembered; one more or less costs a look into workspaces, and no more."""
 
 
-class Origin(wire.Message):
-    """The servers and creations of streams (tasks, reports, control) that logs are whole under ``since`` (Unix seconds).
-
-    ``made``: when these streams were found to be new. What is older than that has lost its log, what is older than ``since`` only may
-    have lost some of it.
-    """
-
-    servers: tuple[str, ...]
-    streams: tuple[str, ...]
-    since: int
-    made: int
-
-
 class Ground:
     """Knows the origin of a namespace's logs, and whether it is still the one that it was."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.origin: Origin | None = None
+        self.origin: wire.Origin | None = None
 
-    async def settle(self, *, stood: bool) -> Origin:
+    async def settle(self, *, stood: bool) -> wire.Origin:
         """Find or write the origin; to be called on each connection, once the streams are there.
 
         Args:
@@ -56,14 +43,14 @@ class Ground:
         Raises:
             merlin_operator.stream.Outage: the broker did not answer.
         """
-        server, streams = self.core.broker.server_id, await self._streams()
+        server, cluster, streams = self.core.broker.server_id, self.core.broker.cluster, await self._streams()
         while True:
             stored = await self.core.broker.last(self.core.space.control_stream, self.core.space.origin)
             known = self._opened(stored)
             if known is not None and known.streams == streams and server in known.servers:
                 self.origin = known
                 return known
-            made = self._next(known, server, streams, stood=stood)
+            made = self._next(known, server, streams, stood=stood).model_copy(update={"cluster": cluster})
             try:
                 await self._write(made, expected=stored.sequence if stored is not None else 0)
             except Conflict:
@@ -72,7 +59,7 @@ class Ground:
             self.origin = made
             return made
 
-    def _next(self, known: Origin | None, server: str, streams: tuple[str, ...], *, stood: bool) -> Origin:
+    def _next(self, known: wire.Origin | None, server: str, streams: tuple[str, ...], *, stood: bool) -> wire.Origin:
         """Return what the logs stand on from now on."""
         if known is not None and known.streams == streams:
             servers = (*known.servers, server)[-MOST_SERVERS:]
@@ -80,9 +67,9 @@ class Ground:
                 return known.model_copy(update={"servers": servers})
             return known.model_copy(update={"servers": servers, "since": self._later(known)})
         since = self._later(known)
-        return Origin(servers=(server,), streams=streams, since=since, made=since)
+        return wire.Origin(servers=(server,), streams=streams, since=since, made=since)
 
-    def _later(self, known: Origin | None) -> int:
+    def _later(self, known: wire.Origin | None) -> int:
         """Return the time, or what is later than all that was said before."""
         return max(int(self.core.now), *(each.since + 1 for each in (known, self.origin) if each is not None), 0)
 
@@ -106,17 +93,17 @@ class Ground:
             ]
         )
 
-    def _opened(self, stored: Stored | None) -> Origin | None:
+    def _opened(self, stored: Stored | None) -> wire.Origin | None:
         if stored is None:
             return None
         try:
-            return Origin.model_validate_json(self.core.open_own(AGENTS_SCOPE, stored))
+            return wire.Origin.model_validate_json(self.core.open_own(AGENTS_SCOPE, stored))
         except (SealError, ValidationError) as error:
             self.core.refuse(error)
             log.warning("origin refused subject=%s error=%s", stored.subject, error)
             return None
 
-    async def _write(self, origin: Origin, *, expected: int) -> None:
+    async def _write(self, origin: wire.Origin, *, expected: int) -> None:
         subject = self.core.space.origin
         sealed = self.core.seal(AGENTS_SCOPE, subject, origin.encode())
         await self.core.broker.append(subject, sealed, expected=expected)

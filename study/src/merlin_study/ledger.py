@@ -195,7 +195,7 @@ class Ledger:
         self.repaired = max(self.repaired, entry.epoch)
         self.next_fence = max(self.next_fence, wire.first_fence(self.repaired))
         self.early.clear()
-        self.rivals.clear()
+        self.rivals = {key: chunk for key, chunk in self.rivals.items() if key[0] in self.fences}
         self.superseded.clear()
         self.settle_waiting()
 
@@ -313,8 +313,11 @@ class Ledger:
             self._wait(chunk, unfinished, due, attempt=chunk.attempt + 1, restart=wants_restart)
 
     def _unexplained(self, step: int, first: int, bits: int) -> int:
-        """Count the tasks that no holder was lost with: a lost one may succeed while a later attempt of another runs."""
-        for chunk, _ in self.lost_serials.values():
+        """Count the tasks that no holder was lost with: a lost one may succeed while a later attempt of another runs.
+
+        So may one beside whom another claimed the fence: that one adopts what it finds recorded.
+        """
+        for chunk in (*(chunk for chunk, _ in self.lost_serials.values()), *self.rivals.values()):
             if chunk.step == step:
                 shift = chunk.tasks.first - first
                 bits &= ~(chunk.tasks.bits << shift if shift >= 0 else chunk.tasks.bits >> -shift)
@@ -438,6 +441,8 @@ class Ledger:
     def _close(self, number: int) -> None:
         del self.fences[number]
         self.closed.add_range(number, 1)
+        if self.rivals and number < wire.first_fence(self.repaired):
+            self.rivals = {key: chunk for key, chunk in self.rivals.items() if key[0] != number}
 
     def _take_back(self, fence: Fence) -> None:
         """Have the tasks of a chunk that nobody started wait as they did before it was made."""

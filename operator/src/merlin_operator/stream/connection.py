@@ -65,8 +65,16 @@ class Connection:
     @property
     def server_id(self) -> str:
         """Which process of a server this connection is with: another one after each start of a server."""
+        return self._server_says("server_id")
+
+    @property
+    def cluster(self) -> str:
+        """The name of the cluster that this server is one of; empty where it is on its own."""
+        return self._server_says("cluster")
+
+    def _server_says(self, key: str) -> str:
         info = self._client._server_info if self._client is not None else {}  # noqa: SLF001 nats-py shows it nowhere else
-        return str(info.get("server_id") or "")
+        return str(info.get(key) or "")
 
     async def wait_connected(self) -> None:
         """Return once there is a connection."""

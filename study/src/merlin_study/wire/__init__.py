@@ -3,7 +3,7 @@
     operator → task stream      Chunk, Cursor
     agent, operator → report stream   Bound, Start, Report, Recalled (agents), Withdrawn, Noted, Lost, Excused, Dropped,
                                       Restarted, Repaired (operator): the log that the ledger folds
-    operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control, Assignment, Quarantines: last value counts
+    operator → control stream   PlanDocument (a plan's JSON as it is), Offer, Control, Assignment, Quarantines, Origin: last value counts
     agent → operator            Heartbeat, not stored
 
 Models are strict and closed: an unknown field, a wrong type or a version of another time is refused, never guessed at.
@@ -44,7 +44,17 @@ from merlin_study.wire.log import (
     decode_log,
 )
 from merlin_study.wire.message import MAX_EXCEPTIONS, MAX_REPORT_BYTES, MAX_TAIL, SCHEMA_VERSION, Message
-from merlin_study.wire.word import Assignment, Consumer, Control, Offer, Quarantine, Quarantines, Recall, Timing
+from merlin_study.wire.word import (
+    Assignment,
+    Consumer,
+    Control,
+    Offer,
+    Origin,
+    Quarantine,
+    Quarantines,
+    Recall,
+    Timing,
+)
 
 __all__ = [
     "BUCKETS",
@@ -74,6 +84,7 @@ __all__ = [
     "Message",
     "Noted",
     "Offer",
+    "Origin",
     "Quarantine",
     "Quarantines",
     "QueueFigures",

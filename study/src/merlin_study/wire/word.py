@@ -27,6 +27,21 @@ class Timing(Message):
     presence_stale: float = 90.0
 
 
+class Origin(Message):
+    """What the logs of a namespace stand on, beside which it is stored.
+
+    Logs are whole under ``since`` (Unix seconds by the broker's clock), on these servers (processes of one, by the name that each gives
+    itself) or on any of the ``cluster``, and as long as the streams (tasks, reports, control) are these creations. ``made``: when these were found
+    to be new. What is older than that has lost its log, what is older than ``since`` only may have lost some of it.
+    """
+
+    servers: tuple[str, ...]
+    cluster: str = ""
+    streams: tuple[str, ...]
+    since: int
+    made: int
+
+
 class Recall(Message):
     """A study whose log may lack something: ``agent`` shall tell what the workspace records.
 

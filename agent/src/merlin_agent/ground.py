@@ -1,0 +1,82 @@
+"""Whether the broker may hand out a chunk that it has handed out before, and to whom that was.
+
+A broker whose disk was put back to an older state, or that lacks its last writes, has chunks in the task stream again that are claimed and
+perhaps run, and knows nothing of those claims. The operator finds that out and issues them anew under another epoch
+(`merlin_operator.repair`), but an agent may be connected before it, or there may be no operator for a while. So who takes a chunk that
+may have been there before looks into the workspace, where each claim was written before anything of it ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from typing import Final
+
+from pydantic import ValidationError
+
+from merlin_agent.post import AGENTS, Post, until_answered
+from merlin_study import outcomelog
+from merlin_study.seal import SealError, Signer
+from merlin_study.wire import LostHolder, Origin
+
+LEEWAY: Final = 5.0
+"""Seconds by which a chunk has to be younger than its log's origin: whoever wrote that one down estimated the broker's clock."""
+
+
+class Ground:
+    """Knows what the operator says of the server that we are connected with."""
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._origin: Origin | None = None
+        self._server = ("", "")
+        """The server for which that was read."""
+
+    async def may_return(self, published: float | None) -> bool:
+        """Whether a chunk that was ``published`` then (Unix seconds by the broker's clock; None: not known) may be one that was claimed before.
+
+        Not so where it is younger than the state that its broker's logs are in.
+        """
+        server = self._post.broker.server()
+        if self._origin is None or self._server != server or not self._is_named(self._origin, server):
+            self._origin, self._server = await self._read(), server
+        origin = self._origin
+        if origin is None or published is None or not self._is_named(origin, server):
+            return True
+        return published < origin.since + LEEWAY
+
+    @staticmethod
+    def _is_named(origin: Origin, server: tuple[str, str]) -> bool:
+        process, cluster = server
+        return process in origin.servers or (cluster != "" and cluster == origin.cluster)
+
+    async def _read(self) -> Origin | None:
+        subject, stream = self._post.space.origin, self._post.space.control_stream
+        data = await until_answered(lambda: self._post.broker.last(stream, subject))
+        if data is None:
+            return None
+        try:
+            return Origin.model_validate_json(self._post.open(subject, data, scope=AGENTS, signer=Signer.OPERATOR))
+        except (SealError, ValidationError):
+            return None  # nobody whom we trust said anything
+
+
+def claimants(directory: str, study: str, fence: int, *, agent: str) -> tuple[LostHolder, ...]:
+    """Return who else wrote down a claim of a fence in the outcome logs of a ``directory``; ``agent``, where it did so twice.
+
+    Raises:
+        OSError: a log can't be read.
+    """
+    found, needle = Counter[str](), b'"fence":%d,' % fence
+    for name in sorted(os.listdir(directory)):
+        with contextlib.suppress(FileNotFoundError), open(f"{directory}/{name}", "rb") as file:
+            for line in file:
+                if needle not in line:  # most lines: spares reading them as JSON
+                    continue
+                for entry in outcomelog.decode_lines(line).entries:
+                    is_claim = entry.start is not None and entry.study == study and entry.start.chunk.fence == fence
+                    if entry.start is not None and is_claim:
+                        found[entry.start.agent] += 1
+    found[agent] -= 1
+    return tuple(LostHolder(fence=fence, agent=each) for each, times in sorted(found.items()) if times > 0)
