@@ -80,6 +80,43 @@ def test_a_lent_directory_that_a_task_closed_becomes_its_own_or_goes(theirs: Pat
     scratch.close()
 
 
+def test_a_lent_directory_whose_files_a_task_changed_is_lent_to_no_other(tmp_path: Path) -> None:
+    """A new file in the place of an output would take the next tasks' words, and a script the next task's place."""
+
+    def closes(name: str) -> None:
+        (tmp_path / "lent" / name).chmod(0o000)
+
+    def replaces(name: str) -> None:
+        (tmp_path / "new").write_text("mine")
+        (tmp_path / "new").rename(tmp_path / "lent" / name)
+
+    for harms in (closes, replaces):
+        for name in ("sim.sh", "sim.out", "sim.err"):
+            scratch = Scratch(f"{tmp_path}/lent", "sim")
+            scratch.write("/bin/sh", "echo")
+            os.write(scratch.handles[0], b"words")
+            assert scratch.is_clean()
+            harms(name)
+            assert not scratch.is_clean(), (harms, name)
+            scratch.discard()
+            assert names(tmp_path) == []
+
+
+def test_what_a_task_closed_is_read_and_stays_closed_and_what_is_no_file_is_empty(theirs: Path) -> None:
+    directory = theirs / "task"
+    directory.mkdir()
+    (directory / "sim.out").write_text("words")
+    (directory / "sim.out").chmod(0o000)
+    os.mkfifo(directory / "sim.err")
+    directory.chmod(0o000)
+    assert files.read_tail(f"{directory}/sim.out", 10) == "words"
+    assert directory.stat().st_mode & 0o777 == 0
+    for name in ("sim.err", "absent", ""):
+        assert files.read_tail(f"{directory}/{name}", 10) == ""
+    assert not files.make_directory(str(directory))
+    assert (directory / "sim.out").stat().st_mode & 0o777 == 0
+
+
 def test_halves_of_agents_that_are_gone_or_silent_are_removed_and_all_others_stay(tmp_path: Path) -> None:
     info, logs = str(tmp_path), tmp_path / "tasks/sim/00000"
     logs.mkdir(parents=True)

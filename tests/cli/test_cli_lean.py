@@ -1,10 +1,13 @@
 """``outputs: lean`` and ``full`` come to the same: outcomes, files, restarts, and no task lost or doubled when an agent dies."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.cli.test_cli_local import Merlin, outputs, place, spec
 from tests.ground.waiting import eventually
@@ -47,6 +50,28 @@ study:
 merlin:
   samples:
     generate: {{cmd: 'seq 1 12 > "$(MERLIN_INFO)/n.csv"'}}
+    file: $(MERLIN_INFO)/n.csv
+    column_labels: [N]
+"""
+CLOSED = """\
+description: {{name: closed, description: tasks that take rights to their own directories away}}
+outputs: {layout}
+study:
+  - name: lent
+    description: runs where its slot's last task ran
+    run: {{cmd: 'echo "hello $(N)"; case $(N) in 1) chmod 600 .;; 2) chmod 0 *;; 3) chmod 0 .; exit 7;; esac'}}
+  - name: own
+    description: has a directory of its own, and closes what is in it, too
+    run: {{cmd: 'echo "own $(N)"; echo "$PWD" > file; chmod 0 * .'}}
+  - name: again
+    description: finds at its second attempt what the first one closed
+    run:
+      cmd: 'echo "again $(N)"; [ -e there ] || {{ touch there; chmod 0 * .; exit $(MERLIN_RETRY); }}'
+      max_retries: 2
+      retry_delay: 0
+merlin:
+  samples:
+    generate: {{cmd: 'seq 1 5 > "$(MERLIN_INFO)/n.csv"'}}
     file: $(MERLIN_INFO)/n.csv
     column_labels: [N]
 """
@@ -126,3 +151,37 @@ def test_a_lean_study_whose_agent_is_killed_loses_nothing_and_runs_nothing_again
     times = [(directory / "runs").read_text().split().count(str(n)) for n in range(1, 81)]
     assert set(times) <= {1, 2}
     assert times.count(2) <= 4, "only what the two slots had taken as the agent died: one that runs, one that is ready"
+
+
+@pytest.mark.parametrize("layout", ["full", "lean"])
+def test_tasks_that_close_their_own_directories_come_to_their_ends_and_disturb_no_other(
+    place: Path, layout: str
+) -> None:
+    """Without root's rights to go in all the same."""
+    without = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    run = subprocess.run(
+        [
+            *without,
+            sys.executable,
+            "-m",
+            "merlin_cli",
+            "run",
+            spec(place, CLOSED.format(layout=layout)),
+            "--local",
+            "--slots",
+            "1",
+        ],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    lines = run.stdout.splitlines()
+    assert run.returncode == 3, (lines, run.stderr)
+    ends = {name: ends for name, *ends in (line.split() for line in counted(lines))}
+    assert (ends["lent"], ends["own"], ends["again"]) == (["5", "4", "1"], ["5", "5", "0"], ["5", "5", "0"])
+    if layout == "lean":  # in the full layout what a task closed is closed to its reader, too
+        shown = merlin("logs", str(outputs(lines))).stdout
+        for each in range(1, 6):
+            assert [shown.count(f"{step} {each}\n") for step in ("hello", "own", "again")] == [1, 1, 2], shown

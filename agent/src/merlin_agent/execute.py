@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -209,6 +210,9 @@ class ChunkWork(Work):
                 files.remove(f"{script.directory}/{FINISHED}")
             elif not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):
                 return Ended(task, Outcome.SUCCEEDED)
+            if not fresh:
+                files.open_up(script.out)
+                files.open_up(script.err)
             files.write_script(script.path, script.shell, script.text, replace=not fresh)
         except OSError as error:
             return unwritable(task, script.directory, error)
@@ -235,7 +239,8 @@ def concluded(
 ) -> Ended:
     """Return what became of a task whose script ended so; ``launched``: a launcher starts its processes."""
     if isinstance(fate, NotStartedError):
-        files.append(script.err, f"{fate}\n")
+        with contextlib.suppress(PermissionError):  # the task's own earlier attempt gave the file away
+            files.append(script.err, f"{fate}\n")
         fate = Launched(fate.code, late=False, seconds=0.0, struck=None)
     if isinstance(fate, OSError):
         return Ended(task, None, problem=f"{script.path}: can't be started: {fate.strerror}")
@@ -261,13 +266,21 @@ def _succeeded(task: int, script: Script, seconds: float, marker: str) -> Ended:
     problem = ""
     try:
         if marker:
-            files.mark(f"{script.directory}/{marker}")
+            _mark(script.directory, marker)
     except OSError as error:
         if error.errno in files.FULL:
             return unwritable(task, script.directory, error)  # what it wrote may be cut short: nothing may build on it
         # It did succeed, and its outcome is recorded; only a later restart from the files alone would run it again.
         problem = f"{script.directory}: no {marker}: {error.strerror}"
     return Ended(task, Outcome.SUCCEEDED, 0, seconds, problem=problem)
+
+
+def _mark(directory: str, marker: str) -> None:
+    try:
+        files.mark(f"{directory}/{marker}")
+    except PermissionError:  # the task closed its directory, to keep what it made, say
+        with files.opened(directory):
+            files.mark(f"{directory}/{marker}")
 
 
 def told(task: int, ends: Outcome, code: int, directory: str, tail: str) -> wire.Failure:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import weakref
+from collections.abc import Iterator
 from typing import Final
 
 _WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -35,12 +36,13 @@ class Reading:
 
 
 def make_directory(path: str) -> bool:
-    """Make a directory and what it lies in; return whether it is new."""
+    """Make a directory and what it lies in; return whether it is new. One that a task of this user's closed is opened again."""
     try:
         os.mkdir(path)
     except FileExistsError:
         if not os.path.isdir(path):
             raise
+        open_up(path)
         return False
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -71,11 +73,34 @@ def rewrite_script(path: str, shell: str, text: str) -> None:
 
 
 def open_or_nothing(path: str) -> int:
-    """Open a file for reading; one that is not there is empty."""
+    """Open what a task wrote for reading; where there is no file that this user can read, it is empty.
+
+    A task may have closed or replaced it, with a pipe even: that is its own affair and keeps it from nothing, least from ending.
+    """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        handle = _open_to_read(path)
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        handle = -1
+    if handle >= 0 and stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    if handle >= 0:
+        os.close(handle)
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _open_to_read(path: str) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        with opened(os.path.dirname(path)), opened(path):
+            return os.open(path, flags)
+
+
+_UNREADABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""Errors of a path at which there is nothing for us to read."""
 
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -135,10 +160,26 @@ def remove_tree(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def open_up(directory: str) -> None:
-    """Give this user all rights to a directory of their own, whatever a task made of them."""
+def open_up(path: str) -> None:
+    """Give this user all rights to a directory or file of their own, whatever a task made of them; a link is left alone."""
     with contextlib.suppress(OSError):
-        os.chmod(directory, stat.S_IMODE(os.stat(directory).st_mode) | stat.S_IRWXU)
+        mode = os.lstat(path).st_mode
+        wanted = stat.S_IRWXU if stat.S_ISDIR(mode) else stat.S_IRUSR | stat.S_IWUSR
+        if mode & wanted != wanted and not stat.S_ISLNK(mode):
+            os.chmod(path, stat.S_IMODE(mode) | wanted)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[None]:
+    """Have a directory or file of this user's be open to them meanwhile, and then be as a task left it."""
+    mode = stat.S_IMODE(os.lstat(path).st_mode)
+    open_up(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if stat.S_IMODE(os.lstat(path).st_mode) != mode:
+                os.chmod(path, mode)
 
 
 def write_whole(path: str, data: bytes) -> None:
@@ -162,7 +203,7 @@ def write_once(path: str, data: bytes) -> bool:
 def read_tail(path: str, characters: int) -> str:
     """Return the end of a text file; empty where there is none."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = open_or_nothing(path)
     except OSError:
         return ""
     try:

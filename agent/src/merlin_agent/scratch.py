@@ -28,6 +28,8 @@ class Scratch:
         self.script, self.out, self.err = (f"{directory}/{stem}.{ending}" for ending in ("sh", "out", "err"))
         self._names = {f"{stem}.{ending}" for ending in ("sh", "out", "err")}
         self._holds: tuple[str, str] | None = None
+        self._left: tuple[int, ...] = ()
+        """What our files were before the task: mode and links of the outputs; number, mode, size and time of the script."""
         files.make_directory(directory)
         self.handles = (-1, -1)
         try:
@@ -47,14 +49,22 @@ class Scratch:
             self._holds = None
             files.rewrite_script(self.script, shell, text)
         self._holds = (shell, text)
+        self._left = self._seen()
+
+    def _seen(self) -> tuple[int, ...]:
+        script = os.stat(self.script)
+        outputs = [number for each in map(os.fstat, self.handles) for number in (each.st_mode, each.st_nlink)]
+        return (*outputs, script.st_ino, script.st_mode, script.st_size, script.st_mtime_ns)
 
     def is_clean(self) -> bool:
-        """Whether there is nothing in it but what we put there; a task that closed it did something there."""
+        """Whether there is nothing in it but what we put there, as we put it; a task that closed it did something there."""
         try:
-            return set(os.listdir(self.directory)) == self._names and os.access(
-                self.directory, os.W_OK, effective_ids=True
+            return (
+                set(os.listdir(self.directory)) == self._names
+                and os.access(self.directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+                and self._seen() == self._left
             )
-        except PermissionError:
+        except OSError:
             return False
 
     def holds_more(self) -> bool:
@@ -95,6 +105,7 @@ class Scratch:
     def discard(self) -> None:
         """Let go, and remove what we made; what else lies there stays."""
         self.close()
+        files.open_up(self.directory)
         with contextlib.suppress(OSError):
             for name in (self.script, self.out, self.err):
                 files.remove(name)
