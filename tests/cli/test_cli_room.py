@@ -60,17 +60,28 @@ def test_what_a_quota_leaves_is_the_lower_limit_less_what_is_used(columns: str, 
     assert left_of(columns.split()) == left
 
 
+@pytest.mark.parametrize(
+    ("columns", "left"),
+    [("/d 812* 800 1000 6d 95 0 0 -", -12), ("/my data 12 0 100 - 95 0 0 -", 88), ("/d 12 0 0 - 95 90 100 -", None)],
+)
+def test_a_quota_of_blocks_leaves_bytes(columns: str, left: int | None) -> None:
+    assert left_of(columns.split(), footprint.BYTES) == (None if left is None else left * 1024)
+
+
 def test_both_commands_are_asked_in_their_own_words(tmp_path: Path) -> None:
-    found = {
-        room.source: room.files for room in rooms(str(tmp_path / "not/yet"), faked(tmp_path, lfs=LFS, quota=QUOTA))
-    }
-    assert (found["lfs quota"], found["quota"]) == (-5, 5)
+    told = rooms(str(tmp_path / "not/yet"), faked(tmp_path, lfs=LFS, quota=QUOTA))
+    found = {(room.source, room.of): room.left for room in told}
+    assert (found["lfs quota", footprint.FILES], found["quota", footprint.FILES]) == (-5, 5)
+    assert found["lfs quota", footprint.BYTES] == -12 * 1024
+    assert ("quota", footprint.BYTES) not in found, "no limit"
+    free = os.statvfs(tmp_path)
+    assert found["free space of the file system", footprint.BYTES] <= free.f_blocks * free.f_frsize
 
 
 @pytest.mark.parametrize("command", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\necho no such thing\n", "no program"])
 def test_a_command_that_fails_says_nothing(tmp_path: Path, command: str) -> None:
     found = {room.source for room in rooms(str(tmp_path), faked(tmp_path, lfs=command, quota=command))}
-    assert found <= {"free inodes of the file system"}
+    assert found <= {"free inodes of the file system", "free space of the file system"}
 
 
 def test_a_command_that_no_signal_ends_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +91,7 @@ def test_a_command_that_no_signal_ends_is_not_waited_for(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "killpg", lambda group, _: killed.append(group))
     command = "#!/bin/sh\nexec sleep 600\n"
     found = {room.source for room in rooms(str(tmp_path), faked(tmp_path, lfs=command, quota=command))}
-    assert found <= {"free inodes of the file system"}
+    assert found <= {"free inodes of the file system", "free space of the file system"}
     assert len(killed) == 2
     for group in killed:
         kill(group, signal.SIGKILL)  # both live still
@@ -101,6 +112,12 @@ def test_what_is_expected_follows_from_layout_and_tasks() -> None:
     assert "use `outputs: lean` or `outputs: packed`" in said
     assert footprint.warning(full, totals, "/w", [Room(6_000_000, "quota")]) == ""
     assert footprint.warning(full, totals, "/w", []) == ""
+    blocks = [Room(6_000_000, "quota"), Room(10**9, "lfs quota", footprint.BYTES)]
+    said = footprint.warning(full, totals, "/w", blocks)
+    assert said.startswith("/w: expected room for 4,096,004,096 bytes, which outputs: full makes for 1,000,001 tasks")
+    assert "found room for 1,000,000,000 (lfs quota)" in said
+    assert footprint.warning(plan, totals, "/w", blocks) == "", "a hundred bytes a task"
+    assert "expected room for 5,000,005 files" in footprint.warning(full, totals, "/w", [*blocks, *few])
 
 
 def test_a_run_without_room_is_warned_and_not_blocked(place: Path) -> None:
