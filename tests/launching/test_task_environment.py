@@ -19,7 +19,8 @@ JOB = {
         "JSM_NAMESPACE_SIZE", "JSM_SMPI_x", "FLUX_TASK_RANK", "FLUX_KVS_NAMESPACE", "SLURM_PROCID", "SLURM_LOCALID",
         "SLURM_NODEID", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_TASK_PID", "SLURM_GTIDS",
         "SLURM_SRUN_COMM_PORT", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_CPU_BIND", "SLURM_MPI_TYPE", "SLURM_PMIX_x",
-        "MERLIN_AGENT_SERVER",
+        "OMPI_MCA_orte_hnp_uri", "OMPI_MCA_orte_local_daemon_uri", "OMPI_UNIVERSE_SIZE", "OMPI_APP_CTX_NUM_PROCS",
+        "OMPI_FIRST_RANKS", "OMPI_NUM_APP_CTX", "OMPI_FILE_LOCATION", "MERLIN_AGENT_SERVER",
     ],
 )  # fmt: skip
 def test_nothing_of_the_agent_s_own_part_in_a_launcher_is_inherited(name: str) -> None:
