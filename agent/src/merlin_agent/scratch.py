@@ -29,7 +29,10 @@ class Scratch:
         self._names = {f"{stem}.{ending}" for ending in ("sh", "out", "err")}
         self._holds: tuple[str, str] | None = None
         self._left: tuple[int, ...] = ()
-        """What our files were before the task: mode and links of the outputs; number, mode, size and time of the script."""
+        """What our files were before the task: mode and links of the outputs; number, mode and size of the script.
+
+        No times: on a network file system they change when what was written arrives.
+        """
         files.make_directory(directory)
         self.handles = (-1, -1)
         try:
@@ -54,7 +57,7 @@ class Scratch:
     def _seen(self) -> tuple[int, ...]:
         script = os.stat(self.script)
         outputs = [number for each in map(os.fstat, self.handles) for number in (each.st_mode, each.st_nlink)]
-        return (*outputs, script.st_ino, script.st_mode, script.st_size, script.st_mtime_ns)
+        return (*outputs, script.st_ino, script.st_mode, script.st_size)
 
     def is_clean(self) -> bool:
         """Whether there is nothing in it but what we put there, as we put it; a task that closed it did something there."""
