@@ -309,6 +309,29 @@ def test_members_are_told_that_they_may_stay_until_the_allocation_s_end(tmp_path
     asyncio.run(story())
 
 
+def test_members_are_told_as_soon_as_the_leader_begins_to_leave_and_those_that_come_then_too(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with an_allocation(tmp_path) as site:
+            host, late = Host(site.path), Host(site.path, "n3")
+            host.start()
+            await until(lambda: site.leader.size == 1)
+            site.leader.warn(late=True)
+            await until(lambda: bool(host.words))
+            late.start()
+            await until(lambda: bool(late.words))
+            assert host.words + late.words == [Leave(late=True)] * 2
+            assert site.leader.size == 2, "they are heard until they have ended what they run"
+            host.member.forsake()
+            await until(lambda: site.leader.size == 1)
+            assert site.leader.heard == 2
+            await late.die()
+            await until(lambda: site.leader.size == 0)
+            assert site.leader.heard == 1, "who is gone without a word is missed"
+            await host.die()
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("fault", ["another key", "a line said twice"])
 def test_who_does_not_know_the_key_or_repeats_a_line_is_not_believed(tmp_path: Path, fault: str) -> None:
     async def story() -> None:

@@ -237,6 +237,7 @@ class Agent:
         if self._retiring is not None:
             self._retiring.cancel()
         self._slots.leaving.set()
+        self._party.warn(late=self._late)
         await self._intake.stop()
         self._beat.soon()
         await self._lives.drain(self._grace, self._hurry)

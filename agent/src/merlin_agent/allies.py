@@ -126,6 +126,10 @@ class Leader:
         self._wide, self._host, self._path, self._toward, self._changed = wide, host, path, toward, changed
         self._dead = dead
         self._closed = False
+        self._last_word: Leave | None = None
+        """What those are told that come while we leave."""
+        self._parted: set[str] = set()
+        """Hosts whose agents said that they leave."""
         self._members: dict[str, _Member] = {}
         self._first_seen: dict[str, float] = {}
         """By agent; on the loop's clock."""
@@ -155,6 +159,12 @@ class Leader:
         for member in self._members.values():
             member.channel.say(Leave(finish=True))
 
+    def warn(self, *, late: bool) -> None:
+        """Have the others leave beside us, where ``late`` not before the allocation's end makes them."""
+        self._last_word = Leave(late=late)
+        for member in self._members.values():
+            member.channel.say(self._last_word)
+
     def close(self, *, late: bool = False) -> None:
         """Tell the others to leave, where ``late`` not before the allocation's end makes them, and listen no more."""
         self._closed = True
@@ -169,6 +179,11 @@ class Leader:
     def size(self) -> int:
         """How many other agents there are."""
         return len(self._members)
+
+    @property
+    def heard(self) -> int:
+        """How many other agents there are, or were until they said that they leave."""
+        return len(self._parted | self._members.keys())
 
     @property
     def idle(self) -> float:
@@ -231,6 +246,7 @@ class Leader:
         if before is not None:
             self._wide.part(before)
         member = self._members[hello.host] = _Member(channel, hello)
+        self._parted.discard(hello.host)
         self._first_seen.setdefault(hello.agent, member.heard)
         if (missed := self._missed.pop(hello.host, None)) is not None:
             missed.cancel()
@@ -239,6 +255,8 @@ class Leader:
                 member.release(key)
         self._wide.join(member)
         self._changed()
+        if self._last_word is not None:
+            channel.say(self._last_word)
         return member
 
     async def _listen(self, member: _Member) -> None:
@@ -256,6 +274,7 @@ class Leader:
                     member.channel.say(Idle(seconds=0))
                 case Leave():
                     member.left = True
+                    self._parted.add(member.host)
                     return
                 case _:
                     raise PairingError(f"an unexpected {line.kind}")

@@ -238,6 +238,11 @@ class Party:
             self._leader.retire()  # again and again: one may join meanwhile
             await asyncio.sleep(1.0)
 
+    def warn(self, *, late: bool) -> None:
+        """Have those whom we lead leave beside us: what they took meanwhile would be cut off by the end of the batch job."""
+        if self._leader is not None:
+            self._leader.warn(late=late)
+
     async def leave(self, patience: float, *, late: bool = False) -> None:
         """Let the others leave, too, and wait for those that we started: the batch job ends with us.
 
@@ -257,8 +262,8 @@ class Party:
         if self._others is None or self._others.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            if self._leader is None or self._leader.size < len(self._found.hosts) - 1:
-                self._others.terminate()
+            if self._leader is None or self._leader.heard < len(self._found.hosts) - 1:
+                self._others.terminate()  # it goes to all of them, and leaves less time than our word
             try:
                 async with asyncio.timeout(patience):
                     await self._others.wait()
