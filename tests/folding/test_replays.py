@@ -93,6 +93,21 @@ def test_a_claim_that_names_a_lost_holder_stands_for_the_verdict_that_is_gone() 
         assert len(ledger.steps[0].final) == 2
 
 
+def test_two_successes_are_explained_by_a_lost_holder_whose_own_came_before_anybody_called_it_lost() -> None:
+    """It came late, once its successor had failed and another one followed; told anew, by fence, it comes first."""
+    lost, second, third = chunk(1, 0, 4), chunk(2, 0, 2, lost=(1,)), chunk(3, 2, 2, lost=(1,))
+    again = chunk(4, 0, 2, attempt=2), chunk(5, 2, 2, attempt=2)
+    told: list[wire.Entry] = [start(lost), report(lost, Outcome.SUCCEEDED)]
+    for each in (second, third):
+        told += [start(each), report(each, Outcome.RETRY)]
+    for each in again:
+        told += [start(each), report(each, Outcome.SUCCEEDED)]
+    ledger = fold(*told)
+    assert (ledger.doubled, ledger.redundant) == (0, 8)
+    ledger.apply(report(lost, Outcome.SUCCEEDED), at=2.0)
+    assert ledger.redundant == 9, "its reports are all in"
+
+
 def test_a_success_counts_of_whoever_claimed_the_fence_where_a_log_that_was_put_back_let_two_claim_it() -> None:
     """The second one, whose claim the log has, hands it back as one of an epoch that is over; the first one's is told after it."""
     whole = chunk(1, 0, 4)

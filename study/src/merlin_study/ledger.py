@@ -46,6 +46,8 @@ RESTART: Final = "restart:"
 """What the token of a restart begins with."""
 EXCUSED: Final = "excused:"
 """What the token of a verdict on a host's failures begins with."""
+_ALL_TOLD: Final = 1 << 31
+"""As the number of a fence's last report: none of them is still to come."""
 
 
 class Ledger:
@@ -212,6 +214,18 @@ class Ledger:
                 self._supersede(fence, [chunk.tasks], chunk.lost)
             elif fence is None and lost.fence not in self.closed:
                 self.superseded.setdefault(lost.fence, []).append(chunk.tasks)
+            elif fence is None:
+                self._note_lost(lost.fence, chunk)
+
+    def _note_lost(self, fence: int, by: wire.Chunk) -> None:
+        """Remember of a fence that closed as any other, since all it told came before who names it as lost, that it was lost.
+
+        Which tasks it had is known no more, but that those of later chunks ``by`` are among them.
+        """
+        chunk, serial = self.lost_serials.get(fence, (by, _ALL_TOLD))
+        first = min(by.tasks.first, chunk.tasks.first)
+        tasks = TaskSet.from_bits(first, _shifted(by.tasks, first) | _shifted(chunk.tasks, first))
+        self.lost_serials[fence] = chunk.model_copy(update={"fence": fence, "tasks": tasks}), serial
 
     def _supersede(self, fence: Fence, by: list[TaskSet], lost: tuple[wire.LostHolder, ...]) -> None:
         """Close a fence that was called lost: what no later chunk has of it waits."""
