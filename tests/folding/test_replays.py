@@ -108,6 +108,15 @@ def test_two_successes_are_explained_by_a_lost_holder_whose_own_came_before_anyb
     assert ledger.redundant == 9, "its reports are all in"
 
 
+def test_what_late_claims_of_two_lost_epochs_hand_back_waits_once() -> None:
+    """Both chunks were in agents' hands as a log was lost, one after the other, and both hold the same tasks."""
+    old, newer = chunk(1, 0, 4), chunk(wire.first_fence(2), 0, 3)
+    log = (start(newer), start(old), wire.Repaired(epoch=3))
+    assert waiting(fold(*log, report(newer, None), report(old, None))) == [(1, [0, 1, 2, 3])]
+    done = fold(*log, report(old, Outcome.SUCCEEDED), report(newer, None))
+    assert (waiting(done), done.doubled) == ([], 0)
+
+
 def test_a_success_counts_of_whoever_claimed_the_fence_where_a_log_that_was_put_back_let_two_claim_it() -> None:
     """The second one, whose claim the log has, hands it back as one of an epoch that is over; the first one's is told after it."""
     whole = chunk(1, 0, 4)

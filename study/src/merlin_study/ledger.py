@@ -16,6 +16,7 @@ host that fails everything is judged to be lost with it (``Excused``), also wher
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from typing import Final, assert_never
 
 from merlin_study import wire
@@ -273,6 +274,8 @@ class Ledger:
         if tasks is None:
             return
         fence.open &= ~told
+        for other in self._beside(chunk):  # whoever has a result ran it, the other one will not
+            other.open &= ~_shifted(tasks, other.chunk.tasks.first)
         if chunk.scan:
             self.scan.tell(chunk.step, tasks, result.outcome)
             return
@@ -472,9 +475,24 @@ class Ledger:
     def _again(self, fence: Fence, at: float, *, lost: tuple[wire.LostHolder, ...]) -> None:
         if fence.chunk.scan:
             self._take_back(fence)
-        elif (tasks := fence.remaining) is not None:
+        elif (tasks := self._nobody_elses(fence)) is not None:
             chunk = fence.chunk
             self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=lost)
+
+    def _beside(self, chunk: wire.Chunk) -> Iterator[Fence]:
+        """Yield what else is out of a step where some task may be out twice: of a log that was lost, chunks of several epochs may be claimed late."""
+        if wire.epoch_of(chunk.fence) < self.repaired:
+            for number, fence in self.fences.items():
+                if number != chunk.fence and fence.chunk.step == chunk.step and not fence.chunk.scan:
+                    yield fence
+
+    def _nobody_elses(self, fence: Fence) -> TaskSet | None:
+        """Return the tasks without a result that no other chunk has, too: those come back with the last one that has them."""
+        first, left = fence.chunk.tasks.first, fence.open
+        for other in self._beside(fence.chunk):
+            if (rest := other.remaining) is not None:
+                left &= ~_shifted(rest, first)
+        return TaskSet.from_bits(first, left)
 
     def _wait(
         self,
