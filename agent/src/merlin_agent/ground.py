@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from merlin_agent.post import AGENTS, Post, until_answered
 from merlin_study import outcomelog
 from merlin_study.seal import SealError, Signer
-from merlin_study.wire import LostHolder, Origin
+from merlin_study.wire import LostHolder, Origin, Start
 
 LEEWAY: Final = 5.0
 """Seconds by which a chunk has to be younger than its log's origin: whoever wrote that one down estimated the broker's clock."""
@@ -46,6 +46,11 @@ class Ground:
             return True
         return published < origin.since + LEEWAY
 
+    @property
+    def made(self) -> int:
+        """When the streams were found to be new (Unix seconds); 0 where that is not known."""
+        return self._origin.made if self._origin is not None else 0
+
     @staticmethod
     def _is_named(origin: Origin, server: tuple[str, str]) -> bool:
         process, cluster = server
@@ -62,21 +67,25 @@ class Ground:
             return None  # nobody whom we trust said anything
 
 
-def claimants(directory: str, study: str, fence: int, *, agent: str) -> tuple[LostHolder, ...]:
-    """Return who else wrote down a claim of a fence in the outcome logs of a ``directory``; ``agent``, where it did so twice.
+def claimants(directory: str, start: Start, *, made: int) -> tuple[LostHolder, ...]:
+    """Return who else wrote down a claim of the same chunk in the outcome logs of a ``directory``; its agent, where it did so twice.
+
+    A log that nobody has written to since the broker's streams were ``made`` speaks of others: a restart without that broker counts its
+    fences anew, and its chunks may look the same.
 
     Raises:
         OSError: a log can't be read.
     """
-    found, needle = Counter[str](), b'"fence":%d,' % fence
+    found, needle = Counter[str](), b'"fence":%d,' % start.chunk.fence
     for name in sorted(os.listdir(directory)):
         with contextlib.suppress(FileNotFoundError), open(f"{directory}/{name}", "rb") as file:
+            if os.fstat(file.fileno()).st_mtime < made:
+                continue
             for line in file:
                 if needle not in line:  # most lines: spares reading them as JSON
                     continue
                 for entry in outcomelog.decode_lines(line).entries:
-                    is_claim = entry.start is not None and entry.study == study and entry.start.chunk.fence == fence
-                    if entry.start is not None and is_claim:
+                    if entry.start is not None and entry.start.chunk == start.chunk:
                         found[entry.start.agent] += 1
-    found[agent] -= 1
-    return tuple(LostHolder(fence=fence, agent=each) for each, times in sorted(found.items()) if times > 0)
+    found[start.agent] -= 1
+    return tuple(LostHolder(fence=start.chunk.fence, agent=each) for each, times in sorted(found.items()) if times > 0)

@@ -425,7 +425,7 @@ class Lives:
         if await claim(self._post, start) is not Claimed.WON:
             raise OutdatedError(f"chunk {start.chunk.fence}: another agent claimed it, too")
         directory = f"{life.study.info}/{OUTCOMES}"
-        look = functools.partial(claimants, directory, life.study.uid, start.chunk.fence, agent=self._agent)
+        look = functools.partial(claimants, directory, start, made=self._ground.made)
         life.forerunners = await asyncio.to_thread(look)
         if life.forerunners:
             names = ", ".join(each.agent for each in life.forerunners)
