@@ -165,7 +165,7 @@ def test_sbatch_takes_the_script_and_its_early_signal_drains_the_agents(slurm: S
     eventually(lambda: output.exists() and output.read_text().count("serves site testsite") == 2)
     assert "JobName=mine" in slurm.show(job)
     slurm.signal_batch(job, "USR1")
-    assert slurm.wait(job) == "COMPLETED"
+    assert slurm.wait(job) == "COMPLETED", output.read_text()
     # One that was warned takes its ally along, which need not have heard the signal by then.
     assert output.read_text().count("draining") >= 1
 

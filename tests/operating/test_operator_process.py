@@ -31,7 +31,7 @@ def test_a_study_is_accepted_by_an_operator_that_ends_cleanly_when_asked(
 ) -> None:
     try:
         accepted(process, control_plane, namespace)
-        assert probe(f"http://127.0.0.1:{port}/readyz") == (200, "ok\n")
+        eventually(lambda: probe(f"http://127.0.0.1:{port}/readyz") == (200, "ok\n"), message="it is ready")
         assert "merlin_broker_connected 1.0" in probe(f"http://127.0.0.1:{port}/metrics")[1]
         process.signal(signal.SIGTERM)
         assert process.wait(timeout=180) == 0
