@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from merlin_agent import files
 from merlin_study import archive
 from tests.faults.rig import a_rig
 from tests.folding.studies import plan_of
@@ -103,6 +105,18 @@ def test_a_full_workspace_fails_no_task_and_nothing_downstream_starts(
         rig.finish()
         assert rig.succeeded(), rig.view()
         eventually(lambda: not rig.view()["full_on"], timeout=60, interval=0.05, message="it is full no more")
+
+
+def test_who_says_that_there_was_no_room_is_believed_where_there_is_little(tmp_path: Path) -> None:
+    """Room may come between a task's write and our look, where another one begins its output anew."""
+    (place := tmp_path / "place").mkdir()
+    (said := tmp_path / "step.err").write_text(f"head: error writing 'data': {os.strerror(errno.ENOSPC)}\n")
+    with disk(place, "512k"):
+        assert files.room(str(place)) is None
+        full = files.room(str(place), said=str(said))
+        assert full is not None
+        assert full.errno == errno.ENOSPC
+    assert files.room(str(tmp_path), said=str(said)) is None
 
 
 PACKED = (

@@ -252,7 +252,7 @@ def concluded(
         return Ended(task, None, seconds=seconds)
     if not struck and not late and slot.lost_a_host(time.monotonic() - seconds):
         return Ended(task, None, seconds=seconds)  # handed back: the host died, not the step
-    if not struck and (full := files.room(script.directory)) is not None:
+    if not struck and (full := files.room(script.directory, said=script.err)) is not None:
         return unwritable(task, script.directory, full)  # whatever it says, it could not write
     ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if struck else outcome.of_exit(code)
     failure = None

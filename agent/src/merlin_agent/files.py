@@ -107,6 +107,11 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a disk or a quota that is full."""
 _ROOM: Final = 1 << 16
 """Bytes that there has to be room for. Where a quota refuses a program's write as a whole, up to so many are left."""
+_SPARE: Final = 1 << 20
+"""The same where a program said that there was none: others may have freed some since, such as one that writes its output anew."""
+_SAID: Final = tuple(os.strerror(each) for each in FULL)
+_TAIL: Final = 4096
+"""Characters at the end of what a program said, in which it would say so."""
 
 
 def touch(path: str) -> None:
@@ -123,14 +128,19 @@ def mark(path: str) -> None:
     os.close(os.open(path, _TOUCH, 0o666))
 
 
-def room(directory: str) -> OSError | None:
-    """Return why nothing more can be written to a directory: its disk or its quota is full. None where there is room."""
+def room(directory: str, *, said: str = "") -> OSError | None:
+    """Return why nothing more can be written to a directory: its disk or its quota is full. None where there is room.
+
+    ``said``: the file that has what a program said who may have met that.
+    """
+    tail = read_tail(said, _TAIL) if said else ""
+    least = _SPARE if any(each in tail for each in _SAID) else _ROOM
     path = f"{directory}/.merlin_room"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
-                _write(handle, bytes(_ROOM))  # all of it: where a part fits, a write says so and does not fail
+                _write(handle, bytes(least))  # all of it: where a part fits, a write says so and does not fail
             finally:
                 os.close(handle)  # NFS tells a full quota here
         finally:
