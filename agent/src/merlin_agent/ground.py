@@ -79,7 +79,7 @@ def claimants(directory: str, start: Start, *, made: int) -> tuple[LostHolder, .
     found, needle = Counter[str](), b'"fence":%d,' % start.chunk.fence
     for name in sorted(os.listdir(directory)):
         with contextlib.suppress(FileNotFoundError), open(f"{directory}/{name}", "rb") as file:
-            if os.fstat(file.fileno()).st_mtime < made:
+            if os.fstat(file.fileno()).st_mtime < made + 1:  # `made` has no fractions
                 continue
             for line in file:
                 if needle not in line:  # most lines: spares reading them as JSON
