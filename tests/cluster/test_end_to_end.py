@@ -54,22 +54,33 @@ def test_a_study_runs_in_two_slurm_allocations(site: Site) -> None:
 
 
 def test_killing_each_part_in_turn_costs_nothing(site: Site) -> None:
-    """``kill -9`` of the operator, of one agent and of nats-server during one study: the same result."""
+    """``kill -9`` of the operator, of one agent and of nats-server during one study: the same result.
+
+    Tasks stand still from before each kill until it is noted how far the study is, or it would be over before its next one.
+    """
+    hold = site.root / "hold"
     while len(site.agent_pids()) < 2:
         jobs = len(site.agent_pids())
         site.allocate(time=LONG)
         eventually(lambda before=jobs: len(site.agent_pids()) > before, message="an agent starts")  # type: ignore[misc]
-    site.apply(manifest("survivor", samples=SAMPLES))
+    site.apply(manifest("survivor", samples=SAMPLES, before=f"while [ -e {hold} ]; do sleep 0.05; done"))
     eventually(lambda: site.done("survivor") > 500, message="the study is under way")
+    hold.touch()
     site.operator.kill()
     site.operator.start()
     mark = site.done("survivor")
+    hold.unlink()
     eventually(lambda: site.done("survivor") > mark + 1000, message="the operator goes on where it was")
+    hold.touch()
     os.kill(random.choice(site.agent_pids()), signal.SIGKILL)
     mark = site.done("survivor")
+    hold.unlink()
     eventually(lambda: site.done("survivor") > mark + 1000, timeout=400, message="the other agent goes on")
+    hold.touch()
     site.broker.kill()
     site.broker.start()
+    assert not site.study("survivor")["status"].get("completionTime"), "the broker was killed in the middle of it"
+    hold.unlink()
     site.wait_finished("survivor")
     lost = sum(step.get("lost", 0) for step in site.study("survivor")["status"]["steps"])
     _check_complete(site, "survivor", most_doubled=lost)
