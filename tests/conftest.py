@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pydantic.validate_call_decorator  # noqa: F401 pytest parses it where it is imported first; CPython 3.11 can't do that in two threads
 import pytest
 
 from tests import sidebyside
