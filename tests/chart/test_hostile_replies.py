@@ -268,10 +268,10 @@ def test_an_agent_hears_the_operator_s_words_across_accounts(site: Site) -> None
     async def scenario() -> None:
         async with site.connected("agents") as (agent, _), _victim(site) as victim:
             await victim.listen(agent, SPACE.all_control, SPACE.rollcall)
-            await victim.say()
             expected = {(SPACE.rollcall, b""), (SPACE.control(UID), b"again")}
 
             async def heard() -> bool:
+                await victim.say()  # the server may not have known yet that somebody listens
                 return expected <= set(victim.heard)
 
             await eventually_async(heard, message="both words are heard")
