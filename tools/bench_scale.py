@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -97,13 +98,14 @@ async def listen(broker: Broker, namespace: str, seen: Seen, finished: threading
     connection = await nats.connect(broker.url, **broker.credentials)
 
     async def take(message: Any) -> None:
-        del message
-        fences.append(time.monotonic())
-        if len(fences) == 2:  # the first message of a fence is its claim, the second its report
-            seen.first = fences[-1]
+        fence = message.subject.rpartition(".")[2]
+        if fence.isdecimal() and not seen.first:
+            said[fence] += 1
+            if said[fence] == 2:  # the first message of a fence is its claim, the second its report
+                seen.first = time.monotonic()
 
-    fences: list[float] = []
-    await connection.subscribe(f"merlin.v1.{namespace}.report.*.1", cb=take)
+    said = Counter[str]()
+    await connection.subscribe(f"merlin.v1.{namespace}.report.*.*", cb=take)
     ready.set()
     await asyncio.to_thread(finished.wait)
     streams = {
