@@ -407,3 +407,31 @@ def test_the_end_of_a_step_comes_in_small_pieces() -> None:
     assert sum(sizes) == 400
     assert sizes == sorted(sizes, reverse=True)
     assert (sizes[0], sizes[-1]) == (10, 1)
+
+
+MILLIONS = """
+description: {name: millions, description: d}
+global.parameters: {P: {values: [1, 2], label: P.%%}}
+study:
+- {name: prepare, description: d, run: {cmd: "echo $(P)"}}
+- {name: simulate, description: d, run: {cmd: "echo $(P) $(MERLIN_SAMPLE_ID)", depends: [prepare]}}
+- {name: collect, description: d, run: {cmd: "echo $(P)", depends: [simulate]}}
+merlin: {samples: {count: 3000000}}
+"""
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.FAILED])
+def test_millions_of_samples_follow_a_step_without_any(outcome: Outcome) -> None:
+    """A combination's samples are more than a mask may be wide: they become ready, or are cancelled, and come back, all of them."""
+    samples = 3_000_000
+    ledger = Ledger(plan_of(MILLIONS))
+    prepare, simulate, collect = ledger.steps
+    ledger.dag.finish(0, TaskSet(first=0, width=1), outcome, code=0 if outcome is Outcome.SUCCEEDED else 102)
+    cancelled = 0 if outcome is Outcome.SUCCEEDED else samples
+    assert (simulate.available, simulate.outcomes[Outcome.CANCELLED]) == (samples - cancelled, cancelled)
+    assert len(collect.final) == (cancelled > 0)
+    ledger.apply(wire.Restarted(token="restart:1", steps=(0,), codes=(0, 102), dependants=True, below=1), at=0)
+    assert (simulate.available, len(simulate.final), len(collect.final)) == (0, 0, 0)
+    ledger.dag.finish(0, TaskSet(first=0, width=2), Outcome.SUCCEEDED, code=0)
+    assert prepare.complete
+    assert simulate.available == 2 * samples

@@ -16,7 +16,7 @@ from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
 
 _SPAN = 1 << 16
-"""Tasks asked about at once where a whole step became worth asking about."""
+"""Tasks asked about at once where a whole step, or all samples of a combination, became worth asking about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +134,18 @@ class Readiness:
                     if (found := TaskSet.from_bits(combination * per_child + low, bits)) is not None:
                         yield child, found
                 else:
-                    for first in range(0, per_child, _SPAN):
-                        width = min(_SPAN, per_child - first)
-                        yield child, TaskSet(first=combination * per_child + first, width=width)
+                    for piece in self._pieces(child, combination * per_child, per_child):
+                        yield child, TaskSet(first=piece.first, width=piece.width)
 
     def whole(self, step: int) -> Iterator[Span]:
         """Yield all of a step, in ranges of bounded width."""
-        total = self._steps[step].total or 0
-        for first in range(0, total, _SPAN):
-            yield Span(step, first, min(_SPAN, total - first))
+        return self._pieces(step, 0, self._steps[step].total or 0)
+
+    @staticmethod
+    def _pieces(step: int, first: int, width: int) -> Iterator[Span]:
+        """Yield a range of a step's tasks in pieces: a set of tasks has a bounded width, and so have the integers here."""
+        for at in range(0, width, _SPAN):
+            yield Span(step, first + at, min(_SPAN, width - at))
 
     def _projected(self, child: int, parent: int, tasks: TaskSet) -> Iterator[Span]:
         per_child, per_parent = self._geometry.samples_of(child), self._geometry.samples_of(parent)
@@ -153,7 +156,7 @@ class Readiness:
                 if self._sampled(child) and self._sampled(parent):
                     yield Span(child, combination * per_child + low, high - low)
                 else:
-                    yield Span(child, combination * per_child, per_child)
+                    yield from self._pieces(child, combination * per_child, per_child)
 
     def _by_parent(self, child: int, parent: int) -> list[list[int]]:
         key = (child, parent)
