@@ -441,6 +441,16 @@ def test_a_restart_of_successes_says_that_their_marks_say_nothing(plan: Plan) ->
     bench.same_in_replay()
 
 
+def test_indices_beyond_the_last_task_cost_nothing(plan: Plan) -> None:
+    """Whoever means "to the end" may write any number; as bits such a range would be a petabyte."""
+    bench = Bench(plan)
+    bench.run_all()
+    bench.switch(restart=asking("1", steps=("a",), tasks=f"4-{2**53}", exitCodes=(0,)))
+    assert sorted(bench.run_all()) == [(A, 4), (A, 5)]
+    assert bench.ledger.finished
+    bench.same_in_replay()
+
+
 def test_a_zombie_of_an_earlier_generation_says_nothing_of_this_one(plan: Plan) -> None:
     bench = Bench(plan)
     first = next(chunk for chunk in bench.issue() if chunk.step == A)

@@ -75,6 +75,13 @@ def test_a_hundred_million_tasks_cost_blocks_only_where_they_are_touched() -> No
     assert sum(sys.getsizeof(block) for block in bitmap._blocks.values() if block is not None) < 2 * 65536 + 200
 
 
+def test_a_range_far_wider_than_a_bitmap_clears_what_is_there() -> None:
+    bitmap = Bitmap()
+    bitmap.add_range(3, BLOCK_BITS)
+    assert bitmap.remove(TaskSet(first=5, width=2**53)) == BLOCK_BITS - 2
+    assert list(bitmap.sets()) == [TaskSet(first=3, width=2)]
+
+
 @given(bits=st.integers(0, 2**90), most=st.integers(1, 90))
 def test_the_lowest_tasks_are_taken_first(bits: int, most: int) -> None:
     taken = lowest(bits, most)

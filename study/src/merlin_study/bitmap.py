@@ -151,17 +151,20 @@ class Bitmap:
 
     def remove(self, tasks: TaskSet) -> int:
         """Clear the bits of ``tasks``; return how many were set before."""
-        before, got, bits = self._count, 0, tasks.bits
-        while got < tasks.width:
-            block, offset = divmod(tasks.first + got, BLOCK_BITS)
-            take = min(tasks.width - got, BLOCK_BITS - offset)
-            part = (bits >> got) & ((1 << take) - 1)
-            if take == BLOCK_BITS and (tasks.mask is None or part.bit_count() == BLOCK_BITS):
-                self._count -= self._block_count(block)
-                self._blocks.pop(block, None)
-            elif part and block in self._blocks:
-                self._clear_block(block, offset, take, part)
-            got += take
+        before = self._count
+        lowest, highest = tasks.first // BLOCK_BITS, (tasks.end - 1) // BLOCK_BITS
+        # The range may be far wider than what is here.
+        near = range(lowest, highest + 1) if highest - lowest < len(self._blocks) else tuple(self._blocks)
+        for block in near:
+            if lowest <= block <= highest and block in self._blocks:
+                first = max(tasks.first, block * BLOCK_BITS)
+                width = min(tasks.end, (block + 1) * BLOCK_BITS) - first
+                part = tasks.within(first, width)
+                if part.bit_count() == BLOCK_BITS:
+                    self._count -= self._block_count(block)
+                    del self._blocks[block]
+                elif part:
+                    self._clear_block(block, first - block * BLOCK_BITS, width, part)
         return before - self._count
 
     def _clear_block(self, block: int, offset: int, width: int, bits: int) -> None:

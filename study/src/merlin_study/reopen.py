@@ -57,10 +57,7 @@ def named(entry: wire.Restarted, tasks: StepTasks, first: int, width: int) -> in
         return chosen & over
     within = 0
     for each in entry.tasks:
-        low, high = max(each.first, first), min(each.end, first + width)
-        if low < high:
-            part = each.bits >> (low - each.first) & ((1 << (high - low)) - 1)
-            within |= part << (low - first)
+        within |= each.within(first, width)
     return chosen & over & within
 
 

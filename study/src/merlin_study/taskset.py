@@ -100,6 +100,16 @@ class TaskSet(BaseModel):
         """The set as an integer whose bit ``i`` is task ``first + i``."""
         return (1 << self.width) - 1 if self.mask is None else self.mask
 
+    def within(self, first: int, width: int) -> int:
+        """Return the bits of those of the ``width`` tasks from ``first`` that are in the set; it may be far wider itself."""
+        low, high = max(self.first, first), min(self.end, first + width)
+        if low >= high:
+            return 0
+        bits = (1 << (high - low)) - 1
+        if self.mask is not None:
+            bits &= self.mask >> (low - self.first)
+        return bits << (low - first)
+
     def __len__(self) -> int:
         return self.width if self.mask is None else self.mask.bit_count()
 
