@@ -129,3 +129,10 @@ def test_a_success_counts_of_whoever_claimed_the_fence_where_a_log_that_was_put_
         assert ledger.finished
         assert ledger.due(10.0) is None
         assert ledger.doubled == 0
+
+
+def test_a_look_at_marks_of_a_lost_epoch_takes_no_task_from_who_runs_it() -> None:
+    look = chunk(1, 0, 4).model_copy(update={"scan": True})
+    again = chunk(wire.first_fence(2), 0, 4)
+    ledger = fold(start(look), wire.Repaired(epoch=2), start(again), report(look, Outcome.SUCCEEDED))
+    assert ledger.fences[again.fence].open == again.tasks.bits

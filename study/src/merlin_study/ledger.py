@@ -481,7 +481,7 @@ class Ledger:
 
     def _beside(self, chunk: wire.Chunk) -> Iterator[Fence]:
         """Yield what else is out of a step where some task may be out twice: of a log that was lost, chunks of several epochs may be claimed late."""
-        if wire.epoch_of(chunk.fence) < self.repaired:
+        if not chunk.scan and wire.epoch_of(chunk.fence) < self.repaired:
             for number, fence in self.fences.items():
                 if number != chunk.fence and fence.chunk.step == chunk.step and not fence.chunk.scan:
                     yield fence
