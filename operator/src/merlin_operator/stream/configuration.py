@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 
@@ -24,39 +25,30 @@ class ConsumerSpec:
 
 def streams(space: subjects.Space, *, replicas: int) -> tuple[api.StreamConfig, ...]:
     """Return a namespace's streams, each to be kept by ``replicas`` servers of a cluster."""
+    kept = functools.partial(
+        api.StreamConfig, storage=api.StorageType.FILE, allow_direct=True, deny_delete=True, num_replicas=replicas
+    )
     return (
-        api.StreamConfig(
+        kept(
             name=space.task_stream,
             subjects=[space.all_chunks, space.all_cursors],
             retention=api.RetentionPolicy.WORK_QUEUE,
             discard=api.DiscardPolicy.NEW,
-            storage=api.StorageType.FILE,
-            allow_direct=True,
             allow_atomic=True,
             allow_rollup_hdrs=True,
-            deny_delete=True,
-            num_replicas=replicas,
         ),
-        api.StreamConfig(
+        kept(
             name=space.report_stream,
             subjects=[space.all_reports],
             retention=api.RetentionPolicy.LIMITS,
             discard=api.DiscardPolicy.NEW,
-            storage=api.StorageType.FILE,
-            allow_direct=True,
-            deny_delete=True,
-            num_replicas=replicas,
         ),
-        api.StreamConfig(
+        kept(
             name=space.control_stream,
             subjects=[space.all_control],
             retention=api.RetentionPolicy.LIMITS,
             max_msgs_per_subject=1,
             allow_msg_ttl=True,
-            storage=api.StorageType.FILE,
-            allow_direct=True,
-            deny_delete=True,
-            num_replicas=replicas,
         ),
     )
 
