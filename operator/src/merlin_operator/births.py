@@ -194,12 +194,7 @@ class Births:
             return None
         space = self.core.space
         stored = await self.core.broker.last(space.control_stream, space.born(uid, key))
-        if stored is None:
-            return None
-        try:
-            return nested.Born.model_validate_json(self.core.open_own(uid, stored))
-        except (SealError, ValidationError):
-            return None  # then the Study is found by its label
+        return self.core.read_own(nested.Born, uid, stored)  # None: the Study is found by its label
 
     async def _remember(self, uid: str, key: str, born: nested.Born) -> None:
         subject = self.core.space.born(uid, key)

@@ -6,10 +6,13 @@ Nothing is decided here; `merlin_operator.engine` names the parts and calls them
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
 
 from merlin_operator import control, fleet, quarantine
 from merlin_operator.measures import Tally
@@ -18,6 +21,10 @@ from merlin_operator.study import Study
 from merlin_study import subjects, wire
 from merlin_study.ledger import Ledger
 from merlin_study.seal import Keyring, SealError, Signer
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=wire.Message)
 
 AGENTS_SCOPE: Final = "agents"
 """The key scope of what belongs to no study: heartbeats and offers."""
@@ -167,3 +174,14 @@ class Core:
             merlin_study.seal.SealError: it was none, or is another study's.
         """
         return self.config.keyring.open(stored.data, scope=uid, context=stored.subject, signer=Signer.OPERATOR)
+
+    def read_own(self, kind: type[M], uid: str, stored: Stored | None) -> M | None:
+        """Return what an operator said; None where it said nothing, or what is there is none of it, which is counted and logged."""
+        if stored is None:
+            return None
+        try:
+            return kind.model_validate_json(self.open_own(uid, stored))
+        except (SealError, ValidationError) as error:
+            self.refuse(error)
+            log.warning("%s refused subject=%s error=%s", kind.__name__.lower(), stored.subject, error)
+            return None

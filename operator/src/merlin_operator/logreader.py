@@ -221,13 +221,14 @@ class LogReader:
         uid, ledger, space, broker = study.ref.uid, study.ledger, self.core.space, self.core.broker
         cursor = await broker.last(space.task_stream, space.cursor(uid))
         waiting = await broker.chunks(uid)
-        found = [chunk for each in waiting if (chunk := self._chunk(uid, each)) is not None]
+        # What is no chunk is left out, so that its tasks are issued anew.
+        found = [chunk for each in waiting if (chunk := self.core.read_own(wire.Chunk, uid, each)) is not None]
         end = await broker.last_sequence(space.report_stream)
         await self._catch_up(study, end)
         failpoints.reach("operator.sync")
         taken = (subjects.parse_chunk(each.subject).fence for each in waiting)
         ledger.next_fence = max(ledger.next_fence, max(taken, default=0) + 1)
-        said = self._cursor(uid, cursor) if cursor is not None else None
+        said = self.core.read_own(wire.Cursor, uid, cursor)
         if said is not None:
             ledger.next_fence = max(ledger.next_fence, said.next_fence)
         there = {chunk.fence for chunk in found}
@@ -259,15 +260,6 @@ class LogReader:
         bands = {subjects.parse_chunk(each.subject).route.band for each in waiting}
         return 0 if bands & ({"bulk"} if priority > 0 else {"urgent"} if priority < 0 else set()) else priority
 
-    def _chunk(self, uid: str, stored: Stored) -> wire.Chunk | None:
-        """Open a chunk; what is none is refused, counted, and left out, so that its tasks are issued anew."""
-        try:
-            return wire.Chunk.model_validate_json(self.core.open_own(uid, stored))
-        except (SealError, ValidationError) as error:
-            self.core.refuse(error)
-            log.warning("chunk refused subject=%s error=%s", stored.subject, error)
-            return None
-
     async def _still_stands(self, study: Study) -> bool:
         """Whether the entry that was folded last is in the log, and the same one."""
         entry = await self.core.broker.stored(self.core.space.report_stream, study.folded)
@@ -289,14 +281,6 @@ class LogReader:
             log.error("chunks are gone, or the log lacks their claims study=%s fences=%d", study.ref.name, gone)
             study.question_log(int(self.core.now))
         study.counted = True
-
-    def _cursor(self, uid: str, cursor: Stored) -> wire.Cursor | None:
-        try:
-            return wire.Cursor.model_validate_json(self.core.open_own(uid, cursor))
-        except (SealError, ValidationError) as error:
-            self.core.refuse(error)
-            log.warning("cursor refused subject=%s error=%s", cursor.subject, error)
-            return None
 
     async def _catch_up(self, study: Study, end: int) -> None:
         """Fold the study's log up to the stream's sequence ``end``."""

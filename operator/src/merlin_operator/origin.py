@@ -14,12 +14,9 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from pydantic import ValidationError
-
 from merlin_operator.core import AGENTS_SCOPE, Core
-from merlin_operator.stream import Absent, Conflict, Stored
+from merlin_operator.stream import Absent, Conflict
 from merlin_study import wire
-from merlin_study.seal import SealError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +43,7 @@ class Ground:
         server, cluster, streams = self.core.broker.server_id, self.core.broker.cluster, await self._streams()
         while True:
             stored = await self.core.broker.last(self.core.space.control_stream, self.core.space.origin)
-            known = self._opened(stored)
+            known = self.core.read_own(wire.Origin, AGENTS_SCOPE, stored)
             if known is not None and known.streams == streams and server in known.servers:
                 self.origin = known
                 return known
@@ -92,16 +89,6 @@ class Ground:
                 for stream in (space.task_stream, space.report_stream, space.control_stream)
             ]
         )
-
-    def _opened(self, stored: Stored | None) -> wire.Origin | None:
-        if stored is None:
-            return None
-        try:
-            return wire.Origin.model_validate_json(self.core.open_own(AGENTS_SCOPE, stored))
-        except (SealError, ValidationError) as error:
-            self.core.refuse(error)
-            log.warning("origin refused subject=%s error=%s", stored.subject, error)
-            return None
 
     async def _write(self, origin: wire.Origin, *, expected: int) -> None:
         subject = self.core.space.origin

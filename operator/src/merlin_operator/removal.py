@@ -6,12 +6,9 @@ import asyncio
 import logging
 from typing import Final
 
-from pydantic import ValidationError
-
 from merlin_operator.core import Core
 from merlin_operator.stream import Outage
 from merlin_study import subjects, wire
-from merlin_study.seal import SealError
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +70,8 @@ class Remover:
 
     async def _is_retained(self, uid: str) -> bool:
         stored = await self.core.broker.last(self.core.space.control_stream, self.core.space.control(uid))
-        try:
-            return stored is not None and wire.Control.model_validate_json(self.core.open_own(uid, stored)).retained
-        except (SealError, ValidationError):
-            return False
+        word = self.core.read_own(wire.Control, uid, stored)
+        return word is not None and word.retained
 
     async def _clean(self, uid: str, *, retain: bool) -> None:
         """Tell agents to stop, then purge: tasks first, then the log, so that no step of it can be misread as loss.

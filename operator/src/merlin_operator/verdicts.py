@@ -7,14 +7,11 @@ import contextlib
 import logging
 from typing import Final
 
-from pydantic import ValidationError
-
 from merlin_operator.core import Core
 from merlin_operator.stream import Conflict
 from merlin_operator.study import Study
 from merlin_study import failpoints, wire
 from merlin_study.ledger import Ledger
-from merlin_study.seal import SealError
 
 log = logging.getLogger(__name__)
 
@@ -123,18 +120,10 @@ class Judge:
     async def said(self, study: Study) -> wire.Control:
         """Return the word that stands."""
         if study.word is None:
-            study.word = await self._stands(study.ref.uid, self.core.space.control(study.ref.uid))
+            uid, space = study.ref.uid, self.core.space
+            stored = await self.core.broker.last(space.control_stream, space.control(uid))
+            study.word = self.core.read_own(wire.Control, uid, stored) or wire.Control(study=uid)
         return study.word
-
-    async def _stands(self, uid: str, subject: str) -> wire.Control:
-        stored = await self.core.broker.last(self.core.space.control_stream, subject)
-        try:
-            if stored is not None:
-                return wire.Control.model_validate_json(self.core.open_own(uid, stored))
-        except (SealError, ValidationError) as error:
-            self.core.refuse(error)
-            log.warning("word refused subject=%s error=%s", subject, error)
-        return wire.Control(study=uid)
 
     async def append(
         self,

@@ -7,15 +7,12 @@ import secrets
 import time
 from typing import Final
 
-from pydantic import ValidationError
-
 from merlin_operator.core import AGENTS_SCOPE, Core
 from merlin_operator.quarantine import Told
 from merlin_operator.study import Study
 from merlin_study import shape, wire
 from merlin_study.ledger import EXCUSED
 from merlin_study.outcome import Outcome
-from merlin_study.seal import SealError, Signer
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +98,8 @@ class Warden:
     async def _read(self) -> None:
         core, subject = self.core, self.core.space.quarantines
         stored = await core.broker.last(core.space.control_stream, subject)
-        self._stored = ()
-        if stored is None:
-            return
-        try:
-            data = core.config.keyring.open(stored.data, scope=AGENTS_SCOPE, context=subject, signer=Signer.OPERATOR)
-            self._stored = wire.Quarantines.model_validate_json(data).hosts
-        except (SealError, ValidationError) as error:
-            core.refuse(error)
-            log.warning("quarantines refused subject=%s error=%s", subject, error)
+        said = core.read_own(wire.Quarantines, AGENTS_SCOPE, stored)
+        self._stored = said.hosts if said is not None else ()
         for each in self._stored:
             core.watch.held.setdefault((each.site, each.host), each)
 
