@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from pydantic import ValidationError
-
 from merlin_agent.post import AGENTS, Post, until_answered
-from merlin_study.seal import SealError, Signer
 from merlin_study.wire import Assignment
 
 
@@ -52,14 +49,8 @@ class Assigned:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        try:
-            word = Assignment.model_validate_json(
-                self._post.open(self._subject, data, scope=AGENTS, signer=Signer.OPERATOR)
-            )
-        except (SealError, ValidationError) as error:
-            self._refuse(f"{self._subject}: refused: {str(error).splitlines()[0]}")
-            return
-        if word.agent != self._agent or word.number <= self.number:
+        word = self._post.word(Assignment, self._subject, data, scope=AGENTS, refuse=self._refuse)
+        if word is None or word.agent != self._agent or word.number <= self.number:
             return
         self.number = word.number
         self._obey(word)

@@ -13,11 +13,8 @@ import os
 from collections import Counter
 from typing import Final
 
-from pydantic import ValidationError
-
 from merlin_agent.post import AGENTS, Post, until_answered
 from merlin_study import outcomelog
-from merlin_study.seal import SealError, Signer
 from merlin_study.wire import LostHolder, Origin, Start
 
 LEEWAY: Final = 5.0
@@ -59,12 +56,7 @@ class Ground:
     async def _read(self) -> Origin | None:
         subject, stream = self._post.space.origin, self._post.space.control_stream
         data = await until_answered(lambda: self._post.broker.last(stream, subject))
-        if data is None:
-            return None
-        try:
-            return Origin.model_validate_json(self._post.open(subject, data, scope=AGENTS, signer=Signer.OPERATOR))
-        except (SealError, ValidationError):
-            return None  # nobody whom we trust said anything
+        return None if data is None else self._post.word(Origin, subject, data, scope=AGENTS)
 
 
 def claimants(directory: str, start: Start, *, made: int) -> tuple[LostHolder, ...]:

@@ -385,10 +385,8 @@ class Intake:
         self._take_offer(message.subject, message.data)
 
     def _take_offer(self, subject: str, data: bytes) -> None:
-        try:
-            offer = Offer.model_validate_json(self._post.open(subject, data, scope=AGENTS, signer=Signer.OPERATOR))
-        except (SealError, ValidationError) as error:
-            self._refuse(f"{subject}: refused: {str(error).splitlines()[0]}")
+        offer = self._post.word(Offer, subject, data, scope=AGENTS, refuse=self._refuse)
+        if offer is None:
             return
         if offer.timing != self.offer.timing:
             self._retimed()  # a heartbeat of the old pace could come after we count as lost by the new one

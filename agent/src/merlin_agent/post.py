@@ -8,9 +8,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from pydantic import ValidationError
+
 from merlin_agent.broker import Broker, UnansweredError
 from merlin_study import blob, wire
-from merlin_study.seal import Keyring, Signer
+from merlin_study.seal import Keyring, SealError, Signer
 from merlin_study.subjects import Space
 
 AGENTS: Final = "agents"
@@ -18,6 +20,7 @@ AGENTS: Final = "agents"
 _LONGEST_WAIT: Final = 5.0
 
 T = TypeVar("T")
+M = TypeVar("M", bound=wire.Message)
 
 
 class Post:
@@ -68,6 +71,17 @@ class Post:
             SealError: nobody whom we trust as that sent it there.
         """
         return self._keys.open(data, scope=scope, context=subject, signer=signer)
+
+    def word(
+        self, kind: type[M], subject: str, data: bytes, *, scope: str, refuse: Callable[[str], None] | None = None
+    ) -> M | None:
+        """Return what the operator said under a subject; None where nobody whom we trust said that, of which ``refuse`` hears."""
+        try:
+            return kind.model_validate_json(self.open(subject, data, scope=scope, signer=Signer.OPERATOR))
+        except (SealError, ValidationError) as error:
+            if refuse is not None:
+                refuse(f"{subject}: refused: {str(error).splitlines()[0]}")
+            return None
 
 
 async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:

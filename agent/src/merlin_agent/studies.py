@@ -28,7 +28,7 @@ from merlin_study.blob import BlobError
 from merlin_study.finale import FILE, Finale
 from merlin_study.geometry import Geometry
 from merlin_study.plan import INFO_STEP, PLAN_VERSION, Lane, Plan
-from merlin_study.seal import SealError, Signer
+from merlin_study.seal import SealError
 from merlin_study.wire import Chunk, Control
 from merlin_study.workspace import Layout
 
@@ -268,13 +268,9 @@ class Studies:
 
     def _on_control(self, message: Message) -> None:
         study = message.subject.rpartition(".")[2]
-        try:
-            payload = self._post.open(message.subject, message.data, scope=study, signer=Signer.OPERATOR)
-            word = Control.model_validate_json(payload)
-        except (SealError, ValidationError):
-            return  # nobody whom we trust said anything
+        word = self._post.word(Control, message.subject, message.data, scope=study)
         known = self._words.get(study)
-        if word.study != study or study in self.cancelled or known == word:
+        if word is None or word.study != study or study in self.cancelled or known == word:
             return
         if known is not None and word.epoch < known.epoch:
             return  # a broker that was restored says what it said once
@@ -286,11 +282,9 @@ class Studies:
     def _on_finale(self, message: Message) -> None:
         """Hear that a study is over, and write down what came of it where it ran here, whoever else does it too."""
         uid = message.subject.rpartition(".")[2]
-        try:
-            payload = self._post.open(message.subject, message.data, scope=uid, signer=Signer.OPERATOR)
-            finale = Finale.model_validate_json(payload)
-        except (SealError, ValidationError):
-            return  # nobody whom we trust said anything
+        finale = self._post.word(Finale, message.subject, message.data, scope=uid)
+        if finale is None:
+            return
         self._on_end(finale.study)
         roots = {study.root for (each, _), study in self._studies.items() if each == uid and study.bound}
         for root in roots:

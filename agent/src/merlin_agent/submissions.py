@@ -145,9 +145,8 @@ class Submissions:
 
     def _told(self, study: str, subject: str, data: bytes) -> nested.Answer:
         """The operator's word on an order."""
-        try:
-            born = nested.Born.model_validate_json(self._post.open(subject, data, scope=study, signer=Signer.OPERATOR))
-        except (SealError, ValidationError):
+        born = self._post.word(nested.Born, subject, data, scope=study)
+        if born is None:
             return nested.Answer(refused="the operator's word on it does not open here")
         return nested.Answer(refused=born.refused, study=born.name, known=True, agents=born.agents)
 
@@ -169,12 +168,8 @@ class Submissions:
         """Why no more studies may come below this one; empty where they may."""
         subject = self._post.space.family(study)
         data = await until_answered(lambda: self._post.broker.last(self._post.space.control_stream, subject))
-        if data is None:
-            return ""
-        try:
-            payload = self._post.open(subject, data, scope=study, signer=Signer.OPERATOR)
-            family = nested.Family.model_validate_json(payload)
-        except (SealError, ValidationError):
+        family = None if data is None else self._post.word(nested.Family, subject, data, scope=study)
+        if family is None:
             return ""  # the operator decides; this only spares a step the wait
         if family.depth >= nested.MAX_DEPTH:
             return f"this study is {family.depth} generations below the first one, and no deeper than that is allowed"
