@@ -14,6 +14,7 @@ from typing import Final
 
 _WRITE_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _TOUCH: Final = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+_FILE_MODE: Final = 0o666
 _SCRIPT_MODE: Final = 0o766
 """What the umask leaves of it is what ``chmod u+x`` makes of a new file, as upstream."""
 
@@ -116,7 +117,7 @@ _TAIL: Final = 4096
 
 def touch(path: str) -> None:
     """Make an empty file, or set its time to now by the file system's own clock."""
-    handle = os.open(path, _TOUCH, 0o666)
+    handle = os.open(path, _TOUCH, _FILE_MODE)
     try:
         os.utime(handle)
     finally:
@@ -125,7 +126,7 @@ def touch(path: str) -> None:
 
 def mark(path: str) -> None:
     """Make an empty file."""
-    os.close(os.open(path, _TOUCH, 0o666))
+    os.close(os.open(path, _TOUCH, _FILE_MODE))
 
 
 def room(directory: str, *, said: str = "") -> OSError | None:
@@ -192,9 +193,9 @@ def opened(path: str) -> Iterator[None]:
                 os.chmod(path, mode)
 
 
-def write_whole(path: str, data: bytes) -> None:
+def write_whole(path: str, data: bytes, *, mode: int = _FILE_MODE) -> None:
     """Write a file so that every reader sees all of it or what was there before."""
-    beside = _beside(path, data)
+    beside = _beside(path, data, mode)
     os.replace(beside, path)
 
 
@@ -228,16 +229,16 @@ def read_tail(path: str, characters: int) -> str:
 
 def append(path: str, text: str) -> None:
     """Append to a text file."""
-    handle = os.open(path, _TOUCH | os.O_APPEND, 0o666)
+    handle = os.open(path, _TOUCH | os.O_APPEND, _FILE_MODE)
     try:
         _write(handle, text.encode("utf-8", "surrogateescape"))
     finally:
         os.close(handle)
 
 
-def _beside(path: str, data: bytes) -> str:
+def _beside(path: str, data: bytes, mode: int = _FILE_MODE) -> str:
     beside = f"{path}.{secrets.token_hex(6)}"
-    handle = os.open(beside, _WRITE_NEW, 0o666)
+    handle = os.open(beside, _WRITE_NEW, mode)
     try:
         _write(handle, data)
         os.fsync(handle)

@@ -7,10 +7,8 @@ which binds it. A processor that Slurm has shut the step off from (``ConstrainCo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -20,15 +18,17 @@ from merlin_agent import files
 PROCESSORS: Final = "MERLIN_STEP_PROCESSORS"
 """Says, by host, which processors the step has: ``n1=0,2 n2=1``, or ``@=0,2`` for whichever host it runs on."""
 _ANY: Final = "@"
-_SHELL: Final = "/bin/sh"
 _SCRIPT: Final = f"""\
+#!/bin/sh
 # Slurm runs this beside each process of a launched step (TaskProlog) and takes what it prints for commands: nothing.
 for each in ${PROCESSORS}; do
     case $each in
     "$SLURMD_NODENAME="* | "{_ANY}="*) taskset -p -c "${{each#*=}}" "$SLURM_TASK_PID" > /dev/null 2>&1 ;;
     esac
 done
-exit 0"""
+exit 0
+"""
+_MODE: Final = 0o755
 _NAME: Final = f"pin-{hashlib.sha256(_SCRIPT.encode()).hexdigest()[:8]}"
 _PROLOG: Final = b"SLURM_TASK_PROLOG"
 _EXACT: Final = b"SLURM_EXACT"
@@ -69,15 +69,8 @@ def shared(own: Mapping[bytes, bytes], pinned: Mapping[bytes, bytes], *, asks: b
 
 
 def _written(directory: str) -> str:
-    """Write the script where it is not there yet, whole for all who look, and return its path."""
+    """Write the script where it is not there yet, and return its path."""
     path = f"{directory}/{_NAME}"
-    if os.path.exists(path):
-        return path
-    beside = f"{path}.{secrets.token_hex(6)}"
-    try:
-        files.write_script(beside, _SHELL, _SCRIPT, replace=False)
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
+    if not os.path.exists(path):
+        files.write_whole(path, _SCRIPT.encode(), mode=_MODE)
     return path
