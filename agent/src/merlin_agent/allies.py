@@ -156,20 +156,21 @@ class Leader:
 
     def retire(self) -> None:
         """Tell the others to leave once what they run has ended."""
-        for member in self._members.values():
-            member.channel.say(Leave(finish=True))
+        self._say(Leave(finish=True))
 
     def warn(self, *, late: bool) -> None:
         """Have the others leave beside us, where ``late`` not before the allocation's end makes them."""
         self._last_word = Leave(late=late)
+        self._say(self._last_word)
+
+    def _say(self, word: Leave) -> None:
         for member in self._members.values():
-            member.channel.say(self._last_word)
+            member.channel.say(word)
 
     def close(self, *, late: bool = False) -> None:
         """Tell the others to leave, where ``late`` not before the allocation's end makes them, and listen no more."""
         self._closed = True
-        for member in self._members.values():
-            member.channel.say(Leave(late=late))
+        self._say(Leave(late=late))
         if self._server is not None:
             self._server.close()
         with contextlib.suppress(OSError):

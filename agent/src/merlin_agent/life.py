@@ -397,11 +397,10 @@ class Lives:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._presence.enter, life.study.info)
         chunk = life.run.chunk
-        claim = outcomelog.Entry(
-            study=life.study.uid, plan=chunk.plan, start=wire.Start(agent=self._agent, chunk=chunk)
-        )
+        start = wire.Start(agent=self._agent, chunk=chunk)
         failpoints.reach("agent.standby")
-        if (problem := await self._record(life.study, claim)) is not None:
+        written = outcomelog.Entry(study=life.study.uid, plan=chunk.plan, start=start)
+        if (problem := await self._record(life.study, written)) is not None:
             if problem.errno in files.FULL:
                 self.full.add(life.study.uid)
             path = log_path(life.study.info, self._agent)
@@ -410,9 +409,9 @@ class Lives:
         if not await self._studies.counts(chunk):
             raise OutdatedError(f"chunk {chunk.fence}: issued before its study's log was lost; it is issued again")
         if await self._ground.may_return(life.published):
-            await self._look_back(life, claim.start)
+            await self._look_back(life, start)
 
-    async def _look_back(self, life: Life, start: wire.Start | None) -> None:
+    async def _look_back(self, life: Life, start: wire.Start) -> None:
         """Find out who had claimed a chunk before that the broker may have handed out twice, once our own claim is written down.
 
         Of two that find each other's claims, the one whose claim is the first in the log goes on, and waits for the other.
@@ -421,7 +420,6 @@ class Lives:
             OutdatedError: that is not we.
             OSError: the claims can't be read.
         """
-        assert start is not None
         if await claim(self._post, start) is not Claimed.WON:
             raise OutdatedError(f"chunk {start.chunk.fence}: another agent claimed it, too")
         directory = f"{life.study.info}/{OUTCOMES}"

@@ -49,8 +49,8 @@ def _is_ours(words: Iterable[str]) -> bool:
         try:
             asking.connect(_address(words))
             _, uid, _ = _PEER.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        except (
-            OSError
-        ):  # gone meanwhile, so that the next look finds the name free; or its queue is full, for nobody is answered
-            return True
+        except OSError:
+            return (
+                True  # gone meanwhile: the next look finds the name free; or its queue is full, for nobody is answered
+            )
     return bool(uid == os.getuid())
