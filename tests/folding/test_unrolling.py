@@ -395,6 +395,49 @@ def test_chunks_follow_measured_times(seconds: float, size: int) -> None:
     assert {len(issue.chunk.tasks) for issue in issued} == {size}
 
 
+TWO_STEPS = """
+description: {name: two, description: d}
+study:
+- {name: short, description: d, run: {cmd: "echo $(MERLIN_SAMPLE_ID)"}}
+- {name: long, description: d, run: {cmd: "sim $(MERLIN_SAMPLE_ID)"}}
+merlin: {samples: {count: 10000}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("tried", "seconds", "most"),
+    [(0, 0.0, 2 * 4), (5, 5 * 600.0, 2 * 4), (5, 5 * 2.0, 4 * 60 // 2)],
+    ids=["none has ended", "ten minutes each", "two seconds each"],
+)
+def test_a_rate_of_short_tasks_lets_out_no_more_long_ones_than_a_window_drains(
+    tried: int, seconds: float, most: int
+) -> None:
+    """Or they would fill the queue for days, and whoever came later would wait behind them."""
+    ledger = Ledger(plan_of(TWO_STEPS))
+    ledger.runtimes.seconds[:], ledger.runtimes.tried[:] = [10.0, seconds], [10_000, tried]
+    ledger.dag.finish(0, TaskSet(first=0, width=10_000), Outcome.SUCCEEDED, code=0)
+    lane = ledger.plan.steps[1].lanes[0]
+    capacity = {("any", lane.queue, lane.shape): Capacity(4, rate=1000.0)}
+    candidate, out = Candidate("u", "h", 1, ledger, "any"), 0
+    while issued := list(next_chunks([candidate], capacity, window=60, now=0)):
+        out += sum(len(issue.chunk.tasks) for issue in issued)
+    assert most <= out <= most + 5  # the last chunk may reach beyond the window
+
+
+def test_chunks_of_a_step_that_nobody_has_tried_take_no_room_from_others() -> None:
+    ledger = Ledger(plan_of(TWO_STEPS))
+    ledger.runtimes.seconds[:], ledger.runtimes.tried[:] = [1.0, 0.0], [1000, 0]
+    lane = ledger.plan.steps[1].lanes[0]
+    capacity = {("any", lane.queue, lane.shape): Capacity(4, rate=1000.0)}
+    for at in range(8):
+        ledger.issue(
+            wire.Chunk(study="u", plan="h", epoch=1, fence=1 + at, step=1, tasks=TaskSet(first=at, width=1), attempt=1)
+        )
+    issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=60, now=0))
+    assert {issue.chunk.step for issue in issued} == {0}
+    assert sum(len(issue.chunk.tasks) for issue in issued) == 10_000
+
+
 def test_the_end_of_a_step_comes_in_small_pieces() -> None:
     """Each chunk is a quarter of a slot's share of what is left, down to what is worth a chunk of its own."""
     yaml = Shape(((True, (), ()),), {}, 1).yaml().replace("file: s.csv, column_labels: [SAMPLE]", "count: 400")
@@ -402,7 +445,7 @@ def test_the_end_of_a_step_comes_in_small_pieces() -> None:
     ledger.runtimes.seconds[0], ledger.runtimes.tried[0] = 1.0, 1
     step = ledger.plan.steps[0]
     capacity = {("any", step.lanes[0].queue, step.lanes[0].shape): Capacity(4, rate=1000.0)}
-    issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=1, now=0))
+    issued = list(next_chunks([Candidate("u", "h", 1, ledger, "any")], capacity, window=100, now=0))
     sizes = [len(issue.chunk.tasks) for issue in issued]
     assert sum(sizes) == 400
     assert sizes == sorted(sizes, reverse=True)

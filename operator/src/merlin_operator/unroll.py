@@ -1,7 +1,8 @@
 """Which chunks come next: a pure decision over ledgers, agents and what is out already.
 
 Nothing is published where no agent serves it, and never more than agents will drain within the window: at least two
-chunks a slot, else as many tasks as the measured rate empties in ``window`` seconds. A step's first tasks travel one by one.
+chunks a slot, else what the measured rate and the tasks' own run times let them empty in ``window`` seconds. A step's first tasks
+travel one by one, two for each slot until one of them has ended.
 Once it is known how long they take, chunks are sized by guided self-scheduling (the step's tasks left divided by four
 times the slots), so the end of a step comes in small pieces and no slot idles, and hold between a quarter of a second and
 ten seconds of work: tasks of more than five seconds travel one by one, short ones by up to `MAX_CHUNK`. Rests, retries and downstream steps
@@ -86,10 +87,15 @@ class Issue:
 
 @dataclass(slots=True)
 class _Room:
-    """What is out and unstarted on one queue and shape, of studies of one priority."""
+    """What is out and unstarted on one queue and shape, of studies of one priority.
+
+    ``seconds``: of work, as measured; ``untried``: chunks of steps of which no task has ended yet, which are in none of these seconds.
+    """
 
     chunks: int = 0
     tasks: int = 0
+    seconds: float = 0.0
+    untried: int = 0
 
 
 @dataclass(slots=True)
@@ -115,6 +121,10 @@ class Unroller:
         room = rooms.setdefault(candidate.priority, _Room())
         room.chunks += 1
         room.tasks += len(chunk.tasks)
+        if not chunk.scan:
+            mean = candidate.ledger.runtimes.mean(chunk.step)
+            room.untried += mean is None
+            room.seconds += len(chunk.tasks) * (mean or 0.0)
 
     @staticmethod
     def _key(candidate: Candidate, lane: Lane) -> tuple[str, str, str]:
@@ -141,8 +151,12 @@ class Unroller:
                     keys.add(key)
         return frozenset(key for key in keys if self._is_served(key))
 
-    def has_room(self, key: tuple[str, str, str], priority: int = 0) -> bool:
+    def has_room(self, key: tuple[str, str, str], priority: int = 0, *, tried: bool = True) -> bool:
         """Whether a study of this priority may publish another chunk for this site, queue and shape.
+
+        Beyond two chunks a slot, what is out may take agents the window to drain, by the tasks a second that are done and by how
+        long these tasks take: right after a step of short tasks the rate says nothing of one of long tasks. Of steps that were not
+        ``tried`` there are no more than two chunks a slot.
 
         What studies of lower priority have out takes no room from it, or a full window of theirs would go first. A study
         that is bound to a site waits for those of higher priority that any site may take: `ranks` would withdraw it at once.
@@ -154,8 +168,12 @@ class Unroller:
         if site != subjects.ANY_SITE and self.denied.get((queue, shape), priority) > priority:
             return False
         rooms = [room for other, room in self.room.get(key, {}).items() if other >= priority]
-        chunks, tasks = sum(room.chunks for room in rooms), sum(room.tasks for room in rooms)
-        return chunks < 2 * capacity.slots or tasks < capacity.rate * self.window
+        if sum(room.chunks for room in rooms) < 2 * capacity.slots:
+            return True
+        if not tried and sum(room.untried for room in rooms) >= 2 * capacity.slots:
+            return False
+        drains = sum(room.tasks for room in rooms) < capacity.rate * self.window
+        return drains and sum(room.seconds for room in rooms) < capacity.slots * self.window
 
     def _deny(self, candidate: Candidate, key: tuple[str, str, str]) -> None:
         """Note that a study has tasks for which there is no room; one that bounds what is in flight waits its turn, as in `ranks`."""
@@ -188,7 +206,7 @@ class Unroller:
         issue = None
         while issue is None and (waiting := ledger.due(now)) is not None:
             key = self._key(candidate, ledger.geometry.lane(waiting.step, waiting.tasks.first))
-            if not self.has_room(key, candidate.priority):
+            if not self.has_room(key, candidate.priority, tried=_is_tried(ledger, waiting.step)):
                 self._deny(candidate, key)
                 passed.append(waiting)
                 continue
@@ -210,7 +228,7 @@ class Unroller:
                 continue
             for number, lane in enumerate(ledger.plan.steps[step].lanes):
                 key, runs = self._key(candidate, lane), ledger.geometry.runs(step, number)
-                if not self.has_room(key, candidate.priority):
+                if not self.has_room(key, candidate.priority, tried=_is_tried(ledger, step)):
                     if ledger.steps[step].next_tasks(1, number, runs) is not None:
                         self._deny(candidate, key)
                     continue
@@ -266,6 +284,10 @@ class Unroller:
         if candidate.priority:
             band = URGENT if candidate.priority > 0 else BULK
         return Issue(subjects.Route(*self._key(candidate, ledger.lane(chunk)), band), chunk)
+
+
+def _is_tried(ledger: Ledger, step: int) -> bool:
+    return ledger.runtimes.mean(step) is not None
 
 
 def _split(tasks: TaskSet, most: int) -> tuple[TaskSet, TaskSet | None]:
