@@ -3,6 +3,9 @@
 import stat
 from pathlib import Path
 
+import pytest
+
+from merlin_cli import logs
 from tests.agent.standin import Standin, a_parameter, a_plan, a_step
 from tests.ground import Broker, eventually
 
@@ -41,3 +44,37 @@ def test_all_tasks_run_once_in_merlins_layout(broker: Broker, tmp_path: Path) ->
         info = operator.root / "merlin_info"
         assert (info / "study.orig.yaml").read_text() == "description: {}\n"
         assert (info / "plan.json").read_bytes() == plan.to_json()
+
+
+OBSTACLES = """\
+if [ "$(X)" = a ] && [ ! -e before ]; then
+  touch before
+  rm -f sim_X.*
+  mkdir sim_X.a.sh sim_X.a.out
+  echo mine > sim_X.a.out/result
+  mkfifo sim_X.a.err
+  exit 1
+fi
+echo ran"""
+
+
+@pytest.mark.parametrize("outputs", ["full", "lean"])
+def test_what_a_task_put_in_the_place_of_its_files_is_moved_aside_for_its_next_attempt(
+    broker: Broker, tmp_path: Path, outputs: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A directory called as its output, say; neither its retry nor its neighbours are held up, and nothing is lost."""
+    plan = a_plan(
+        a_step("sim", OBSTACLES, parameters=("X",)), parameters=(a_parameter("X", "a", "b"),), outputs=outputs
+    )
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        operator.agent()
+        assert operator.counts(operator.final(operator.issue(range(2)))) == {("succeeded", 0): 1, ("soft-failed", 1): 1}
+        logs.show(logs.Wanted(str(operator.root)))
+        assert "ran\n" in capfd.readouterr().out
+        assert operator.counts(operator.final(operator.issue(range(1), attempt=2))) == {("succeeded", 0): 1}
+        directory = operator.root / "sim" / "X.a"
+        assert (directory / "sim_X.a.out.1" / "result").read_text() == "mine\n"
+        assert (directory / "sim_X.a.err.1").is_fifo() or outputs == "lean"
+        assert (directory / "sim_X.a.sh.1").is_dir()
+        assert (directory / "sim_X.a.out").read_text() == "ran\n"

@@ -206,13 +206,14 @@ class ChunkWork(Work):
             return script
         try:
             fresh = files.make_directory(script.directory)
+            mark = f"{script.directory}/{FINISHED}"
             if not fresh and run.chunk.fresh:
-                files.remove(f"{script.directory}/{FINISHED}")
-            elif not fresh and os.path.exists(f"{script.directory}/{FINISHED}"):
+                files.make_way(mark)
+                files.remove(mark)
+            elif not fresh and os.path.exists(mark):
                 return Ended(task, Outcome.SUCCEEDED)
-            if not fresh:
-                files.open_up(script.out)
-                files.open_up(script.err)
+            for path in () if fresh else (script.path, script.out, script.err):
+                files.make_way(path)
             files.write_script(script.path, script.shell, script.text, replace=not fresh)
         except OSError as error:
             return unwritable(task, script.directory, error)

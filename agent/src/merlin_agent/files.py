@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -178,6 +179,30 @@ def open_up(path: str) -> None:
         wanted = stat.S_IRWXU if stat.S_ISDIR(mode) else stat.S_IRUSR | stat.S_IWUSR
         if mode & wanted != wanted and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode) | wanted)
+
+
+def make_way(path: str) -> None:
+    """Have what an earlier attempt of a task left where a file of ours goes be no obstacle to the next one.
+
+    A file that it closed is opened again. What can't be appended to (a directory, a pipe, a link to nowhere) may be what the task was run
+    for: it is moved aside, to ``path.1`` and so on.
+
+    Raises:
+        OSError: it can't be moved.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno not in _UNREADABLE or not os.path.islink(path):
+            return
+    else:
+        if stat.S_ISREG(mode):
+            open_up(path)
+            return
+        if stat.S_ISCHR(mode):  # a link to /dev/null, say
+            return
+    free = next(each for number in itertools.count(1) if not os.path.lexists(each := f"{path}.{number}"))
+    os.rename(path, free)
 
 
 @contextlib.contextmanager

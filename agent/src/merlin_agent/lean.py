@@ -142,8 +142,9 @@ class LeanWork(Work):
             own, fresh = self._came_before(script.directory), False
         if own:
             if not fresh:
-                for path in (script.directory, script.out, script.err):
-                    files.open_up(path)  # what an earlier attempt closed
+                files.open_up(script.directory)  # what an earlier attempt closed
+                for path in (script.path, script.out, script.err):
+                    files.make_way(path)
             files.write_script(script.path, script.shell, script.text, replace=not fresh)
             return Place(script, None, (0, 0) if fresh else (_size(script.out), _size(script.err)))
         found = self._lent(slot, lent)

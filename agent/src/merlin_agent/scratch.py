@@ -87,7 +87,11 @@ class Scratch:
             new = f"{self.directory}/{stem}{name[name.rindex('.') :]}"
             if new != name:
                 with contextlib.suppress(FileNotFoundError):  # the task removed it
-                    os.rename(name, new)
+                    try:
+                        os.rename(name, new)
+                    except IsADirectoryError:  # the task's
+                        files.make_way(new)
+                        os.rename(name, new)
         os.makedirs(os.path.dirname(directory), exist_ok=True)
         try:
             os.rename(self.directory, directory)

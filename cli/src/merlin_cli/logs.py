@@ -170,7 +170,7 @@ def _filed(study: _Study, step: int, wanted: Wanted) -> int:
         names = study.layout.scripts(step, study.layout.geometry.split(step, task)[0])
         for script in (names.cmd, names.restart):
             for output, into in zip(names.outputs(script), (sys.stdout, sys.stderr), strict=True):
-                if (directory / output).exists():
+                if (directory / output).is_file():  # a task may have put a directory there
                     with (directory / output).open("rb") as file:
                         shutil.copyfileobj(file, into.buffer, _PIECE)
                     into.flush()
