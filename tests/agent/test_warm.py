@@ -170,8 +170,10 @@ SAME = {
     "stack": "f() { echo ${FUNCNAME[@]} ${BASH_SOURCE[@]} ${BASH_LINENO[@]}; caller 0; }\nf",
     "subshell level": "echo $BASH_SUBSHELL $SHLVL",
     "job control": "set -m\nsleep 0.1 &\nwait\njobs\necho ok",
-    "options in a variable": "echo $-",
+    "its options": "echo $-; set -f; echo $-",
     "last argument": "echo $_",
+    "last argument in braces": "echo ${_}; echo ${_:-none}",
+    "a name with an underscore": "_a=1; __b=2; echo $_a ${_a} ${__b:-}",
     "its own command line": "tr '\\0' ' ' < /proc/self/cmdline; tr '\\0' '\\n' < /proc/$BASHPID/cmdline",
     "locale": "LC_ALL=C; x=äöü; echo ${#x}; LC_ALL=C.UTF-8; echo ${#x}",
     "a long line": "echo " + "x" * 100_000,
@@ -211,7 +213,7 @@ SAME = {
 
 COLD = {
     "process number", "trap on exit", "trap on a signal", "trap on error", "returns", "stack", "subshell level",
-    "job control", "options in a variable", "last argument", "its own command line", "last command dies",
+    "job control", "last argument", "last argument in braces", "its own command line", "last command dies",
     "last command segfaults", "own functions and aliases", "no functions", "closes more descriptors", "xtrace", "readonly", "division by zero", "sources a file", "bad subscript",
     "sources a file that exits", "sources a file that traps", "evaluates", "a trap by eval", "a bad substitution",
     "a trap on a signal by eval", "octal by accident", "recursion", "arithmetic loop", "bad names", "variables",
@@ -263,7 +265,11 @@ def test_options_of_all_shells_are_the_scripts_and_end_no_warm_shell(
     runs = Runs(monkeypatch, ENVIRON | {b"SHELLOPTS": options.encode()})
     found = []
     for slot in (runs.cold_slot, runs.slot):
-        found.append(seen(tmp_path / "d", slot.launch(a_script(tmp_path / "d", "false | true\nfalse\nexit 3"), 20)))
+        left = seen(tmp_path / "d", slot.launch(a_script(tmp_path / "d", "false | true\nfalse\nexit 3"), 20))
+        traced = left["s.err"]
+        assert isinstance(traced, bytes)
+        left["s.err"] = sorted(traced.splitlines())  # both sides of a pipe trace at once
+        found.append(left)
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
     runs.slot.close()
     assert found[1] == found[0]
@@ -477,34 +483,61 @@ def test_the_reaper_ends_a_warm_task_of_a_killed_agent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "environ",
+    ("start", "why"),
     [
-        {b"BASH_ENV": b"prints"},
-        {b"BASH_ENV": b"tells"},
-        {b"BASH_ENV": b"/no/such"},
-        {b"BASH_FUNC_unset%%": b"() { :; }"},
+        ("echo hello", "what it reads as it starts prints"),
+        ("export ME=$$", r"BASH_ENV=.*start: holds '\$\$'"),
+        ("set -eu", r"sets options of the shell: .*e"),
+        (None, "BASH_ENV=.*start: can't be read: No such file"),
     ],
 )
-def test_an_environment_that_would_show_keeps_nothing_warm(
-    environ: dict[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_start_up_file_that_would_show_keeps_nothing_warm_and_it_is_said_why(
+    start: str | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start-up file that prints would do so for each task."""
-    (tmp_path / "prints").write_text("echo hello\n")
-    (tmp_path / "tells").write_text("export ME=$$\n")
-    if path := environ.get(b"BASH_ENV"):
-        environ = {b"BASH_ENV": os.fsencode(tmp_path) + b"/" + path}
-    runs = Runs(monkeypatch, ENVIRON | environ)
+    """One that prints would do so for each task, and with ``errexit`` the warm shell itself would end."""
+    if start is not None:
+        (tmp_path / "start").write_text(f"{start}\n")
+    runs = Runs(monkeypatch, ENVIRON | {b"BASH_ENV": os.fsencode(tmp_path / "start")})
+    assert runs.slot.launch(a_script(tmp_path / "d", "exit 3"), None) == (3, False)
+    assert runs.were_warm == [False]
+    (said,) = runs.complaints
+    assert re.search(why, said)
+    script = a_script(tmp_path / "p", "raise SystemExit(4)", shell=sys.executable, preload=("json",))
+    assert runs.slot.launch(script, 60) == (4, False)
+    assert runs.were_warm == [False, True], "Python does not read it"
+    runs.slot.close()
+
+
+def test_a_function_in_the_way_of_the_warm_shell_keeps_nothing_warm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(monkeypatch, ENVIRON | {b"BASH_FUNC_unset%%": b"() { :; }"})
     assert runs.slot.launch(a_script(tmp_path / "d", "exit 3"), None) == (3, False)
     assert runs.were_warm == [False]
 
 
+MODULES = """\
+[[ ${-/x} == $- ]] && was=+x || was=-x
+case "$-" in *v*) verbose=-v ;; *) verbose=+v ;; esac
+set +xv
+A=1; export B=2
+_g=; for _h in ${_g:-}; do :; done; unset _g _h
+f() { if [ -z $1 ]; then return 3; fi; }
+load() { eval "$(echo "export $1=loaded")"; }
+export -f load
+set $was $verbose
+unset was verbose
+"""
+"""What start-up files of module systems do: they silence tracing, define functions, and put the options back."""
+
+
 def test_a_start_up_file_that_only_prepares_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That is what module systems do."""
-    (tmp_path / "start").write_text("A=1; f() { if [ -z $1 ]; then return 3; fi; }; export B=2\n")
+    (tmp_path / "start").write_text(MODULES)
     runs = Runs(monkeypatch, ENVIRON | {b"BASH_ENV": os.fsencode(tmp_path / "start")})
     found = []
     for slot in (runs.cold_slot, runs.slot):
-        script = a_script(tmp_path / "d", "echo $A $B; f; echo $?; env | sort | grep -v ^_=")
+        script = a_script(tmp_path / "d", "echo $A $B; f; echo $?; load C; echo $C; env | sort | grep -v ^_=")
         found.append(seen(tmp_path / "d", slot.launch(script, None)))
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
     runs.slot.close()

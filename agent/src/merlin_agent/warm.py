@@ -47,10 +47,8 @@ class Warm:
         return shell
 
     def _open(self, kind: Interpreter) -> WarmShell | None:
-        if not os.path.exists(f"/proc/self/task/{os.getpid()}/children") or _start_up_tells(self._environ):
-            self._unfit.add(kind)
-            return None
         try:
+            _see_that_it_can_be_kept(kind, self._environ)
             shell = WarmShell(kind, self._environ)
         except ColdError as error:
             self._unfit.add(kind)
@@ -85,14 +83,22 @@ def makers(environ: Mapping[bytes, bytes], complain: Callable[[str], None]) -> C
     return lambda: Warm(environ, unfit, complain)
 
 
-def _start_up_tells(environ: Mapping[bytes, bytes]) -> bool:
-    """Whether what every bash reads as it starts (``BASH_ENV``) could do something else each time."""
+def _see_that_it_can_be_kept(kind: Interpreter, environ: Mapping[bytes, bytes]) -> None:
+    """Look at what is known before it is started.
+
+    Raises:
+        ColdError: it can't be kept warm here.
+    """
+    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        raise ColdError("this kernel does not tell a process's children (CONFIG_PROC_CHILDREN)")
     path = environ.get(b"BASH_ENV")
-    if not path:
-        return False
+    if not path or kind.kind != "bash" or os.path.basename(kind.name) == "sh":  # nobody else reads it
+        return
+    named = f"BASH_ENV={os.fsdecode(path)}"
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             text = file.read(1 << 20)
-    except OSError:
-        return True
-    return warmth.start_up_tells(text)
+    except OSError as error:
+        raise ColdError(f"{named}: can't be read: {error.strerror}") from error
+    if what := warmth.start_up_tells(text):
+        raise ColdError(f"{named}: holds {what!r}, which may do something else in each shell that reads it")

@@ -26,9 +26,13 @@ PROGRAM_FD: Final = 3
 NAMES_IF = "((BASH_VERSINFO[0] >= 5))"
 """Whether this bash lets a script's name be set (``BASH_ARGV0``)."""
 
-# Run as a file, not with -c: `$-` says which.
+# Run as a file, not with -c: `$-` says which. Options that a start-up file sets (`BASH_ENV`) would be this program's, too.
 _BASH: Final = """\
 exec {fd}<&-
+case $- in *[!hB]*)
+builtin echo "what it reads as it starts sets options of the shell: $-"
+builtin exit ;;
+esac
 set -m
 _merlin=()
 if {names}; then

@@ -22,12 +22,11 @@ PROGRAM_WORDS: Final = frozenset(
 
 _IDENTITY: Final = re.compile(
     r"""
-      \$\$ | \$\{[\$_-] | \$- | \$_(?![A-Za-z0-9_])    # the shell's process number, its options, the last argument
+      \$\$ | \$\{\$ | \$\{?_(?![A-Za-z0-9_])    # the shell's process number, the last argument
     | \b(?: trap | return | caller | FUNCNAME | BASH_LINENO | BASH_SUBSHELL | BASH_ARG[CV] | BASH_ARGV0
           | BASH_EXECUTION_STRING | monitor | coproc | fg | bg | jobs | disown | suspend | logout | history | enable
           | (?:SIG)?(?:STOP|TSTP|TTIN|TTOU|QUIT) | ps | pgrep | pkill | pidof | pstree | _merlin_\w* )\b
     | (?<![-\w./])set\b[^\n;|&]*\s[-+][A-Za-z]*[mt]   # job control of its own, the end after one command
-    | (?<![-\w./])set\s+(?!--)[^\n;|&]*\$              # options that stand elsewhere
     | \bonecmd\b
     | \b(?:kill|wait)\b[^\n;|&]*%             # a job's number: the warm shell counts the script itself as one
     | \bkill\s+(?:-s\s*)?-?3\b               # SIGQUIT, which a started bash passes over
@@ -60,6 +59,7 @@ _ERRORS: Final = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
+_OPTIONS_ELSEWHERE: Final = re.compile(r"(?<![-\w./])set\s+(?!--)[^\n;|&]*\$")
 _NAME_TELLS: Final = re.compile(r"\$0|\$\{0|BASH_SOURCE")
 """The script's name: only a bash since 5.0 can be told it."""
 _RETURN: Final = re.compile(r"\breturn\b")
@@ -120,7 +120,9 @@ def may_run(text: str, *, names: bool, functions: frozenset[str] = frozenset()) 
         names: Whether the shell can be told the script's name.
         functions: Names of exported functions that could tell.
     """
-    if _IDENTITY.search(text) or _ERRORS.search(text) or (not names and _NAME_TELLS.search(text)):
+    if _IDENTITY.search(text) or _OPTIONS_ELSEWHERE.search(text) or _ERRORS.search(text):
+        return False
+    if not names and _NAME_TELLS.search(text):
         return False
     return not functions or not any(re.search(rf"\b{re.escape(name)}\b", text) for name in functions)
 
@@ -144,6 +146,10 @@ def options_tell(environ: Mapping[bytes, bytes]) -> bool:
     return not set(environ.get(b"SHELLOPTS", b"").split(b":")) <= _PLAIN | {b""}
 
 
-def start_up_tells(text: str) -> bool:
-    """Whether a file that every bash reads as it starts (``BASH_ENV``) could do something else each time."""
-    return _IDENTITY.search(_RETURN.sub("", text)) is not None or _NAME_TELLS.search(text) is not None
+def start_up_tells(text: str) -> str:
+    """Return by what a file that every bash reads as it starts (``BASH_ENV``) could do something else each time; empty for nothing.
+
+    Options of the shell that it sets, the warm shell sees itself (`warmbash`).
+    """
+    found = _IDENTITY.search(_RETURN.sub("", text)) or _NAME_TELLS.search(text)
+    return found[0].strip() if found else ""
