@@ -3,7 +3,7 @@
 From the agents' own words: every execution, when it began and how it ended. From the operators': what was issued when, and
 which results each of them knew by then. Then, for every task:
 
-- it has an outcome that an agent told;
+- it has an outcome that an agent told, or as many holders in turn were lost with it as may be;
 - it was never issued by an operator that had folded a success of it (no success is accepted twice);
 - it ran again only after a try that asked for it or was handed back, or whose failure was judged to be its host's, or where one of
   the two fences names the other as lost: the new holder's (or what followed from that) after the lost one's, or the lost one's after
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from merlin_study import wire
+from merlin_study.ledger import MAX_LOSSES
 from merlin_study.outcome import Outcome
 from merlin_study.taskset import TaskSet
 
@@ -81,6 +82,9 @@ def check(events: Iterable[Mapping[str, Any]], totals: Mapping[int, int], *, log
     for task, runs in executions.items():
         _check_task(task, runs, chunks, finding, excused=task[1:] in excused)
     over = _check_operators(known, finding, log_stands=log_stands)
+    for fence in _lost_in_all(known):
+        if len(chunks[fence].lost) + 1 >= MAX_LOSSES:
+            over.add(chunks[fence].step, chunks[fence].tasks)
     for step, total in totals.items():
         missing = total - over[step].bit_count()
         if missing:
@@ -145,6 +149,11 @@ def _check_task(
                 )
             elif not over:
                 finding.overlaps += earlier.ended is not None
+
+
+def _lost_in_all(events: Iterable[Mapping[str, Any]]) -> set[int]:
+    """Return the fences whose holder an operator called lost."""
+    return {e["entry"]["fence"] for e in events if e["event"] == "folded" and e["entry"]["kind"] == "lost"}
 
 
 def _lost(chunks: Mapping[int, wire.Chunk], fence: int) -> set[int]:
