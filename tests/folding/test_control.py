@@ -122,7 +122,7 @@ class Bench:
                 ran += [(chunk.step, index) for index in chunk.tasks.indices()]
                 if chunk.scan:
                     ran[-len(chunk.tasks) :] = []
-                    self._looked(chunk, gone or set())
+                    self.looked(chunk, gone or set())
                     continue
                 by_code: dict[int, list[int]] = {}
                 for index in chunk.tasks.indices():
@@ -143,7 +143,8 @@ class Bench:
         )
         self.settle()
 
-    def _looked(self, chunk: wire.Chunk, gone: set[tuple[int, int]]) -> None:
+    def looked(self, chunk: wire.Chunk, gone: set[tuple[int, int]]) -> None:
+        """Report a look at marks, of which these are gone."""
         results = []
         for index in chunk.tasks.indices():
             outcome = Outcome.LOST if (chunk.step, index) in gone else Outcome.SUCCEEDED
@@ -291,6 +292,22 @@ def test_cancel_ends_what_runs_and_a_restart_goes_on(plan: Plan) -> None:
     assert not bench.ledger.stops.cancelled
     bench.run_all()
     assert all(set(bench.outcomes(step)) == {Outcome.SUCCEEDED} for step in range(4))
+    bench.same_in_replay()
+
+
+def test_a_restart_waits_for_what_a_cancellation_ends(plan: Plan) -> None:
+    """Asked for while tasks are still being ended, it runs these again, too."""
+    bench = Bench(plan)
+    running = bench.issue()
+    for chunk in running:
+        bench.start(chunk)
+    bench.switch(cancel=True)
+    bench.switch(restart=asking("1"))
+    for chunk in running:
+        assert bench.issue() == []
+        bench.end(chunk, -15)
+    bench.run_all()
+    assert all(set(bench.outcomes(step)) == {Outcome.SUCCEEDED} for step in (A, B, C, D))
     bench.same_in_replay()
 
 
@@ -765,16 +782,23 @@ def test_a_scan_that_is_cut_off_goes_on(plan: Plan) -> None:
     assert bench.ledger.finished
 
 
-def test_a_cancelled_study_is_looked_at_no_more(plan: Plan) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_cancelled_study_is_looked_at_no_more(plan: Plan, *, gone: bool) -> None:
+    """Nor does anything come of a mark that was found missing after that."""
     bench = Bench(plan)
     bench.run_all({(D, 1): 1})
     bench.switch(restart=asking("1", scan=True))
     running = bench.issue()
+    assert any(chunk.scan for chunk in running)
     for chunk in running:
         bench.start(chunk)
     bench.switch(cancel=True, restart=asking("1", scan=True))
     for chunk in running:
-        if chunk.fence in bench.ledger.fences:
+        if chunk.fence not in bench.ledger.fences:
+            continue
+        if chunk.scan:
+            bench.looked(chunk, {(chunk.step, chunk.tasks.first)} if gone else set())
+        else:
             bench.end(chunk, tasks=TaskSet(first=chunk.tasks.first, width=1))
     assert bench.ledger.finished
     bench.same_in_replay()

@@ -150,7 +150,9 @@ class Control:
 
     def _asked_drop(self) -> wire.Dropped | None:
         ledger, below = self.ledger, self.ledger.next_fence
-        if self.switches.cancel and not ledger.stops.cancelled and not ledger.finished:
+        # Who looked at marks meanwhile may have found one missing: it is cancelled once more, or nothing would come of that for ever.
+        is_done = ledger.stops.cancelled and (ledger.scan.idle or ledger.scanning)
+        if self.switches.cancel and not is_done and not ledger.finished:
             return wire.Dropped(cause="cancel", below=below)
         token = f"purge:{self.switches.purge}"
         if self.switches.purge and token not in ledger.honoured:
@@ -216,7 +218,15 @@ class Control:
             # The log was lost with what it said of requests; what a restart came to stands in the workspace.
             return wire.Noted(tokens=(f"{RESTART}{self.restarted}",) if self.restarted else ())
         asked = self._asked_drop() or self._asked_restart() or self._asked_excuse()
-        return None if asked is None or any(self._unstarted()) else asked
+        if asked is None or any(self._unstarted()) or (isinstance(asked, wire.Restarted) and self._still_ends):
+            return None
+        return asked
+
+    @property
+    def _still_ends(self) -> bool:
+        """Whether something runs that a cancellation ends: what comes of it is cancelled, so a restart that came before would leave it out."""
+        below = self.ledger.stops.kill_below
+        return any(each.chunk.fence < below and each.open for each in self.ledger.fences.values())
 
     def _unstarted(self) -> Iterator[Fence]:
         return (fence for fence in self.ledger.fences.values() if fence.holder is None)
