@@ -18,6 +18,7 @@ from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
 from merlin_operator.view import StudyRef, StudyView
 from merlin_study import subjects, wire
+from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
 from merlin_study.taskset import TaskSet
@@ -315,6 +316,49 @@ def test_what_is_forged_is_refused_and_counted(broker: Broker, plan: Plan) -> No
                 _check([reporter], shown, plan)
             assert engine.counters().refused >= 2
             assert not engine.fleet.members.get("forger")
+
+    asyncio.run(scenario())
+
+
+LANES = """
+description: {name: lanes, description: d}
+global.parameters: {G: {values: [1, 2], label: G.%%}}
+study:
+- {name: a, description: d, run: {cmd: "echo $(G)", task_queue: q$(G)}}
+"""
+
+
+def test_a_log_that_cannot_be_folded_holds_up_no_other_study_and_ends_no_engine(broker: Broker, plan: Plan) -> None:
+    """Neither the engine that follows the log nor the next one, which reads it from its beginning; the study's user is told."""
+    odd, lanes = StudyRef("ns", "odd", "0odd-uid"), plan_of(LANES)
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES, queues=("merlin",))
+
+        def is_told(engine: Engine) -> bool:
+            (view,) = (each for each in engine.views() if each.ref == odd)
+            return "please report it" in view.waiting_for
+
+        async with reporter.working():
+            async with running(broker, keyring, plan) as (engine, _):
+                engine.add(odd, lanes)
+                await until(lambda: engine.studies[odd.uid].synced)
+                subject, tasks = reporter.space.reports(odd.uid, 1000), TaskSet(first=0, width=1)
+                chunk = wire.Chunk(study=odd.uid, plan=lanes.hash, epoch=1, fence=1000, step=0, tasks=tasks, attempt=1)
+                await reporter.append(odd.uid, subject, wire.Start(agent="reporter", chunk=chunk), expected=0)
+                unheard_of = wire.Failure(task=10**9, outcome=Outcome.SOFT_FAILED, code=1, host="h", directory="/w")
+                report = wire.Report(
+                    agent="reporter", fence=1000, serial=1, step=0, attempt=1, failures=(unheard_of,), final=True
+                )
+                await reporter.append(odd.uid, subject, report, expected=None)
+                await until(lambda: is_told(engine))
+            async with running(broker, keyring, plan) as (engine, shown):
+                engine.add(odd, lanes)
+                await until(lambda: shown.finished and is_told(engine))
+                _check([reporter], shown, plan)
+                assert not engine.studies[odd.uid].synced
+                assert await engine.forget(odd, timeout=120)
 
     asyncio.run(scenario())
 

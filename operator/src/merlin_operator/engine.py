@@ -61,6 +61,8 @@ _REST = 4.0
 """Where nothing happens, rounds and shows take this share of the time at most: one part in five."""
 _FAILED_SYNCS = 2
 """Studies that a round tries to sync in vain, each for as long as a request may take; the others have their turn in the next one."""
+_UNREADABLE = 60.0
+"""Seconds until a log that can't be folded is read again, at least; and it takes a twentieth of the time at most."""
 _SHOW_EVERY = 0.25
 """Seconds between two shows of the board, at least."""
 
@@ -313,7 +315,7 @@ class Engine:
         self.rounds.add(self._took)
 
     async def _sync(self) -> None:
-        """Sync the studies that need it; where the broker does not answer for one, put that off: the others go on.
+        """Sync the studies that need it; where the broker does not answer for one, or its log can't be folded, the others go on.
 
         Raises:
             Outage: the connection is gone, so that nothing is known of any study.
@@ -323,6 +325,8 @@ class Engine:
             began = time.monotonic()
             if study.ledger is None or study.synced or study.cancelled or began < study.sync_at:
                 continue
+            if study.confused:
+                study.start_over()
             try:
                 await self._reader.sync(study)
             except Outage as error:
@@ -334,6 +338,11 @@ class Engine:
                 log.warning("sync interrupted study=%s error=%s", study.ref.name, error)
                 if failed == _FAILED_SYNCS:
                     return
+            except Exception as error:  # a new operator would come no further: it must not be the end of all others
+                log.exception("a log can't be folded; this is a bug, please report it study=%s", study.ref.name)
+                study.confused, why = True, f"{type(error).__name__}: {str(error)[:200]}"
+                study.lacking = f"its log can't be read: internal error: {why}; this is a bug, please report it"
+                study.sync_at = time.monotonic() + max(_UNREADABLE, 20 * (time.monotonic() - began))
 
     async def _keep(self) -> None:
         while True:

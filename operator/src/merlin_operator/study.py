@@ -34,7 +34,7 @@ class Study:
     """A study that the engine looks after.
 
     ``synced``: the ledger holds everything that the broker has, and ``cursor`` is the sequence to publish after. Only
-    then may chunks be issued. ``lacking``: which file of the study is not there, so that it can't be synced;
+    then may chunks be issued. ``lacking``: what is not there, such as a file of the study, so that it can't be synced;
     ``unread``: what is to be compiled once its table of parameters is there. ``pending``: log entries that arrived while the past was still being read.
     """
 
@@ -120,6 +120,8 @@ class Study:
     """Whether no agent is there that could complete its log, where it is in doubt."""
     lost_log: str = ""
     """What its user has to do before its log is known to be whole."""
+    confused: bool = False
+    """Whether folding an entry broke, so that the ledger may have half of it: it is to be made anew."""
     unheld: dict[int, float] = field(default_factory=dict)
     """Fences that their living holder does not name, and since when (monotonic seconds)."""
     refusals: dict[str, str] = field(default_factory=dict)
@@ -231,7 +233,7 @@ class Study:
             self.ledger = Ledger(self.plan)
             self.ledger.next_fence = next_fence
         self.synced, self.folded, self.verdict, self.awaited, self.word = False, 0, 0, 0, None
-        self.first, self.torn, self.recall = 0, False, None
+        self.first, self.torn, self.recall, self.confused = 0, False, None, False
         self.asked.clear()
         self.unheld.clear()
         self.entries, self.kept = 0, frozenset()
@@ -424,7 +426,11 @@ class Study:
         self.entries += 1
         if isinstance(decoded, wire.VERDICTS):
             self.verdict = stored.sequence
-        self.ledger.apply(decoded, at=stored.at)
+        try:
+            self.ledger.apply(decoded, at=stored.at)
+        except Exception:
+            self.synced, self.confused = False, True
+            raise
         if isinstance(decoded, wire.Report):
             self._note_refusal(decoded)
 
