@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,8 @@ from merlin_operator.view import FULL
 from tests.faults import admin
 from tests.faults.checker import read
 from tests.faults.rig import PATIENT, Rig, a_rig, linger
-from tests.ground import Broker, eventually, missing
+from tests.ground import Broker, eventually
+from tests.ground.disks import Disk, a_disk
 
 
 def test_a_broker_that_dies_and_one_that_stands_still_cost_a_pause(broker: Broker, tmp_path: Path) -> None:
@@ -92,27 +91,15 @@ def test_all_messages_twice_and_in_another_order_have_one_effect(broker: Broker,
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own for the broker: what was not synced to it is not in its image."""
-    image, mounted = tmp_path / "disk", tmp_path / "broker"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(256 << 20)
-    made = subprocess.run(["mkfs.ext4", "-q", image], capture_output=True, text=True, check=False)
-    if made.returncode == 0:
-        made = subprocess.run(["mount", "-o", "loop", image, mounted], capture_output=True, text=True, check=False)
-    if made.returncode:
-        missing(f"a disk of its own needs root and loop devices: {made.stderr.strip()}")
-    try:
-        yield image
-    finally:
-        subprocess.run(["umount", "--lazy", mounted], check=False)
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of its own for the broker."""
+    with a_disk(tmp_path / "disk", tmp_path / "broker") as made:
+        yield made
 
 
-def test_a_loss_of_power_loses_nothing_that_was_acknowledged(disk: Path, tmp_path: Path) -> None:
+def test_a_loss_of_power_loses_nothing_that_was_acknowledged(disk: Disk, tmp_path: Path) -> None:
     """The broker comes back with what had reached its disk when the power went, and not what the kernel still held."""
-    mounted = tmp_path / "broker"
-    broker = Broker(mounted)
+    broker = Broker(disk.mounted)
     try:
         broker.start()
         with broker.config.open() as config:
@@ -121,12 +108,8 @@ def test_a_loss_of_power_loses_nothing_that_was_acknowledged(disk: Path, tmp_pat
             rig.operator()
             rig.agent()
             rig.until_done(40)
-            broker.pause()
-            shutil.copyfile(disk, disk.with_suffix(".then"))
             broker.kill()
-            subprocess.run(["umount", mounted], check=True)
-            disk.with_suffix(".then").replace(disk)
-            subprocess.run(["mount", "-o", "loop", disk, mounted], check=True)
+            disk.lose_power()
             broker.restart()
             finding = rig.finish()
             assert rig.succeeded()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.agent.standin import Standin, a_sampled_plan
 from tests.faults.rig import a_rig
 from tests.ground import Broker, eventually, missing
+from tests.ground.disks import a_disk
 
 SIZE = 16 << 20
 
@@ -55,3 +57,21 @@ def _remounted(workspace: Path, how: str) -> bool:
     return (
         subprocess.run(["mount", "-o", f"remount,{how}", workspace], capture_output=True, check=False).returncode == 0
     )
+
+
+@pytest.mark.parametrize("outputs", ["full", "lean"])
+def test_a_host_that_loses_power_loses_nothing_of_what_it_reported(
+    broker: Broker, tmp_path: Path, outputs: str
+) -> None:
+    """Neither what tasks wrote in their directories nor what they wrote elsewhere in the workspace."""
+    cmd = "head -c 50000 /dev/zero | tee data > $(MERLIN_WORKSPACE)/all.$(A)"
+    plan = a_sampled_plan(tmp_path, 10, cmd).model_copy(update={"outputs": outputs})
+    with a_disk(tmp_path / "disk", tmp_path / "ws") as disk, Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        agent = operator.agent()
+        chunk = operator.issue(range(10), step=1, samples=10)
+        assert operator.counts(operator.final(chunk)) == {("succeeded", 0): 10}
+        agent.kill()
+        disk.lose_power()
+        sizes = [path.stat().st_size for kind in ("sim/*/data", "all.*") for path in operator.root.glob(kind)]
+        assert sizes == [50_000] * 20

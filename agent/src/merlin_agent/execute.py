@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from merlin_agent import allocation, files, surroundings
 from merlin_agent.badges import Speaker
 from merlin_agent.chunkrun import ChunkRun, Ended, Stop
+from merlin_agent.durable import Unsynced
 from merlin_agent.launch import NotStartedError, Script
 from merlin_agent.making import Making
 from merlin_agent.npy import NpyError
@@ -178,14 +179,24 @@ class ChunkWork(Work):
 
     def __init__(self, step: StepWork, tells: Callable[[], bool]) -> None:
         self._step, self._tells = step, tells
+        self._unsynced = Unsynced(step.root)
 
     @property
     def appetite(self) -> int:
         """See `slots.Work`."""
         return self._step.appetite
 
+    def sync(self) -> None:
+        """See `slots.Work`."""
+        self._unsynced.sync()
+
     def execute_all(self, run: ChunkRun, tasks: Sequence[int], slot: Slot, telling: Telling) -> None:
         """See `slots.Work`."""
+
+        def ended(how: Ended) -> None:
+            self._unsynced.note()
+            telling.ended(how)
+
         ready: list[tuple[int, Script]] = []
         for at, task in enumerate(tasks):
             if not slot.creates.take(_ENTRIES, patient=not ready, given_up=lambda: run.stopped is not None):
@@ -193,10 +204,10 @@ class ChunkWork(Work):
                 break
             found = self._ready(run, task, slot)
             if isinstance(found, Ended):
-                telling.ended(found)
+                ended(found)
             else:
                 ready.append((task, found))
-        taking = Taking(lambda _, ended: telling.ended(ended), telling.back, self._tells)
+        taking = Taking(lambda _, how: ended(how), telling.back, self._tells)
         self._step.execute_all(run, slot, ready, taking)
 
     def _ready(self, run: ChunkRun, task: int, slot: Slot) -> Ended | Script:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from merlin_agent import files
 from merlin_agent.chunklog import ChunkLog, Outputs
 from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.durable import Unsynced
 from merlin_agent.execute import HOST, StepWork, Taking, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.scratch import Scratch
@@ -49,6 +50,7 @@ class LeanWork(Work):
     def __init__(self, step: StepWork, chunk: Chunk, *, agent: str, tells: Callable[[], bool]) -> None:
         self._step, self._agent, self._tells = step, agent, tells
         self._log = self._new_log(chunk)
+        self._unsynced = Unsynced(step.root)
         self._entries = _ENTRIES if step.in_place else 0
         self._key = (step.slots, step.stem)
         self._absent: set[str] = set()
@@ -61,6 +63,7 @@ class LeanWork(Work):
 
     def sync(self) -> None:
         """See `slots.Work`."""
+        self._unsynced.sync()
         self._log.sync()
 
     def close(self) -> None:
@@ -92,7 +95,9 @@ class LeanWork(Work):
 
         def ended(at: int, how: Ended) -> None:
             script, place = places[at]
-            telling.ended(self._noted(slot, script, place, how))
+            noted = self._noted(slot, script, place, how)
+            self._unsynced.note()
+            telling.ended(noted)
 
         self._step.execute_all(run, slot, ready, Taking(ended, telling.back, self._tells, marker=""))
 

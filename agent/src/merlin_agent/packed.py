@@ -84,6 +84,7 @@ class PackedWork(LeanWork):
             self._begin_part()
         log.close()
         try:
+            self._unsynced.sync()
             self._bring(path, log.path, left)
         except (OSError, RuntimeError, ValueError, zipfile.LargeZipFile) as error:
             broken = error if isinstance(error, OSError) else OSError(f"{path}: {error}")

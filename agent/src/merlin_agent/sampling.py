@@ -12,6 +12,7 @@ from typing import Final
 
 from merlin_agent import files, rowindex
 from merlin_agent.chunkrun import ChunkRun, Ended
+from merlin_agent.durable import Unsynced
 from merlin_agent.execute import StepWork, run_script, told, unwritable
 from merlin_agent.launch import Script
 from merlin_agent.rows import RowError, TextRows, open_rows
@@ -44,10 +45,21 @@ class SamplingWork(Work):
 
     def __init__(self, layout: Layout, step: StepWork) -> None:
         self._layout, self._step = layout, step
+        self._unsynced = Unsynced(layout.root)
+
+    def sync(self) -> None:
+        """See `slots.Work`."""
+        self._unsynced.sync()
 
     def execute(self, run: ChunkRun, task: int, slot: Slot) -> Ended:
         """See `slots.Work`."""
         del run
+        try:
+            return self._execute(task, slot)
+        finally:
+            self._unsynced.note()
+
+    def _execute(self, task: int, slot: Slot) -> Ended:
         table = self._layout.plan.samples
         assert table is not None, "the step merlin_info belongs to studies with samples; this is a bug"
         if table.count is not None:
