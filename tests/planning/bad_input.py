@@ -107,6 +107,10 @@ SPECS: Final = {
     "an alias that holds itself": _one("x", "user: &a {b: *a}"),
     "two documents": _one("x", f"---\n{_HEAD}"),
     "samples without a file": _one("x", "merlin: {samples: {column_labels: [A]}}"),
+    "more tasks in a step than there may be": _one(
+        "echo $(P) $(MERLIN_SAMPLE_ID)",
+        "global.parameters: {P: {values: [1, 2, 3], label: P.%%}}\nmerlin: {samples: {count: 400000000}}",
+    ),
     "columns of samples that are counted": _one("$(S)", "merlin: {samples: {count: 3, column_labels: [S]}}"),
     "samples of an unknown kind": _one("x", "merlin: {samples: {file: s.txt}}"),
     "directories of one entry": _one("x", "merlin: {samples: {file: s.csv, level_max_dirs: 1}}"),

@@ -17,7 +17,7 @@ from merlin_study.errors import UNDEFINED_TOKEN, Fault, SpecError
 from merlin_study.notyet import not_yet
 from merlin_study.plan import Plan, PlannedStep
 from merlin_study.spec import SUBMIT_PATH, StudySpec
-from merlin_study.steps import plan_steps, share_directories
+from merlin_study.steps import bound_tasks, plan_steps, share_directories
 from merlin_study.table import Table
 from merlin_study.template import tokens
 from merlin_study.workspace import run_directory, safe_name
@@ -73,6 +73,7 @@ def _plan(basis: Basis, *, samples_directory: str, original: str | None) -> Plan
     steps = plan_steps(order, basis, samples, dependencies.script(spec, names))
     for step in steps:
         share_directories(step, basis)
+        bound_tasks(step, samples, basis)
     for token in tokens(names.output_path):
         message = f"$({token}) has no meaning in the place of the workspace; write the path out"
         basis.fault("spec.env.variables.OUTPUT_PATH", message, UNDEFINED_TOKEN)

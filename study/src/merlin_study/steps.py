@@ -20,6 +20,10 @@ _LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun", "pbs"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
 
 
+MAX_TASKS: Final = 1_000_000_000
+"""Of a step: a cancellation or a restart looks at all of them at once, for some ten seconds then, and all other studies wait meanwhile."""
+
+
 def plan_steps(
     order: Sequence[Draft], basis: Basis, samples: SampleTable | None, needed: str
 ) -> tuple[PlannedStep, ...]:
@@ -62,6 +66,20 @@ def share_directories(step: PlannedStep, basis: Basis) -> None:
                 f"{step.name}/{directory}; give the labels other texts",
             )
             return
+
+
+def bound_tasks(step: PlannedStep, samples: SampleTable | None, basis: Basis) -> None:
+    """Refuse a step of more tasks than there may be, where their number is known."""
+    if not step.sampled or samples is None or samples.count is None:
+        return
+    used = [parameter.labels for parameter in basis.parameters if parameter.key in step.parameters]
+    combinations = len(set(zip(*used, strict=False))) if used else 1
+    if combinations * samples.count > MAX_TASKS:
+        basis.fault(
+            "spec.merlin.samples.count",
+            f"expected at most {MAX_TASKS} tasks in a step, found {combinations} combinations of step {step.name!r} with "
+            f"{samples.count} samples each; make several studies",
+        )
 
 
 def _planned(

@@ -66,7 +66,7 @@ class Samples(Block):
     level_max_dirs: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = Field(
         default=25, description="Most entries in one directory of the tree of samples. Default 25."
     )
-    count: Annotated[int, Field(strict=True, ge=1, le=1_000_000_000_000)] | None = Field(
+    count: Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | None = Field(
         default=None, description="Number of samples that are an index only, in place of a file."
     )
 
