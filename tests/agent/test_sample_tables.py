@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merlin_agent import rowindex, sampling
+from merlin_agent.chunkrun import ChunkRun
+from merlin_agent.execute import StepWork
 from merlin_agent.rows import STRIDE, RowError, open_rows
+from merlin_agent.slot import Slot
+from merlin_study.geometry import Geometry
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+from merlin_study.wire import Chunk
+from merlin_study.workspace import Layout
+from tests.folding.studies import plan_of
 
 
 def rows_of(path: Path) -> list[tuple[str, ...]]:
@@ -196,3 +205,26 @@ def test_an_array_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RowError, match="it was cut short, write it again"):
         open_rows(str(path))
+
+
+@pytest.mark.parametrize(("rows", "ends"), [(3, Outcome.SUCCEEDED), (4, Outcome.FAILED)])
+def test_a_table_that_makes_more_tasks_than_there_may_be_fails_where_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, ends: Outcome
+) -> None:
+    """Two combinations of each row: before any operator has to look at them all."""
+    monkeypatch.setattr("merlin_study.geometry.MAX_TASKS", 6)
+    table = written(tmp_path / "s.csv", b"1\n" * rows)
+    plan = plan_of(
+        "description: {name: n, description: d}\n"
+        "global.parameters: {P: {values: [1, 2], label: P.%%}}\n"
+        "study: [{name: a, description: d, run: {cmd: echo $(P) $(S)}}]\n"
+        f"merlin: {{samples: {{file: {table}, column_labels: [S]}}}}\n"
+    )
+    layout = Layout(str(tmp_path / "w"), Geometry(plan, 1))
+    Path(layout.info).mkdir(parents=True)
+    work = sampling.SamplingWork(layout, StepWork(layout, 0, rows=None, restart=False))
+    chunk = Chunk(study="u", plan=plan.hash, epoch=1, fence=1, step=0, tasks=TaskSet(first=0, width=1), attempt=1)
+    unused = cast("Slot", None)  # nothing is generated
+    ended = work.execute(ChunkRun(chunk), 0, unused)
+    assert ended.outcome is ends
+    assert ended.failure is None or "expected at most 6 tasks in a step" in ended.failure.tail

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 from merlin_study.lanes import Runs
 from merlin_study.plan import EdgeKind, Lane, Plan, PlannedStep
+
+MAX_TASKS: Final = 1_000_000_000
+"""Of a step: a cancellation or a restart looks at all of them at once, for some ten seconds then, and all other studies wait meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,16 @@ class Geometry:
     def parent_combination(self, step: int, combination: int, parent: int) -> int:
         """Return the parent's combination that a step's combination depends on."""
         return self.combination_of_row(parent, self.row(step, combination))
+
+
+def excess(step: str, *, combinations: int, samples: int) -> str:
+    """Say that a step has more tasks than there may be; empty where it has not."""
+    if combinations * samples <= MAX_TASKS:
+        return ""
+    return (
+        f"expected at most {MAX_TASKS} tasks in a step, found {combinations} combinations of step {step!r} with "
+        f"{samples} samples each; make several studies"
+    )
 
 
 def distinct_rows(columns: Sequence[Sequence[str]]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Final
 from merlin_study import checks
 from merlin_study.basis import COUNT_TOKENS, Basis
 from merlin_study.drafts import Draft, batch_type
-from merlin_study.geometry import edge_kind
+from merlin_study.geometry import edge_kind, excess
 from merlin_study.plan import DEPENDENCIES_STEP, INFO_STEP, Edge, EdgeKind, Lane, PlannedStep, SampleTable
 from merlin_study.queues import NO_QUEUE
 from merlin_study.routes import Lanes, plan_lanes
@@ -18,10 +18,6 @@ from merlin_study.workspace import safe_name
 
 _LAUNCHED: Final = frozenset({"slurm", "flux", "lsf", "lsf-srun", "pbs"})
 """Batch types whose scripts upstream names ``<step>.slurm.sh``, whatever the type."""
-
-
-MAX_TASKS: Final = 1_000_000_000
-"""Of a step: a cancellation or a restart looks at all of them at once, for some ten seconds then, and all other studies wait meanwhile."""
 
 
 def plan_steps(
@@ -74,12 +70,8 @@ def bound_tasks(step: PlannedStep, samples: SampleTable | None, basis: Basis) ->
         return
     used = [parameter.labels for parameter in basis.parameters if parameter.key in step.parameters]
     combinations = len(set(zip(*used, strict=False))) if used else 1
-    if combinations * samples.count > MAX_TASKS:
-        basis.fault(
-            "spec.merlin.samples.count",
-            f"expected at most {MAX_TASKS} tasks in a step, found {combinations} combinations of step {step.name!r} with "
-            f"{samples.count} samples each; make several studies",
-        )
+    if why := excess(step.name, combinations=combinations, samples=samples.count):
+        basis.fault("spec.merlin.samples.count", why)
 
 
 def _planned(
