@@ -102,6 +102,18 @@ def test_a_lent_directory_whose_files_a_task_changed_is_lent_to_no_other(tmp_pat
             assert names(tmp_path) == []
 
 
+def test_a_lent_directory_to_whose_outputs_somebody_still_writes_is_lent_to_no_other(tmp_path: Path) -> None:
+    scratch = Scratch(f"{tmp_path}/lent", "sim")
+    scratch.write("/bin/sh", "echo")
+    for path in (scratch.out, scratch.err):
+        with Path(path).open("ab") as file:
+            left = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+        assert not scratch.is_clean()
+        left.communicate()
+        assert scratch.is_clean()
+    scratch.discard()
+
+
 def test_what_a_task_closed_is_read_and_stays_closed_and_what_is_no_file_is_empty(theirs: Path) -> None:
     directory = theirs / "task"
     directory.mkdir()

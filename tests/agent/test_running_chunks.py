@@ -1,12 +1,16 @@
 """A real agent runs chunks from a real broker."""
 
+import io
 import stat
 from pathlib import Path
 
 import pytest
 
 from merlin_cli import logs
-from tests.agent.standin import Standin, a_parameter, a_plan, a_step
+from merlin_study import archive
+from merlin_study.geometry import Geometry
+from merlin_study.workspace import Layout
+from tests.agent.standin import Standin, a_parameter, a_plan, a_sampled_plan, a_step
 from tests.ground import Broker, eventually
 
 
@@ -78,3 +82,22 @@ def test_what_a_task_put_in_the_place_of_its_files_is_moved_aside_for_its_next_a
         assert (directory / "sim_X.a.err.1").is_fifo() or outputs == "lean"
         assert (directory / "sim_X.a.sh.1").is_dir()
         assert (directory / "sim_X.a.out").read_text() == "ran\n"
+
+
+def test_what_a_process_says_that_a_task_left_behind_is_no_other_tasks_output(broker: Broker, tmp_path: Path) -> None:
+    """Under lean outputs a slot lends one directory to many tasks; a program that the script calls leaves it running unseen."""
+    (tmp_path / "program").write_text(f"(while [ ! -e {tmp_path}/gate ]; do sleep 0.02; done; echo late; touch told) &")
+    cmd = f"[ $(A) = 0 ] || {{ touch {tmp_path}/gate; sleep 1; }}; echo $(A); [ $(A) = 1 ] || sh {tmp_path}/program"
+    plan = a_sampled_plan(tmp_path, 2, cmd).model_copy(update={"outputs": "lean"})
+    with Standin(broker, tmp_path) as operator:
+        operator.up(plan)
+        operator.agent(slots=1)
+        chunk = operator.issue(range(2), step=1, samples=2)
+        assert operator.counts(operator.final(chunk)) == {("succeeded", 0): 2}
+        tasks = Layout(str(operator.root), Geometry(plan, 2)).task_logs(1)
+        said = {}
+        for each in archive.executions(tasks, range(2)):
+            into = io.BytesIO()
+            each.copy("out", into)
+            said[each.ran.task] = into.getvalue()
+        assert said == {0: b"0\n", 1: b"1\n"}

@@ -7,7 +7,9 @@ task, so a task that leaves nothing behind makes no file at all.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import signal
 from typing import Final
 
 from merlin_agent import files
@@ -41,6 +43,10 @@ class Scratch:
         except OSError:
             self.discard()
             raise
+        for handle in self.handles:  # what who holds a lease is told when another opens the file; SIGIO would end us
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        self._leases = not any(map(_is_open_elsewhere, self.handles))
+        """Whether the file system tells who else has a file open: so far nobody has."""
 
     def write(self, shell: str, text: str) -> None:
         """Have the script be this one."""
@@ -60,12 +66,16 @@ class Scratch:
         return (*outputs, script.st_ino, script.st_mode, script.st_size)
 
     def is_clean(self) -> bool:
-        """Whether there is nothing in it but what we put there, as we put it; a task that closed it did something there."""
+        """Whether there is nothing in it but what we put there, as we put it; a task that closed it did something there.
+
+        Nor may a process that the task left behind write to its outputs: they would be the next one's.
+        """
         try:
             return (
                 set(os.listdir(self.directory)) == self._names
                 and os.access(self.directory, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
                 and self._seen() == self._left
+                and not (self._leases and any(map(_is_open_elsewhere, self.handles)))
             )
         except OSError:
             return False
@@ -117,3 +127,13 @@ class Scratch:
             for name in (self.script, self.out, self.err):
                 files.remove(name)
             os.rmdir(self.directory)
+
+
+def _is_open_elsewhere(handle: int) -> bool:
+    """Whether somebody else may write to an open file, or the file system does not say: a lease is for who has it alone."""
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return True
+    fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
