@@ -208,6 +208,11 @@ SAME = {
     "quits by number": "kill -3 $BASHPID; echo on; kill -s 3 $BASHPID; echo on",
     "sources with a backslash": "echo 'return 3' > lib; \\. ./lib; echo $?; case a in a) . ./lib; esac; echo $?",
     "words that look like options": "f() { echo $*; }; f --set x -max -t; ./offset -x -m; echo $?",
+    "lists its variables": "declare | grep -e ^BASH_SOURCE -e ^FUNCNAME -e ^BASH_ARGV; typeset > f; grep ^BASH_LINENO f",
+    "survives a failed exec": "shopt -s execfail; exec /no/such; echo on $?",
+    "reads at the end of a pipe": "shopt -s lastpipe; echo a b | read x y; echo $y",
+    "ignored signals": "python3 -c 'import signal as s; print([n for n in range(1, 65) if n != 3 and s.getsignal(n) == s.SIG_IGN])'",
+    "ignored signals of a background child": "python3 -c 'import signal as s; print([n for n in range(1, 65) if s.getsignal(n) == s.SIG_IGN])' & wait",
     "executes itself": '[[ -n $again ]] && { echo again; exit 3; }; again=1 exec "$0"',
 }  # fmt: skip
 
@@ -220,7 +225,7 @@ COLD = {
     "becomes a program that dies", "stops by name", "a child killed in the middle", "options at the start",
     "a number that is none in a subscript", "a bad subscript of a builtin", "kills its first job", "ends after one command",
     "ends after one command, by name", "traces, as a second option", "traces, by a variable", "writes on in itself",
-    "exits with too much", "quits", "quits by number", "sources with a backslash",
+    "exits with too much", "lists its variables", "survives a failed exec", "quits", "quits by number", "sources with a backslash",
 }  # fmt: skip
 """Scripts that could tell, or whose text can't be told from one that could."""
 

@@ -27,11 +27,11 @@ _IDENTITY: Final = re.compile(
           | BASH_EXECUTION_STRING | monitor | coproc | fg | bg | jobs | disown | suspend | logout | history | enable
           | (?:SIG)?(?:STOP|TSTP|TTIN|TTOU|QUIT) | ps | pgrep | pkill | pidof | pstree | _merlin_\w* )\b
     | (?<![-\w./])set\b[^\n;|&]*\s[-+][A-Za-z]*[mt]   # job control of its own, the end after one command
-    | \bonecmd\b
+    | \b(?:onecmd|execfail)\b                 # a failed exec ends a subshell all the same
     | \b(?:kill|wait)\b[^\n;|&]*%             # a job's number: the warm shell counts the script itself as one
     | \bkill\s+(?:-s\s*)?-?3\b               # SIGQUIT, which a started bash passes over
     | >\|?\s*["']?\$(?:0|\{0|\{?BASH_SOURCE)  # a script that writes on: a started one is read as it runs
-    | \bset\s*(?:$|[;|&)\n])                 # a listing of all variables
+    | \b(?:set|declare|typeset)\s*(?:$|[;|&)>\n])    # a listing of all variables
     | \bcompgen\b
     | BASH_SOURCE\[(?!0\])
     | BASH_SOURCE\b(?!\[|[\}"'\s/%\#:-])
