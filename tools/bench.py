@@ -49,8 +49,8 @@ merlin:
 """
 LEAST: Final = 3
 """Tasks of a cell and slot at least, and what a cell of long tasks lasts for at most, in seconds."""
-LONGEST: Final = 4.0
-SLOW: Final = {"merlin 1.13": 300, "hyperqueue": 1000, "parallel": 300}
+LONGEST: Final = 8.0
+SLOW: Final = {"merlin 1.13": 300, "parallel": 300}
 """How many tasks that do nothing the slow ones run: their rate does not depend on it."""
 NULL_ONLY: Final = frozenset({"fork and wait", "merlin, run.warm: false", "merlin 1.13"})
 """Contenders that run only tasks that do nothing."""

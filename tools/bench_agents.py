@@ -31,6 +31,7 @@ from merlin_agent.binding import Place
 from merlin_agent.chunkrun import ChunkRun, Ended
 from merlin_agent.config import load_credentials
 from merlin_agent.demand import Host, Load, Means
+from merlin_agent.ground import LEEWAY
 from merlin_agent.intake import Intake, Offered, Reach, Taste
 from merlin_agent.launch import DirectLauncher
 from merlin_agent.life import Lives
@@ -176,17 +177,6 @@ async def simulate(root: Path, broker: Broker, options: argparse.Namespace) -> F
     credentials.write_text(json.dumps(dict(broker.credentials)))
     (root / "work").mkdir()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(128))  # each agent has a few of its own
-    began = time.monotonic()
-    agents = []
-    threading.stack_size(256 * 1024)
-    for number in range(options.agents):
-        agents.append(Simulated(number, root, broker.url, keys))
-        agents[-1].start()
-        if number % 50 == 49:
-            while not all(agent.link.connected for agent in agents):  # noqa: ASYNC110 - what is watched are others' states
-                await asyncio.sleep(0.05)
-    connected = time.monotonic() - began
-    print(f"  {len(agents):,} agents connected after {connected:.1f} s", flush=True)
     table = SampleTable(generate=None, file="", columns=(), level_max_dirs=100, count=options.tasks)
     plan = a_plan(a_step("sim", "true", sampled=True), samples=table)
     (root / "plan.json").write_bytes(plan.to_json())
@@ -194,9 +184,17 @@ async def simulate(root: Path, broker: Broker, options: argparse.Namespace) -> F
     arguments = ["--server", broker.url, "--credentials", str(credentials), "--keys", str(root / "keys")]
     arguments += ["--plan", str(root / "plan.json"), "--study", STUDY, "--name", plan.workspace]
     arguments += ["--rehearse", str(options.seconds), "--timing", timing.model_dump_json(), "--window", "60"]
-    operator = subprocess.Popen(  # noqa: ASYNC220 - once, before anything waits
-        [sys.executable, "-m", "merlin_operator.local", *arguments], stdout=subprocess.PIPE, text=True
-    )
+    # What comes from a broker that is new to the operator, agents look up in all outcome logs: no steady state.
+    first = _operator(arguments)
+    told = Views(first)
+    while not told.last:  # noqa: ASYNC110 - what is watched is another process's word
+        await asyncio.sleep(0.1)
+    first.kill()
+    first.wait()
+    since = time.monotonic()
+    agents, connected = await _connected(root, broker, keys, options.agents)
+    await asyncio.sleep(max(0.0, since + LEEWAY + 1 - time.monotonic()))
+    operator = _operator(arguments)
     try:
         views, begun = Views(operator), time.monotonic()
         parts = {"operator": operator.pid, "nats-server": broker.process.pid, "all agents": os.getpid()}
@@ -228,6 +226,28 @@ async def simulate(root: Path, broker: Broker, options: argparse.Namespace) -> F
     finally:
         operator.terminate()
         operator.wait()
+
+
+def _operator(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "merlin_operator.local", *arguments], stdout=subprocess.PIPE, text=True
+    )
+
+
+async def _connected(root: Path, broker: Broker, keys: Keyring, count: int) -> tuple[list[Simulated], float]:
+    """Start so many agents; return them, and how long it took until all were connected."""
+    agents: list[Simulated] = []
+    began = time.monotonic()
+    threading.stack_size(256 * 1024)
+    for number in range(count):
+        agents.append(Simulated(number, root, broker.url, keys))
+        agents[-1].start()
+        if number % 50 == 49:
+            while not all(agent.link.connected for agent in agents):  # noqa: ASYNC110 - what is watched are others' states
+                await asyncio.sleep(0.05)
+    took = time.monotonic() - began
+    print(f"  {count:,} agents connected after {took:.1f} s", flush=True)
+    return agents, took
 
 
 async def _settled(agents: list[Simulated], begun: float) -> float:

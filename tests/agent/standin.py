@@ -52,7 +52,7 @@ def a_step(name: str, cmd: str, **changes: Any) -> PlannedStep:
 
 
 def a_plan(*steps: PlannedStep, **changes: Any) -> Plan:
-    """A plan of these steps; with `samples` it begins with the implicit step."""
+    """A plan of these steps; with `samples` that are in a table it begins with the implicit step."""
     fields: dict[str, Any] = {
         "name": "study",
         "workspace": "study_20260101-000000",
@@ -62,7 +62,7 @@ def a_plan(*steps: PlannedStep, **changes: Any) -> Plan:
         "provenance": {"study.orig.yaml": "description: {}\n"},
     } | changes
     table: SampleTable | None = fields["samples"]
-    if table is not None:
+    if table is not None and table.count is None:
         steps = (a_step(INFO_STEP, table.generate or "", shell="/bin/sh"), *steps)
     return Plan(steps=steps, **fields)
 
