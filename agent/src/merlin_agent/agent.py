@@ -47,6 +47,7 @@ from merlin_study.seal import Keyring
 from merlin_study.subjects import Space
 
 _log: Final = logging.getLogger(__name__)
+_VERSION: Final = version("merlin-agent")
 
 AWAITING: Final = 10
 """How much longer an idle agent stays while a study that it serves has work left: retries that are due later, other agents' tasks."""
@@ -335,7 +336,7 @@ class Agent:
             site=self._settings.site,
             host=self._host,
             pid=os.getpid(),
-            version=version("merlin-agent"),
+            version=_VERSION,
             slots=self._slots.count,
             gpus=len(self._settings.gpus),
             memory=self._settings.memory,

@@ -557,7 +557,7 @@ class Lives:
         """Have what the tasks left be on disk before their success is told; return whether it is."""
         if life.work is None:
             return True
-        life.syncing = life.patience > 0
+        life.syncing = True
         try:
             await asyncio.get_running_loop().run_in_executor(None, life.work.sync)
         except OSError as error:

@@ -43,9 +43,10 @@ class Measures:
 
     def note(self, queue: str, outcome: Outcome, *, ran: float, waited: float | None) -> None:
         """Count an execution that ended; ``waited`` None: nobody knows how long."""
-        if queue not in self._queues and len(self._queues) >= wire.MAX_QUEUES_TOLD:
-            queue = OTHER
-        found = self._queues.setdefault(queue, _Queue())
+        found = self._queues.get(queue)
+        if found is None:
+            name = queue if len(self._queues) < wire.MAX_QUEUES_TOLD else OTHER
+            found = self._queues.setdefault(name, _Queue())
         found.outcomes[outcome] += 1
         found.ran.add(max(0.0, ran))
         if waited is not None:
