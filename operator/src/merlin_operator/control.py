@@ -150,9 +150,7 @@ class Control:
 
     def _asked_drop(self) -> wire.Dropped | None:
         ledger, below = self.ledger, self.ledger.next_fence
-        # Who looked at marks meanwhile may have found one missing: it is cancelled once more, or nothing would come of that for ever.
-        is_done = ledger.stops.cancelled and (ledger.scan.idle or ledger.scanning)
-        if self.switches.cancel and not is_done and not ledger.finished:
+        if self.switches.cancel and not ledger.stops.cancelled and not ledger.finished:
             return wire.Dropped(cause="cancel", below=below)
         token = f"purge:{self.switches.purge}"
         if self.switches.purge and token not in ledger.honoured:

@@ -277,7 +277,8 @@ class Ledger:
         for other in self._beside(chunk):  # whoever has a result ran it, the other one will not
             other.open &= ~_shifted(tasks, other.chunk.tasks.first)
         if chunk.scan:
-            self.scan.tell(chunk.step, tasks, result.outcome)
+            if not self.is_dropped(chunk):  # else nothing comes of what was looked at
+                self.scan.tell(chunk.step, tasks, result.outcome)
             return
         self.runtimes.tried[chunk.step] += len(tasks)
         self._result(chunk, result, tasks, at)
