@@ -20,9 +20,8 @@ from merlin_agent.slot import Slot
 from merlin_agent.slots import Work
 from merlin_agent.surroundings import complete
 from merlin_study import samples, workspace
-from merlin_study.geometry import Geometry, excess
+from merlin_study.geometry import Geometry
 from merlin_study.outcome import Outcome
-from merlin_study.plan import Plan
 from merlin_study.wire import SampleFacts
 from merlin_study.workspace import Layout
 
@@ -73,7 +72,8 @@ class SamplingWork(Work):
             return made
         try:
             facts = measure(path, len(table.columns), index=index_file(self._layout.info))
-            bound(path, self._layout.plan, facts.count)
+            if why := Geometry(self._layout.plan, facts.count).refusal():
+                return self._failed(task, script, f"{path}: {why}", made.seconds)
             if workspace.wants_paths(self._layout.plan):
                 self._list_paths(facts.count, table.level_max_dirs)
         except OSError as error:
@@ -144,18 +144,6 @@ def _set_aside(path: str, begun: str) -> None:
 def index_file(info: str) -> str:
     """Return where the index of a study's table lies, given its ``merlin_info``."""
     return f"{info}/{rowindex.NAME}"
-
-
-def bound(path: str, plan: Plan, count: int) -> None:
-    """See that no step has more tasks than there may be with so many samples.
-
-    Raises:
-        RowError: one has.
-    """
-    geometry = Geometry(plan, count)
-    for at, step in enumerate(plan.steps):
-        if step.sampled and (why := excess(step.name, combinations=len(geometry.rows(at)), samples=count)):
-            raise RowError(f"{path}: {why}")
 
 
 def measure(path: str, columns: int, *, index: str = "") -> SampleFacts:

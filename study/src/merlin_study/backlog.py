@@ -92,8 +92,7 @@ class Backlog:
         for each in waiting:
             bits = 0
             if each.step == step and each.attempt > attempt:
-                shift = tasks.first - each.tasks.first
-                bits = each.tasks.bits & (tasks.bits << shift if shift >= 0 else tasks.bits >> -shift)
+                bits = each.tasks.bits & tasks.bits_from(each.tasks.first)
             if (rest := TaskSet.from_bits(each.tasks.first, each.tasks.bits & ~bits)) is not None:
                 heapq.heappush(self._heap, each.of(rest))
             if (back := TaskSet.from_bits(each.tasks.first, bits)) is not None:

@@ -71,10 +71,10 @@ class Dag:
                 self.finish(step, tasks, Outcome.CANCELLED)
 
     def measure(self, samples: int) -> None:
-        """Learn the number of samples, once: from here on the sampled steps have tasks."""
-        if self.geometry.samples or samples < 1:
+        """Learn the number of samples, once: from here on the sampled steps have tasks. One that can't be changes nothing."""
+        if self.geometry.samples or (measured := Geometry(self.plan, samples=samples)).refusal():
             return
-        self.geometry = Geometry(self.plan, samples=samples)
+        self.geometry = measured
         for index, step in enumerate(self.steps):
             if step.total is None:
                 step.total = self.geometry.total(index)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
 from merlin_study import wire
 from merlin_study.bitmap import Bitmap
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
 
 KEPT_FAILURES: Final = 5
 """First and last failures that are kept in full."""
@@ -27,6 +30,18 @@ class Failures:
         else:
             self.last.append((step, failure))
 
+    def keep_lost(self, step: int, tasks: TaskSet, agents: Sequence[str]) -> int:
+        """Keep the failure of tasks that were lost with one agent after the other; return its exit code."""
+        named = ", ".join(dict.fromkeys(agents))
+        tail = f"lost with {len(agents)} agents in turn, so it is not tried again: {named}"
+        self.keep(step, _told(tasks, Outcome.SOFT_FAILED, -signal.SIGKILL, agents[-1], tail))
+        return -signal.SIGKILL
+
+    def keep_miscounted(self, step: int, tasks: TaskSet, agent: str, why: str) -> int:
+        """Keep the failure of the task that counted samples to a number that can't be; return its exit code."""
+        self.keep(step, _told(tasks, Outcome.FAILED, 1, agent, f"{agent} told of samples that can't be: {why}"))
+        return 1
+
     def forget(self, again: Sequence[Bitmap]) -> None:
         """Drop those of tasks that run ``again``, a bitmap per step."""
 
@@ -35,3 +50,10 @@ class Failures:
 
         self.first = list(filter(stands, self.first))
         self.last = deque(filter(stands, self.last), maxlen=KEPT_FAILURES)
+
+
+def _told(tasks: TaskSet, outcome: Outcome, code: int, host: str, tail: str) -> wire.Failure:
+    """Return the failure of the first of some tasks, in words of the ledger's own."""
+    return wire.Failure(
+        task=tasks.first, outcome=outcome, code=code, host=host, directory="", tail=tail[: wire.MAX_TAIL]
+    )

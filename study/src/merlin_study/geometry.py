@@ -76,6 +76,14 @@ class Geometry:
         numbers = self.plan.steps[step].lane_of
         return numbers[task // self.samples_of(step)] if numbers and self.known(step) else 0
 
+    def refusal(self) -> str:
+        """Say why there can't be so many samples; empty where there can."""
+        if self.samples < 1:
+            return f"expected at least one sample, found {self.samples}"
+        sampled = ((at, step) for at, step in enumerate(self.plan.steps) if step.sampled)
+        whys = (excess(step.name, combinations=len(self.rows(at)), samples=self.samples) for at, step in sampled)
+        return next(filter(None, whys), "")
+
     def runs(self, step: int, lane: int) -> Runs | None:
         """Return where the tasks of one of a step's lanes lie; None for all of the step."""
         key = (step, lane)

@@ -15,7 +15,6 @@ host that fails everything is judged to be lost with it (``Excused``), also wher
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from typing import Final, assert_never
 
@@ -225,7 +224,7 @@ class Ledger:
         """
         chunk, serial = self.lost_serials.get(fence, (by, _ALL_TOLD))
         first = min(by.tasks.first, chunk.tasks.first)
-        tasks = TaskSet.from_bits(first, _shifted(by.tasks, first) | _shifted(chunk.tasks, first))
+        tasks = TaskSet.from_bits(first, by.tasks.bits_from(first) | chunk.tasks.bits_from(first))
         self.lost_serials[fence] = chunk.model_copy(update={"fence": fence, "tasks": tasks}), serial
 
     def _supersede(self, fence: Fence, by: list[TaskSet], lost: tuple[wire.LostHolder, ...]) -> None:
@@ -233,7 +232,7 @@ class Ledger:
         self._close(fence.chunk.fence)
         self.lost_serials[fence.chunk.fence] = (fence.chunk, fence.serial)
         for tasks in by:
-            fence.open &= ~_shifted(tasks, fence.chunk.tasks.first)
+            fence.open &= ~tasks.bits_from(fence.chunk.tasks.first)
         self._again(fence, self._fold_now, lost=lost)
 
     def _report(self, report: wire.Report, at: float) -> None:
@@ -247,10 +246,10 @@ class Ledger:
         if not fence.note(report.serial):
             self.redundant += 1
             return
-        if report.samples is not None:
-            self._measure(fence.chunk, report.samples)
+        if why := self._learn(fence.chunk, report.samples):
+            report = self._miscounted(fence.chunk, report, why)
         step = fence.chunk.step
-        self._note_failures(step, report)
+        self._note_failures(fence.chunk, report)
         self.runtimes.seconds[step] += report.seconds
         self.last_at = at
         for result in report.results:
@@ -275,7 +274,7 @@ class Ledger:
             return
         fence.open &= ~told
         for other in self._beside(chunk):  # whoever has a result ran it, the other one will not
-            other.open &= ~_shifted(tasks, other.chunk.tasks.first)
+            other.open &= ~tasks.bits_from(other.chunk.tasks.first)
         if chunk.scan:
             if not self.is_dropped(chunk):  # else nothing comes of what was looked at
                 self.scan.tell(chunk.step, tasks, result.outcome)
@@ -293,8 +292,7 @@ class Ledger:
         chunk = known[0]
         if rival is None:
             self.lost_serials[report.fence] = (chunk, report.serial)
-        if report.samples is not None:
-            self._measure(chunk, report.samples)
+        self._learn(chunk, report.samples)
         for result in report.results:
             counts = result.outcome is Outcome.SUCCEEDED and not self.dag.unmeasured(chunk.step)
             if counts and self.dag.fits(chunk.step, result.tasks):
@@ -337,20 +335,21 @@ class Ledger:
         """
         for chunk in (*(chunk for chunk, _ in self.lost_serials.values()), *self.rivals.values()):
             if chunk.step == step:
-                shift = chunk.tasks.first - first
-                bits &= ~(chunk.tasks.bits << shift if shift >= 0 else chunk.tasks.bits >> -shift)
+                bits &= ~chunk.tasks.bits_from(first)
         return bits.bit_count()
 
     def _stands(self, step: int, task: int, outcome: Outcome, *, attempt: int) -> Outcome:
         budget, restarts = self.geometry.lane(step, task).max_retries, bool(self.plan.steps[step].restart)
         return after_budget(outcome, attempt=attempt, max_retries=budget, restarts=restarts)
 
-    def _note_failures(self, step: int, report: wire.Report) -> None:
+    def _note_failures(self, chunk: wire.Chunk, report: wire.Report) -> None:
         for failure in report.failures:
-            outcome = self._stands(step, failure.task, failure.outcome, attempt=report.attempt)
-            if outcome not in FINAL:
+            if failure.task not in chunk.tasks:
+                self.misplaced += 1
                 continue
-            self.failures.keep(step, failure.model_copy(update={"outcome": outcome}))
+            outcome = self._stands(chunk.step, failure.task, failure.outcome, attempt=report.attempt)
+            if outcome in FINAL:
+                self.failures.keep(chunk.step, failure.model_copy(update={"outcome": outcome}))
 
     def _withdrawn(self, entry: wire.Withdrawn) -> None:
         self.next_fence = max(self.next_fence, entry.fence + 1)
@@ -404,17 +403,8 @@ class Ledger:
     def _exhaust(self, chunk: wire.Chunk, tasks: TaskSet, chain: tuple[wire.LostHolder, ...]) -> None:
         """Fail tasks that were lost with one holder after the other."""
         self.exhausted += len(tasks)
-        agents = ", ".join(dict.fromkeys(each.agent for each in chain))
-        failure = wire.Failure(
-            task=tasks.first,
-            outcome=Outcome.SOFT_FAILED,
-            code=-signal.SIGKILL,
-            host=chain[-1].agent,
-            directory="",
-            tail=f"lost with {len(chain)} agents in turn, so it is not tried again: {agents}"[: wire.MAX_TAIL],
-        )
-        self.failures.keep(chunk.step, failure)
-        self.dag.finish(chunk.step, tasks, Outcome.SOFT_FAILED, code=failure.code)
+        code = self.failures.keep_lost(chunk.step, tasks, [each.agent for each in chain])
+        self.dag.finish(chunk.step, tasks, Outcome.SOFT_FAILED, code=code)
 
     def _drop(self, entry: wire.Dropped) -> None:
         """Cancel what waits, on one queue or on all: what is in no chunk that somebody has started."""
@@ -434,6 +424,25 @@ class Ledger:
             if fence.chunk.step == step and fence.holder is not None and (tasks := fence.remaining) is not None:
                 running.add(tasks)
         return running
+
+    def _learn(self, chunk: wire.Chunk, facts: wire.SampleFacts | None) -> str:
+        """Learn how many samples there are; say why there can't be so many, which is not believed then."""
+        why = Geometry(self.plan, facts.count).refusal() if facts is not None else ""
+        if why:
+            self.misplaced += 1
+        elif facts is not None:
+            self._measure(chunk, facts)
+        return why
+
+    def _miscounted(self, chunk: wire.Chunk, report: wire.Report, why: str) -> wire.Report:
+        """Return a report without the success of counting samples to a number that can't be: that failed."""
+        counted = [each.tasks for each in report.results if each.outcome is Outcome.SUCCEEDED]
+        if not counted or not self.dag.unmeasured(chunk.step):
+            return report
+        code = self.failures.keep_miscounted(chunk.step, chunk.tasks, report.agent, why)
+        failed = tuple(wire.Result(outcome=Outcome.FAILED, code=code, tasks=tasks) for tasks in counted)
+        others = tuple(each for each in report.results if each.outcome is not Outcome.SUCCEEDED)
+        return report.model_copy(update={"results": (*failed, *others)})
 
     def _measure(self, chunk: wire.Chunk, facts: wire.SampleFacts) -> None:
         known = [step.total is not None for step in self.steps]
@@ -492,7 +501,7 @@ class Ledger:
         first, left = fence.chunk.tasks.first, fence.open
         for other in self._beside(fence.chunk):
             if (rest := other.remaining) is not None:
-                left &= ~_shifted(rest, first)
+                left &= ~rest.bits_from(first)
         return TaskSet.from_bits(first, left)
 
     def _wait(
@@ -587,9 +596,3 @@ class Ledger:
     def is_fresh(self, step: int, tasks: TaskSet) -> bool:
         """Whether marks of an earlier success may lie in the directories of these tasks and say nothing any more."""
         return bool(self.steps[step].fresh.read(tasks.first, tasks.width) & tasks.bits)
-
-
-def _shifted(tasks: TaskSet, first: int) -> int:
-    """Return the bits of ``tasks`` where bit 0 is the task ``first``."""
-    shift = tasks.first - first
-    return tasks.bits << shift if shift >= 0 else tasks.bits >> -shift

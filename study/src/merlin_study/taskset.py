@@ -100,6 +100,11 @@ class TaskSet(BaseModel):
         """The set as an integer whose bit ``i`` is task ``first + i``."""
         return (1 << self.width) - 1 if self.mask is None else self.mask
 
+    def bits_from(self, first: int) -> int:
+        """Return the set as an integer whose bit ``i`` is task ``first + i``, without the tasks below."""
+        shift = self.first - first
+        return self.bits << shift if shift >= 0 else self.bits >> -shift
+
     def within(self, first: int, width: int) -> int:
         """Return the bits of those of the ``width`` tasks from ``first`` that are in the set; it may be far wider itself."""
         low, high = max(self.first, first), min(self.end, first + width)

@@ -1,0 +1,102 @@
+"""What an agent tells that can't be: it is counted, left out, and costs the operator nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from merlin_study import wire
+from merlin_study.geometry import MAX_TASKS
+from merlin_study.ledger import Ledger
+from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
+from tests.folding.studies import plan_of
+from tests.folding.test_control import LANES, Bench, asking
+
+SAMPLED = """
+description: {name: n, description: d}
+global.parameters: {P: {values: [1, 2], label: P.%%}}
+merlin: {samples: {file: s.csv, column_labels: [S]}}
+study:
+- {name: a, description: d, run: {cmd: echo $(S) $(P)}}
+- {name: z, description: d, run: {cmd: ls, depends: [a_*]}}
+"""
+
+
+def counting(chunk: wire.Chunk, count: int, *, serial: int = 1) -> wire.Report:
+    """The report of an agent that counted so many samples."""
+    facts = wire.SampleFacts(count=count, columns=1, digest="d")
+    result = wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=chunk.tasks)
+    return wire.Report(
+        agent="host-1",
+        fence=chunk.fence,
+        serial=serial,
+        step=0,
+        attempt=1,
+        results=(result,),
+        samples=facts,
+        final=True,
+    )
+
+
+@pytest.mark.parametrize("task", [-1, 4, 10**18])
+def test_a_failure_of_a_task_that_its_chunk_has_not_is_left_out(task: int) -> None:
+    """In a step of several lanes, too, where no budget is known of such a task."""
+    bench = Bench(plan_of(LANES))
+    chunk = bench.issue()[0]
+    bench.start(chunk)
+    failures = tuple(
+        wire.Failure(task=each, outcome=Outcome.SOFT_FAILED, code=1, host="n", directory="d")
+        for each in (task, chunk.tasks.first)
+    )
+    result = wire.Result(outcome=Outcome.SOFT_FAILED, code=1, tasks=chunk.tasks)
+    bench.apply(
+        wire.Report(
+            agent="host-1",
+            fence=chunk.fence,
+            serial=1,
+            step=chunk.step,
+            attempt=1,
+            results=(result,),
+            failures=failures,
+            final=True,
+        )
+    )
+    assert [failure.task for _, failure in bench.ledger.failures.first] == [chunk.tasks.first]
+    assert bench.ledger.misplaced == 1
+    bench.same_in_replay()
+
+
+@pytest.mark.parametrize("count", [0, -5, MAX_TASKS // 2 + 1, 10**18])
+def test_samples_that_can_t_be_fail_the_step_that_counted_them_and_a_restart_counts_again(count: int) -> None:
+    """Two combinations of each: half of what a step may have is the most."""
+    bench = Bench(plan_of(SAMPLED))
+    (chunk,) = bench.issue()
+    bench.start(chunk)
+    bench.apply(counting(chunk, count))
+    assert bench.ledger.finished
+    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.FAILED: 1}, {}, {Outcome.CANCELLED: 1}]
+    assert (bench.ledger.misplaced, bench.ledger.facts, bench.ledger.geometry.samples) == (1, None, 0)
+    ((step, failure),) = bench.ledger.failures.first
+    assert (step, failure.outcome, failure.code) == (0, Outcome.FAILED, 1)
+    assert str(count) in failure.tail
+    bench.same_in_replay()
+    bench.switch(restart=asking("1"))
+    (again,) = bench.issue()
+    bench.start(again)
+    bench.apply(counting(again, 3))
+    bench.run_all()
+    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.SUCCEEDED: each} for each in (1, 6, 1)]
+    bench.same_in_replay()
+
+
+def test_nor_are_samples_believed_that_a_lost_agent_or_a_claim_tells_of() -> None:
+    ledger = Ledger(plan_of(SAMPLED))
+    chunk = wire.Chunk(study="u", plan="h", epoch=1, fence=1, step=0, tasks=TaskSet.of([0]), attempt=1, samples=10**18)
+    ledger.apply(wire.Start(agent="host-1", chunk=chunk), at=1.0)
+    assert ledger.geometry.samples == 0
+    ledger.apply(wire.Lost(fence=1, agent="host-1"), at=2.0)
+    ledger.apply(counting(chunk, 10**18), at=3.0)
+    assert (ledger.misplaced, ledger.redundant, ledger.facts, ledger.geometry.samples) == (1, 1, None, 0)
+    assert not ledger.failures.first
+    ledger.apply(counting(chunk, 3, serial=2), at=4.0)
+    assert ledger.geometry.samples == 3
