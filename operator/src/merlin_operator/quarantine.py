@@ -12,7 +12,7 @@ where most of it does, the host is released. Else it proves itself after a while
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -56,6 +56,34 @@ class Told:
     succeeded: tuple[TaskSet, ...] = ()
     failed: tuple[TaskSet, ...] = ()
     seconds: float = 0.0
+
+
+Spared = Callable[[int, TaskSet, int], TaskSet | None]
+"""Those of a step's tasks, failed in a chunk of a fence, that are not dropped since; None: all are."""
+
+
+def _all(step: int, tasks: TaskSet, fence: int) -> TaskSet | None:
+    """Spare everything: for a study of which nothing was dropped."""
+    del step, fence
+    return tasks
+
+
+@dataclass(slots=True)
+class _Group:
+    """What a host failed of one step at one attempt; ``fence``: the newest of its chunks."""
+
+    tasks: Bitmap = field(default_factory=Bitmap)
+    seconds: float = 0.0
+    fence: int = 0
+
+    def add(self, told: Told, failed: Iterable[TaskSet]) -> None:
+        self.seconds += told.seconds
+        self.fence = max(self.fence, told.fence)
+        for each in failed:
+            self.tasks.add(each)
+
+    def seconds_of(self, some: TaskSet) -> float:
+        return self.seconds * len(some) / len(self.tasks)
 
 
 @dataclass(slots=True)
@@ -210,27 +238,29 @@ class Watch:
         del self.held[place]
         self._rows.pop(place, None)
 
-    def take(self, study: str) -> tuple[str, tuple[wire.Excuse, ...]] | None:
-        """Return a host and what it failed of a study, to be judged as lost with it; each only once."""
+    def take(self, study: str, spared: Spared = _all) -> tuple[str, tuple[wire.Excuse, ...]] | None:
+        """Return a host and what it failed of a study, to be judged as lost with it; each only once.
+
+        ``spared``: given a step, tasks and the fence that failed them, those of them that are not dropped since.
+        """
         key = next((key for key in self._due if key[0] == study), None)
         if key is None:
             return None
-        groups: dict[tuple[int, int], tuple[Bitmap, list[float]]] = {}
+        groups: dict[tuple[int, int], _Group] = {}
         for told in self._due.pop(key):
-            tasks, seconds = groups.setdefault((told.step[1], told.attempt), (Bitmap(), []))
-            seconds.append(told.seconds)
-            for each in told.failed:
-                tasks.add(each)
+            left = [spared(told.step[1], each, told.fence) for each in told.failed]
+            if failed := [each for each in left if each is not None]:
+                groups.setdefault((told.step[1], told.attempt), _Group()).add(told, failed)
         excuses = [
-            wire.Excuse(step=step, attempt=attempt, tasks=found, seconds=sum(seconds) * len(found) / len(tasks))
-            for (step, attempt), (tasks, seconds) in sorted(groups.items())
-            for found in tasks.sets(_WINDOW)
+            (wire.Excuse(step=step, attempt=attempt, tasks=found, seconds=group.seconds_of(found)), group.fence)
+            for (step, attempt), group in sorted(groups.items(), key=lambda item: item[0])
+            for found in group.tasks.sets(_WINDOW)
         ]
-        for excuse in excuses[_AT_ONCE:]:
+        for excuse, fence in excuses[_AT_ONCE:]:
             at = (study, excuse.step)
-            left = Told(key[1], at, 0, excuse.attempt, 0.0, failed=(excuse.tasks,), seconds=excuse.seconds)
-            self._due.setdefault(key, []).append(left)
-        return key[1][1], tuple(excuses[:_AT_ONCE])
+            rest = Told(key[1], at, fence, excuse.attempt, 0.0, failed=(excuse.tasks,), seconds=excuse.seconds)
+            self._due.setdefault(key, []).append(rest)
+        return (key[1][1], tuple(excuse for excuse, _ in excuses[:_AT_ONCE])) if excuses else None
 
     def forget(self, studies: AbstractSet[str]) -> None:
         """Forget what was told of studies that are not among these."""

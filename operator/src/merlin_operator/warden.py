@@ -13,6 +13,7 @@ from merlin_operator.study import Study
 from merlin_study import shape, wire
 from merlin_study.ledger import EXCUSED
 from merlin_study.outcome import Outcome
+from merlin_study.taskset import TaskSet
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,11 @@ class Warden:
             or (study.excuse is not None and study.excuse.token in ledger.honoured)
         ):
             study.excuse = None
-        if study.excuse is not None or (found := self.core.watch.take(study.ref.uid)) is None:
+
+        def spared(step: int, tasks: TaskSet, fence: int) -> TaskSet | None:
+            return ledger.stops.spared(step, tasks, fence=fence, geometry=ledger.geometry)
+
+        if study.excuse is not None or (found := self.core.watch.take(study.ref.uid, spared)) is None:
             return
         if not study.ended and not ledger.stops.cancelled and not study.end_told:
             host, failed = found

@@ -387,17 +387,24 @@ class Ledger:
             self._excuse(entry)
 
     def _excuse(self, entry: wire.Excused) -> None:
-        """Judge failures to be their host's: the tasks run again, with the attempts that they had before."""
+        """Judge failures to be their host's: the tasks run again, with the attempts that they had before.
+
+        What was dropped since the verdict was thought of stays so; what was dropped before is not in it.
+        """
         for each in entry.failed:
-            if not self.dag.fits(each.step, each.tasks):
+            fits = self.dag.fits(each.step, each.tasks)
+            newest = entry.below - 1
+            tasks = self.stops.spared(each.step, each.tasks, fence=newest, geometry=self.geometry) if fits else None
+            if tasks is None:
                 continue
-            back = self._backlog.set_back(each.step, each.tasks, attempt=each.attempt, due=self._fold_now)
+            back = self._backlog.set_back(each.step, tasks, attempt=each.attempt, due=self._fold_now)
             named = wire.Restarted(
-                token=entry.token, steps=(each.step,), tasks=(each.tasks,), dependants=True, below=entry.below
+                token=entry.token, steps=(each.step,), tasks=(tasks,), dependants=True, below=entry.below
             )
             again = self.dag.reopen(named)
             self.lost[each.step] += back + len(again[each.step])
-            self.runtimes.take_off(each.step, tried=len(each.tasks), seconds=each.seconds)
+            share = len(tasks) / len(each.tasks)
+            self.runtimes.take_off(each.step, tried=len(tasks), seconds=each.seconds * share)
             self.failures.forget(again)
 
     def _exhaust(self, chunk: wire.Chunk, tasks: TaskSet, chain: tuple[wire.LostHolder, ...]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from merlin_study import wire
+from merlin_study.geometry import Geometry
 from merlin_study.outcome import HARD_FAIL, STOP_WORKERS
 from merlin_study.plan import Plan
+from merlin_study.taskset import TaskSet
 
 
 class Stops:
@@ -58,3 +60,12 @@ class Stops:
     def is_dropped(self, fence: int, *, lane: int) -> bool:
         """Whether what a fence leaves of a lane is cancelled; lanes of all steps are numbered on."""
         return fence < self.drop_below[lane]
+
+    def spared(self, step: int, tasks: TaskSet, *, fence: int, geometry: Geometry) -> TaskSet | None:
+        """Return those of a step's tasks that are not dropped where they were in a chunk of this fence; None where all are."""
+        bits, first_lane = tasks.bits, self._plan.first_lanes[step]
+        for lane in range(len(self._plan.steps[step].lanes)):
+            if self.is_dropped(fence, lane=first_lane + lane):
+                runs = geometry.runs(step, lane)
+                bits &= 0 if runs is None else ~runs.mask(tasks.first, tasks.width)
+        return TaskSet.from_bits(tasks.first, bits)
