@@ -20,6 +20,7 @@ from merlin_study import wire
 from merlin_study.ledger import MAX_LOSSES, Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
+from merlin_study.snapshot import freeze, thaw
 from merlin_study.spec import RestartRequest
 from merlin_study.taskset import TaskSet
 from tests.folding.studies import plan_of
@@ -539,6 +540,34 @@ def test_a_task_that_kills_each_agent_is_stopped_and_its_neighbours_are_not() ->
     ((_, failure),) = bench.ledger.failures.first
     assert (failure.task, failure.host) == (killer, f"host-{MAX_LOSSES - 1}")
     assert "host-0, host-1" in failure.tail
+
+
+def test_a_task_that_takes_a_host_of_its_agent_with_it_each_time_is_stopped_and_its_neighbours_are_not(
+    plan: Plan,
+) -> None:
+    """Its holder lives and hands it back, with the rest of the chunk: of that nothing is counted, however often it comes."""
+    bench = Bench(plan)
+    killer, losses, attempts = 2, 0, set()
+    for _ in range(2 * MAX_LOSSES):
+        bench.issue()
+        for chunk in [fence.chunk for fence in bench.ledger.fences.values() if fence.chunk.step == A]:
+            bench.start(chunk)
+            report = wire.Report(agent="host-1", fence=chunk.fence, serial=1, step=A, attempt=chunk.attempt)
+            if killer in chunk.tasks:
+                losses += 1
+                attempts.add(chunk.attempt)
+                lost = wire.Failure(task=killer, outcome=Outcome.LOST, code=-9, host="n1", directory="")
+                for _ in range(2):  # the second is a duplicate
+                    bench.apply(report.model_copy(update={"failures": (lost,)}))
+                bench.ledger = thaw(plan, *freeze(bench.ledger))
+                report = report.model_copy(update={"serial": 2})
+            bench.apply(report.model_copy(update={"final": True}))
+    assert (losses, attempts) == (MAX_LOSSES, {1})
+    assert (bench.ledger.exhausted, bench.ledger.lost[A]) == (1, MAX_LOSSES)
+    assert bench.outcomes(A) == {Outcome.SOFT_FAILED: 1}
+    bench.run_all()
+    assert bench.outcomes(A) == {Outcome.SOFT_FAILED: 1, Outcome.SUCCEEDED: 5}
+    bench.same_in_replay()
 
 
 def test_no_more_tasks_are_out_than_max_in_flight(plan: Plan) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from merlin_agent import pairing
 from merlin_agent.allies import Leader, Member, OwnNode
-from merlin_agent.chunkrun import ChunkRun
+from merlin_agent.chunkrun import ChunkRun, Stop
 from merlin_agent.feed import Feed
 from merlin_agent.pairing import Channel, Hello, Leave, PairingError, Refused, Rendezvous
 from merlin_agent.resources import Pool, Share
@@ -32,7 +32,7 @@ async def until(true: Callable[[], bool]) -> None:
 class Host:
     """An agent's part of an allocation: the second host's, or another."""
 
-    def __init__(self, path: Path, name: str = "n2", cores: int = 2) -> None:
+    def __init__(self, path: Path, name: str = "n2", cores: int = 2, *, agent: str = "") -> None:
         self.feed, self.idle, self.left, self.looked = Feed(Pool(cores)), 0.0, False, 0
         self.words: list[Leave] = []
         self.problems: list[str] = []
@@ -40,7 +40,7 @@ class Host:
             self.feed,
             path=str(path),
             host=name,
-            agent=f"{name}-1",
+            agent=agent or f"{name}-1",
             size=(cores, 0),
             idle=lambda: self.idle,
             freed=self._look_again,
@@ -198,16 +198,17 @@ def test_a_host_counts_as_dead_where_its_agent_is_gone_and_as_alive_after_a_sign
         async with an_allocation(tmp_path) as site:
             other = await a_member(site)
             began = loop.time()
-            assert not await site.leader.has_lost(("n1", "n2"), began)
+            assert not await site.leader.loss(("n1", "n2"), began)
             await other.die()
-            assert await site.leader.has_lost(("n1", "n2"), began), "its connection is gone with it"
-            assert not await site.leader.has_lost(("n1",), began), "our own is alive"
-            again = Host(site.path)
-            again.member._me = again.member._me.model_copy(update={"agent": "n2-2"})
+            assert await site.leader.loss(("n1", "n2"), began) is Stop.HOST_LOST, "its connection is gone with it"
+            assert not await site.leader.loss(("n1",), began), "our own is alive"
+            again = Host(site.path, agent="n2-2")
             again.start()
             await until(lambda: site.leader.size == 1)
-            assert await site.leader.has_lost(("n2",), began), "another agent is there, the one of that time is not"
-            assert not await site.leader.has_lost(("n2",), loop.time()), "for what began since, it is"
+            assert await site.leader.loss(("n2",), began) is Stop.HOST_LOST, (
+                "another agent is there, the one of that time is not"
+            )
+            assert not await site.leader.loss(("n2",), loop.time()), "for what began since, it is"
             await again.die()
 
     asyncio.run(story())
@@ -224,6 +225,7 @@ def test_a_host_is_dead_whose_agent_is_gone_without_a_word_and_does_not_come_bac
             for each in (leaves, returns, dies):
                 each.start()
             await until(lambda: site.leader.size == 3)
+            began = asyncio.get_running_loop().time()
             site.wide.add(a_chunk(1), Work(), Shape(nodes=4, cores=2))
             await until(lambda: len(site.shares) == 1)
             assert site.wide.over_host("n4") == {site.shares[0].task}
@@ -235,6 +237,15 @@ def test_a_host_is_dead_whose_agent_is_gone_without_a_word_and_does_not_come_bac
             await until(lambda: bool(site.dead))
             await until(lambda: site.leader.size == 1)
             assert site.dead == ["n4"]
+            assert await site.leader.loss(("n1", "n2"), began) is Stop.HANDED_BACK, (
+                "it had said so: no task took it along"
+            )
+            assert await site.leader.loss(("n1", "n4"), began) is Stop.HOST_LOST
+            leaves = Host(site.path, agent="n2-2")
+            leaves.start()
+            await until(lambda: site.leader.size == 2)
+            assert await site.leader.loss(("n1", "n2"), began) is Stop.HANDED_BACK
+            await leaves.die()
             await returns.die()
 
     asyncio.run(story())

@@ -99,7 +99,7 @@ class Agent:
             impossible=self._on_impossible,
             launcher=launch.DirectLauncher(environ),
             warm=warm.makers(environ, self._complain_from_slot),
-            has_lost=lambda *task: self._party.has_lost(*task),  # noqa: PLW0108 - the party is made later
+            loss=lambda *task: self._party.loss(*task),  # noqa: PLW0108 - the party is made later
             watch=self._reaper.watch,
             deliver=self._on_ended,
             grace=TERM_GRACE,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from merlin_agent import pairing
+from merlin_agent.chunkrun import Stop
 from merlin_agent.feed import Feed
 from merlin_agent.pairing import (
     Channel,
@@ -130,6 +131,8 @@ class Leader:
         """What those are told that come while we leave."""
         self._parted: set[str] = set()
         """Hosts whose agents said that they leave."""
+        self._relieving: set[str] = set()
+        """Agents whose host had another one before, which said that it leaves."""
         self._members: dict[str, _Member] = {}
         self._first_seen: dict[str, float] = {}
         """By agent; on the loop's clock."""
@@ -191,8 +194,10 @@ class Leader:
         """For how long none of the others has had anything to do; infinite without others."""
         return min((member.idle for member in self._members.values()), default=float("inf"))
 
-    async def has_lost(self, hosts: Iterable[str], began: float) -> bool:
+    async def loss(self, hosts: Iterable[str], began: float) -> Stop | None:
         """Return whether one of these hosts has lost the agent that it had at a time, and most likely all that ran there.
+
+        HANDED_BACK where that agent had said that it leaves, HOST_LOST where it is gone without a word.
 
         Waits until each of the others has given a sign of life, at most `PATIENCE`: a host that dies takes the launcher with it before its
         silence tells. ``began`` is on the loop's clock.
@@ -202,12 +207,14 @@ class Leader:
         for host in hosts:
             while host != self._host:
                 member = self._members.get(host)
-                if member is None or self._first_seen[member.agent] > began:
-                    return True
+                if member is None:
+                    return Stop.HANDED_BACK if host in self._parted else Stop.HOST_LOST
+                if self._first_seen[member.agent] > began:
+                    return Stop.HANDED_BACK if member.agent in self._relieving else Stop.HOST_LOST
                 if member.heard > asked:
                     break
                 await asyncio.sleep(_ASK_EVERY)
-        return False
+        return None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = Channel(reader, writer, self._key, leads=True)
@@ -247,6 +254,8 @@ class Leader:
         if before is not None:
             self._wide.part(before)
         member = self._members[hello.host] = _Member(channel, hello)
+        if hello.host in self._parted and hello.agent not in self._first_seen:
+            self._relieving.add(hello.agent)
         self._parted.discard(hello.host)
         self._first_seen.setdefault(hello.agent, member.heard)
         if (missed := self._missed.pop(hello.host, None)) is not None:

@@ -21,14 +21,18 @@ from merlin_study.wire import Chunk, Failure, Result, SampleFacts
 
 
 class Stop(StrEnum):
-    """Why nothing more of a chunk starts."""
+    """Why nothing more of a chunk starts, or a task of it was ended."""
 
     CANCELLED = "cancelled"
     HANDED_BACK = "handed back"
+    HOST_LOST = "host lost"
+    """Of a task alone: a host that it ran over died. It is handed back, but such losses are counted."""
 
 
 class Ended(NamedTuple):
     """What became of a task. ``outcome`` None: it has none and is handed back; ``problem`` says why, once for all.
+
+    ``failure`` tells it in full, also that a task which is handed back took a host with it.
 
     ``full``: its disk or its quota is.
     """

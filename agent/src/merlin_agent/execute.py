@@ -260,10 +260,16 @@ def concluded(
     failpoints.reach("agent.exited")
     if code == 0 and not late:
         return _succeeded(task, script, seconds, marker)
-    if struck is Stop.HANDED_BACK or (not struck and not late and slot.is_swept(code, launched=launched)):
+    if not struck and not late:
+        swept = slot.is_swept(code, launched=launched)
+        struck = Stop.HANDED_BACK if swept else slot.loss(time.monotonic() - seconds)
+    else:
+        struck = slot.blamed(struck)
+    if struck is Stop.HANDED_BACK:
         return Ended(task, None, seconds=seconds)
-    if not struck and not late and slot.lost_a_host(time.monotonic() - seconds):
-        return Ended(task, None, seconds=seconds)  # handed back: the host died, not the step
+    if struck is Stop.HOST_LOST:  # handed back, too: the host died, not the step; unless it takes one with it each time
+        lost = told(task, Outcome.LOST, code, script.directory, f"lost a host of {', '.join(slot.share.hosts)}")
+        return Ended(task, None, seconds=seconds, failure=lost)
     if not struck and (full := files.room(script.directory, said=script.err)) is not None:
         return unwritable(task, script.directory, full)  # whatever it says, it could not write
     ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if struck else outcome.of_exit(code)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from merlin_agent import launching, pairing, sole, spreading
 from merlin_agent.allies import PATIENCE, RETURNS_WITHIN, Leader, Member, OwnNode
+from merlin_agent.chunkrun import Stop
 from merlin_agent.pairing import Leave
 from merlin_agent.schedulers import Found
 from merlin_agent.slots import Slots
@@ -132,9 +133,9 @@ class Party:
         self._changed_at = time.monotonic()
         self._changed()
 
-    async def has_lost(self, hosts: Iterable[str], began: float) -> bool:
-        """See `Leader.has_lost`."""
-        return self._leader is not None and await self._leader.has_lost(hosts, began)
+    async def loss(self, hosts: Iterable[str], began: float) -> Stop | None:
+        """See `Leader.loss`."""
+        return None if self._leader is None else await self._leader.loss(hosts, began)
 
     async def run(self) -> None:
         """Do our part until cancelled."""

@@ -27,7 +27,7 @@ class Pending:
         self._samples: wire.SampleFacts | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._tasks or self._adopted or self._samples)
+        return bool(self._tasks or self._adopted or self._samples or self._failures)
 
     @property
     def tells_more(self) -> bool:
@@ -39,13 +39,8 @@ class Pending:
         self._seconds += ended.seconds
         if ended.samples is not None:
             self._samples = ended.samples
-        if ended.outcome is None:
-            return
-        key = (ended.outcome, ended.code)
-        if key in self._tasks:
-            self._tasks[key].append(ended.task)
-        else:
-            self._tasks[key] = [ended.task]
+        if ended.outcome is not None:
+            self._tasks.setdefault((ended.outcome, ended.code), []).append(ended.task)
         if ended.failure is not None and self.tells_more:
             self._failures.append(ended.failure)
 

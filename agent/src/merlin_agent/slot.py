@@ -72,10 +72,10 @@ class Slot:
         warm: Warm | None = None,
         creates: Allowance | None = None,
         leaving: threading.Event | None = None,
-        has_lost: Callable[[tuple[str, ...], float], bool] = lambda _, __: False,
+        loss: Callable[[tuple[str, ...], float], Stop | None] = lambda _, __: None,
         others_wait: Callable[[ChunkRun | None], bool] = lambda _: True,
     ) -> None:
-        self.number, self.badges, self._has_lost, self._others_wait = number, badges, has_lost, others_wait
+        self.number, self.badges, self._loss, self._others_wait = number, badges, loss, others_wait
         self.creates = creates or unlimited()
         """How many files may be made."""
         self._leaving = leaving or threading.Event()
@@ -115,9 +115,17 @@ class Slot:
         signalled = -code if code < 0 else code - 128
         return (launched or signalled in _SWEEPING) and self._leaving.wait(_SWEPT_WITHIN)
 
-    def lost_a_host(self, began: float) -> bool:
-        """Whether one of the several hosts of the running task has died since it began (monotonic), which is no fault of its own."""
-        return len(self.share.hosts) > 1 and self._has_lost(self.share.hosts, began)
+    def loss(self, began: float) -> Stop | None:
+        """Return what a task is handed back for that began then (monotonic) and ended badly: one of its several hosts has lost its agent.
+
+        At the allocation's end, which takes the hosts one before the other, none of them counts as lost.
+        """
+        found = self._loss(self.share.hosts, began) if len(self.share.hosts) > 1 else None
+        return self.blamed(found)
+
+    def blamed(self, struck: Stop | None) -> Stop | None:
+        """Return why a task was ended, where the end of the allocation may have come in the guise of a lost host."""
+        return Stop.HANDED_BACK if struck is Stop.HOST_LOST and self._leaving.wait(_SWEPT_WITHIN) else struck
 
     def launch(self, script: Script, walltime: float | None) -> tuple[int, bool]:
         """Run a script to its end; return its exit code (a signal negated) and whether its time was up.

@@ -99,7 +99,7 @@ class Slots:
         grace: float,
         warm: Callable[[], Warm] | None = None,
         creates: Allowance | None = None,
-        has_lost: Callable[[tuple[str, ...], float], Coroutine[Any, Any, bool]] | None = None,
+        loss: Callable[[tuple[str, ...], float], Coroutine[Any, Any, Stop | None]] | None = None,
     ) -> None:
         """Make them.
 
@@ -115,9 +115,9 @@ class Slots:
             grace: Seconds between TERM and KILL.
             warm: Makes a slot's warm interpreters.
             creates: How many files may be made a second.
-            has_lost: Tells, in the loop, whether one of some hosts has died since a time; see `Leader.has_lost`.
+            loss: Tells, in the loop, whether one of some hosts has lost its agent since a time; see `Leader.loss`.
         """
-        self._tell_lost = has_lost
+        self._tell_loss = loss
         self.feed = Feed(Pool(count, gpus, parts(cpus, count)))
         self.count = count
         self.wide = Wide(self.feed.start, impossible, most=wide)
@@ -136,7 +136,7 @@ class Slots:
                 warm=None if warm is None else warm(),
                 leaving=self.leaving,
                 creates=creates,
-                has_lost=self._has_lost,
+                loss=self._loss,
                 others_wait=self.feed.others_wait,
             )
             for number in range(count + wide)
@@ -195,23 +195,23 @@ class Slots:
         return struck
 
     def _strike_tasks(self, tasks: frozenset[str], number: signal.Signals) -> bool:
-        struck = [slot.strike(Stop.HANDED_BACK, number) for slot in self._slots if slot.share.task in tasks]
+        struck = [slot.strike(Stop.HOST_LOST, number) for slot in self._slots if slot.share.task in tasks]
         return any(struck)
 
-    def _has_lost(self, hosts: tuple[str, ...], began: float) -> bool:
-        if self._tell_lost is None:
-            return False
-        asking = self._tell_lost(hosts, began)
+    def _loss(self, hosts: tuple[str, ...], began: float) -> Stop | None:
+        if self._tell_loss is None:
+            return None
+        asking = self._tell_loss(hosts, began)
         try:
             verdict = asyncio.run_coroutine_threadsafe(asking, self.loop)
         except RuntimeError:  # the loop is closed: the agent has left
             asking.close()
-            return False
+            return None
         try:
             return verdict.result(_VERDICT_WITHIN)
         except (TimeoutError, CancelledError):  # the loop is closing
             verdict.cancel()
-            return False
+            return None
 
     def _strike(self, run: ChunkRun, why: Stop, number: signal.Signals) -> bool:
         struck = [slot.strike(why, number) for slot in self._slots if slot.run is run]

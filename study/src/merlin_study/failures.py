@@ -33,7 +33,7 @@ class Failures:
     def keep_lost(self, step: int, tasks: TaskSet, agents: Sequence[str]) -> int:
         """Keep the failure of tasks that were lost with one agent after the other; return its exit code."""
         named = ", ".join(dict.fromkeys(agents))
-        tail = f"lost with {len(agents)} agents in turn, so it is not tried again: {named}"
+        tail = f"lost with {len(agents)} agents, or hosts of theirs, in turn, so it is not tried again: {named}"
         self.keep(step, _told(tasks, Outcome.SOFT_FAILED, -signal.SIGKILL, agents[-1], tail))
         return -signal.SIGKILL
 

@@ -22,6 +22,8 @@ class Fence:
     ahead: set[int] = field(default_factory=set)
     end: int = 0
     refused: bool = False
+    felled: int = 0
+    """A bit per task that a host of the holder's was lost with."""
 
     def note(self, serial: int) -> bool:
         """Note that a report came; False where it did before."""

@@ -9,8 +9,8 @@ the broker's timestamp of an entry, so the moment at which a retry is due is a f
 Rules, per task: success absorbs; what comes after a final outcome is counted and not applied; restarts and retries
 spend one budget (`merlin_study.outcome.after_budget`); a loss spends none. A task is in at most one *current* fence; a
 fence called lost may still bring successes, nothing else of it counts, because the fence that replaced it will tell. After
-`MAX_LOSSES` holders in turn were lost with a task it is failed: whatever it does, it takes its agent with it. What failed on a
-host that fails everything is judged to be lost with it (``Excused``), also where the failure had been final.
+`MAX_LOSSES` holders in turn, or hosts of theirs that it ran over, were lost with a task it is failed: whatever it does, it
+takes them with it. What failed on a host that fails everything is judged to be lost with it (``Excused``), also where the failure had been final.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REFUSED_DELAY: Final = 2.0
 it to and fro at full speed."""
 
 MAX_LOSSES: Final = 8
-"""Holders that may be lost in turn with the same task. A chunk is cut to an eighth of the largest at each loss (`merlin_operator.unroll`),
+"""Holders, or hosts of theirs, that may be lost in turn with the same task. A chunk is cut to an eighth of the largest at each loss (`merlin_operator.unroll`),
 so a task that kills its agents is alone long before, and its neighbours are not failed with it."""
 
 
@@ -250,6 +250,7 @@ class Ledger:
             report = self._miscounted(fence.chunk, report, why)
         step = fence.chunk.step
         self._note_failures(fence.chunk, report)
+        self._note_felled(fence, report)
         self.runtimes.seconds[step] += report.seconds
         self.last_at = at
         for result in report.results:
@@ -258,7 +259,23 @@ class Ledger:
             fence.end, fence.refused = report.serial, bool(report.refused)
         if fence.over:
             self._close(report.fence)
+            self._part_with_felled(fence, report.agent)
             self._again(fence, at + (REFUSED_DELAY if fence.refused else 0.0), lost=fence.chunk.lost)
+
+    def _note_felled(self, fence: Fence, report: wire.Report) -> None:
+        """Note the tasks that a host of the holder's was lost with; they are handed back with the rest, and count as lost with it."""
+        tasks = fence.chunk.tasks
+        for failure in () if fence.chunk.scan else report.failures:
+            if failure.outcome is Outcome.LOST and failure.task in tasks:
+                fence.felled |= 1 << failure.task - tasks.first
+
+    def _part_with_felled(self, fence: Fence, agent: str) -> None:
+        """Have the tasks that took a host with them wait as lost, apart from the rest of a fence that is over."""
+        rest = fence.open & ~fence.felled
+        if rest != fence.open:
+            fence.open &= fence.felled
+            self._lost_with(fence, agent)
+            fence.open = rest
 
     def _told(self, fence: Fence, result: wire.Result, at: float) -> None:
         """Take one result of a current fence: of tasks that are the chunk's and have none from this fence yet."""
@@ -369,8 +386,12 @@ class Ledger:
             self._take_back(fence)
             return
         self.lost_serials[entry.fence] = (fence.chunk, fence.serial)
+        self._lost_with(fence, entry.agent)
+
+    def _lost_with(self, fence: Fence, agent: str) -> None:
+        """Have what is open of a fence wait as lost with its holder, or with a host of that one's; after too many it is failed."""
         self.lost[fence.chunk.step] += fence.open.bit_count()
-        chain = (*fence.chunk.lost, wire.LostHolder(fence=entry.fence, agent=entry.agent))
+        chain = (*fence.chunk.lost, wire.LostHolder(fence=fence.chunk.fence, agent=agent))
         if len(chain) < MAX_LOSSES:
             self._again(fence, self._fold_now, lost=chain)
         elif (tasks := fence.remaining) is not None:

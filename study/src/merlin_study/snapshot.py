@@ -95,6 +95,7 @@ class FenceState(wire.Message):
     ahead: tuple[int, ...]
     end: int
     refused: bool
+    felled: TaskSet | None = None
 
 
 class WaitingState(wire.Message):
@@ -200,6 +201,7 @@ def freeze(ledger: Ledger, *, known: set[str] | frozenset[str] = frozenset()) ->
                 ahead=tuple(sorted(each.ahead)),
                 end=each.end,
                 refused=each.refused,
+                felled=TaskSet.from_bits(each.chunk.tasks.first, each.felled),
             )
             for each in ledger.fences.values()
         ),
@@ -271,9 +273,11 @@ def thaw(plan: Plan, state: State, blocks: Mapping[str, bytes]) -> Ledger:
         raise SnapshotError(f"block {missing} is not there") from missing
     for fence in state.fences:
         first = fence.chunk.tasks.first
-        left = 0 if fence.open is None else fence.open.bits << (fence.open.first - first)
+        left, felled = (
+            0 if tasks is None else tasks.bits << (tasks.first - first) for tasks in (fence.open, fence.felled)
+        )
         ledger.fences[fence.chunk.fence] = Fence(
-            fence.chunk, left, fence.holder, fence.serial, set(fence.ahead), fence.end, fence.refused
+            fence.chunk, left, fence.holder, fence.serial, set(fence.ahead), fence.end, fence.refused, felled
         )
     for each in state.waiting:
         ledger.put_back(Waiting(each.due, each.number, each.step, each.tasks, each.attempt, each.restart, each.lost))

@@ -39,7 +39,10 @@ class Result(Message):
 
 
 class Failure(Message):
-    """One task that did not succeed, told in full."""
+    """One task that did not succeed, told in full.
+
+    With the outcome LOST it has no result and is handed back: it took a host with it of the several that it ran over.
+    """
 
     task: int
     outcome: Outcome
