@@ -139,8 +139,8 @@ class LogReader:
                         self._take(stored)
             except Outage as error:
                 log.info("log reader starts again error=%s", error)
-            except Exception as error:  # noqa: BLE001 an API error of the broker: the reader is made anew
-                log.warning("log reader failed error=%s", error)
+            except Exception:  # of the broker's API, or of a ledger, whose study is read anew: the reader is made anew
+                log.exception("log reader failed and starts again")
             await asyncio.sleep(0.2)
 
     def _take(self, stored: Stored) -> None:
