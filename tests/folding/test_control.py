@@ -570,6 +570,32 @@ def test_a_task_that_takes_a_host_of_its_agent_with_it_each_time_is_stopped_and_
     bench.same_in_replay()
 
 
+def test_long_tasks_that_run_beside_one_that_kills_the_only_agent_are_not_failed_with_it() -> None:
+    """An agent of four slots comes back each time, and takes what there is: the same tasks as before, each in a chunk of its own."""
+    made = plan_of(
+        "description: {name: n, description: d}\nglobal.parameters: {G: {values: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], label: G.%%}}\n"
+        "study: [{name: a, description: d, run: {cmd: echo $(G)}}]"
+    )
+    bench, killer, deaths = Bench(made), 1, 0
+    for _ in range(100):
+        bench.issue()
+        out = [fence.chunk for fence in bench.ledger.fences.values()]
+        running = sorted(out, key=lambda chunk: (-len(chunk.lost), chunk.fence))[:4]  # rests go first, in their band
+        for chunk in running:
+            bench.start(chunk, f"agent-{deaths}")
+        if not any(killer in chunk.tasks for chunk in running):
+            for chunk in running:
+                bench.end(chunk)
+            continue
+        for chunk in running:
+            bench.apply(wire.Lost(fence=chunk.fence, agent=f"agent-{deaths}"))
+        deaths += 1
+    assert deaths == MAX_LOSSES
+    assert bench.outcomes(0) == {Outcome.SUCCEEDED: 9, Outcome.SOFT_FAILED: 1}
+    assert bench.ledger.exhausted == 1
+    bench.same_in_replay()
+
+
 def test_no_more_tasks_are_out_than_max_in_flight(plan: Plan) -> None:
     bench = Bench(plan, max_in_flight=3)
     chunks = bench.issue()

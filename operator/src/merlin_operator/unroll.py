@@ -20,7 +20,7 @@ from typing import Final
 from merlin_operator.shares import Clocks, Share
 from merlin_study import subjects, wire
 from merlin_study.backlog import Waiting
-from merlin_study.ledger import Ledger
+from merlin_study.ledger import MAX_LOSSES, Ledger
 from merlin_study.plan import Lane
 from merlin_study.steptasks import lowest
 from merlin_study.taskset import TaskSet
@@ -36,6 +36,9 @@ LEAST_SECONDS: Final = 0.25
 """Measured work that is worth a chunk of its own: below it the chunk costs more than an idle slot at the end."""
 SCAN_CHUNK: Final = 1 << 12
 """Tasks whose marks one chunk has looked at: neighbours, so that they share directories; a few seconds on a busy file system."""
+SUSPECT_LOSSES: Final = MAX_LOSSES - 2
+"""Holders lost in turn with a task after which it goes alone: of those that ran beside it, one may be what takes agents with it, and
+a site may have one agent, which all of them come back to. The last two losses tell which."""
 LEAST_MEAN: Final = 1e-6
 """Seconds that a task takes at least, so that one can divide by it."""
 MAX_BATCH: Final = 200
@@ -110,9 +113,13 @@ class Unroller:
     competing: set[str] = field(default_factory=set)
     """The studies that published something, or would where there were room."""
 
+    suspects: set[tuple[str, tuple[str, str, str]]] = field(default_factory=set)
+    """By study, the routes on which a chunk is out that `SUSPECT_LOSSES` holders were lost with: no second one goes beside it."""
+
     def count_out(self, candidate: Candidate) -> None:
         """Count the chunks of a study that are published and not started."""
         for fence in candidate.ledger.fences.values():
+            self._suspect(candidate, fence.chunk)
             if fence.holder is None:
                 self._count(candidate, fence.chunk)
 
@@ -125,6 +132,10 @@ class Unroller:
             mean = candidate.ledger.runtimes.mean(chunk.step)
             room.untried += mean is None
             room.seconds += len(chunk.tasks) * (mean or 0.0)
+
+    def _suspect(self, candidate: Candidate, chunk: wire.Chunk) -> None:
+        if len(chunk.lost) >= SUSPECT_LOSSES:
+            self.suspects.add((candidate.uid, self._key(candidate, candidate.ledger.lane(chunk))))
 
     @staticmethod
     def _key(candidate: Candidate, lane: Lane) -> tuple[str, str, str]:
@@ -206,6 +217,9 @@ class Unroller:
         issue = None
         while issue is None and (waiting := ledger.due(now)) is not None:
             key = self._key(candidate, ledger.geometry.lane(waiting.step, waiting.tasks.first))
+            if len(waiting.lost) >= SUSPECT_LOSSES and (candidate.uid, key) in self.suspects:
+                passed.append(waiting)
+                continue
             if not self.has_room(key, candidate.priority, tried=_is_tried(ledger, waiting.step)):
                 self._deny(candidate, key)
                 passed.append(waiting)
@@ -279,6 +293,7 @@ class Unroller:
         )
         ledger.issue(chunk)
         self._count(candidate, chunk)
+        self._suspect(candidate, chunk)
         mean = ledger.runtimes.mean(step)
         candidate.share.served += 0.0 if scan else len(tasks) * (1.0 if mean is None else max(mean, LEAST_MEAN))
         if candidate.priority:

@@ -38,8 +38,9 @@ REFUSED_DELAY: Final = 2.0
 it to and fro at full speed."""
 
 MAX_LOSSES: Final = 8
-"""Holders, or hosts of theirs, that may be lost in turn with the same task. A chunk is cut to an eighth of the largest at each loss (`merlin_operator.unroll`),
-so a task that kills its agents is alone long before, and its neighbours are not failed with it."""
+"""Holders, or hosts of theirs, that may be lost in turn with the same task. A chunk is cut to an eighth of the largest at each loss
+(`merlin_operator.unroll`), so a task that kills its agents is alone in its chunk long before; the last two times no other such chunk
+of its queue and size is beside it."""
 
 
 RESTART: Final = "restart:"
