@@ -189,6 +189,10 @@ def test_a_step_over_a_host_that_dies_is_ended_and_runs_again_without_a_retry(si
     study = site.study("bereft")
     assert condition(study, "Succeeded")["status"] == "True", study["status"]
     assert study["status"]["counts"]["succeeded"] == 1
+    told = "".join(path.read_text() for path in work.glob("bereft_*/merlin_info/outcomes/*"))
+    assert told.count('"outcome":"lost"') == 1, (
+        "what took a host with it is told of, so that such losses can be counted"
+    )
 
 
 def _runs(pid: int, program: str) -> bool:
