@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from merlin_study import wire
 from merlin_study.geometry import MAX_TASKS
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
-from merlin_study.taskset import TaskSet
+from merlin_study.taskset import MAX_WIDTH, TaskSet
 from tests.folding.studies import plan_of
 from tests.folding.test_control import LANES, Bench, asking
 
@@ -100,3 +101,13 @@ def test_nor_are_samples_believed_that_a_lost_agent_or_a_claim_tells_of() -> Non
     assert not ledger.failures.first
     ledger.apply(counting(chunk, 3, serial=2), at=4.0)
     assert ledger.geometry.samples == 3
+
+
+@pytest.mark.parametrize("width", [MAX_WIDTH + 1, 10**18])
+def test_a_result_wider_than_any_chunk_is_refused_before_it_is_bits(width: int) -> None:
+    """Two integers in a message, and an exabit in memory."""
+    told = '{"kind":"report","agent":"a","fence":1,"serial":1,"step":0,"attempt":1,"results":[%s]}'
+    result = '{"outcome":"succeeded","code":0,"tasks":{"first":0,"width":%d}}'
+    assert isinstance(wire.decode_log((told % result % MAX_WIDTH).encode()), wire.Report)
+    with pytest.raises(ValidationError, match="expected tasks of one chunk"):
+        wire.decode_log((told % result % width).encode())

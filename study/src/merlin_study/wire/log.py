@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from merlin_study.outcome import Outcome
-from merlin_study.taskset import TaskSet
+from merlin_study.taskset import MAX_WIDTH, TaskSet
 from merlin_study.wire.chunk import Chunk
 from merlin_study.wire.message import Message
 
@@ -30,12 +30,19 @@ class Start(Message):
     chunk: Chunk
 
 
+def _bounded(tasks: TaskSet) -> TaskSet:
+    """Refuse a range that no chunk has: as bits, two integers of a message would be more than there is memory."""
+    if tasks.width > MAX_WIDTH:
+        raise ValueError(f"expected tasks of one chunk, found a range of {tasks.width}")
+    return tasks
+
+
 class Result(Message):
     """Tasks that ended alike: one exit code (negative: that signal) and the outcome that the agent read from it."""
 
     outcome: Outcome
     code: int
-    tasks: TaskSet
+    tasks: Annotated[TaskSet, AfterValidator(_bounded)]
 
 
 class Failure(Message):
