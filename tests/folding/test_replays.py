@@ -136,3 +136,11 @@ def test_a_look_at_marks_of_a_lost_epoch_takes_no_task_from_who_runs_it() -> Non
     again = chunk(wire.first_fence(2), 0, 4)
     ledger = fold(start(look), wire.Repaired(epoch=2), start(again), report(look, Outcome.SUCCEEDED))
     assert ledger.fences[again.fence].open == again.tasks.bits
+
+
+def test_a_verdict_on_a_log_that_was_lost_again_meanwhile_closes_nothing() -> None:
+    ran = chunk(1, 0, 4)
+    lost = fold(wire.Repaired(epoch=2, entries=2), start(ran), report(ran, Outcome.SUCCEEDED))
+    assert (lost.repaired, len(lost.steps[0].succeeded)) == (1, 4)
+    whole = fold(start(ran), report(ran, Outcome.SUCCEEDED), wire.Repaired(epoch=2, entries=2))
+    assert (whole.repaired, len(whole.steps[0].succeeded)) == (2, 4)

@@ -112,7 +112,8 @@ class Repairer:
             study.epoch = highest + 1
             return
         failpoints.reach("operator.repaired")
-        if study.awaited <= study.folded and await self._judge.append(study, wire.Repaired(epoch=study.epoch)):
+        verdict = wire.Repaired(epoch=study.epoch, entries=ledger.entries)
+        if study.awaited <= study.folded and await self._judge.append(study, verdict):
             study.awaited = study.verdict
             log.warning("log repaired study=%s epoch=%d", study.ref.name, study.epoch)
 

@@ -84,6 +84,8 @@ class Ledger:
         """By fence and agent, who claimed a fence beside its holder: only where a broker that was put back let it be claimed twice."""
         self.repaired = 1
         """The epoch up to which the log says all that happened."""
+        self.entries = 0
+        """How many entries of the log were folded."""
         self._backlog = Backlog()
         self._fold_now = 0.0
         self.honoured: set[str] = set()
@@ -108,6 +110,7 @@ class Ledger:
     def apply(self, entry: wire.Entry, *, at: float) -> None:
         """Fold one entry that the broker stored at ``at`` (Unix seconds)."""
         self._fold_now = at
+        self.entries += 1
         if self.first_at is None and isinstance(entry, wire.Bound | wire.Start | wire.Report):
             self.first_at = at
         match entry:
@@ -194,7 +197,9 @@ class Ledger:
         return fence in self.closed or (fence < wire.first_fence(self.repaired) and fence not in self.fences)
 
     def _repair(self, entry: wire.Repaired) -> None:
-        """Take the log as whole: what is still without its claim never ran, and what is out does not wait."""
+        """Take the log as whole, if it has all that the verdict speaks of: what is without its claim never ran, what is out does not wait."""
+        if entry.entries >= self.entries:
+            return
         self.repaired = max(self.repaired, entry.epoch)
         self.next_fence = max(self.next_fence, wire.first_fence(self.repaired))
         self.early.clear()

@@ -48,6 +48,7 @@ _PLAIN: Final = (
         "exhausted",
         "recalled",
         "repaired",
+        "entries",
     ),
 )
 """Attributes of a ledger that stand in its state as they are."""
@@ -144,6 +145,7 @@ class State(wire.Message):
     superseded: dict[int, list[TaskSet]]
     recalled: dict[str, wire.Recalled]
     repaired: int
+    entries: int = 0
     closed: Bits
     scan: ScanState
     first_failures: tuple[StepFailure, ...]

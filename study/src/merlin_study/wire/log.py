@@ -82,7 +82,7 @@ class Report(Message):
     attempt: int
     results: tuple[Result, ...] = ()
     failures: tuple[Failure, ...] = ()
-    seconds: float = 0.0
+    seconds: float = Field(default=0.0, ge=0.0)
     samples: SampleFacts | None = None
     refused: str = ""
     final: bool = False
@@ -178,10 +178,15 @@ class Recalled(Message):
 
 
 class Repaired(Message):
-    """The operator's verdict that the log says all that workspaces record; no claim of an earlier epoch counts from here on."""
+    """The operator's verdict that the log says all that workspaces record; no claim of an earlier epoch counts from here on.
+
+    ``entries``: how many entries of the log it was judged by. Where fewer come before it, some were lost while it was on its way,
+    and it says nothing of the log that is left.
+    """
 
     kind: Literal["repaired"] = "repaired"
     epoch: int
+    entries: int = Field(default=0, ge=0)
 
 
 Entry = Bound | Start | Report | Recalled | Withdrawn | Noted | Lost | Excused | Dropped | Restarted | Repaired

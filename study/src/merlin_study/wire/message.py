@@ -15,9 +15,9 @@ MAX_TAIL: Final = 512
 
 
 class Message(BaseModel):
-    """The base of all messages: immutable, closed, strict."""
+    """The base of all messages: immutable, closed, strict; a number is one that can be counted with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def encode(self) -> bytes:
         """Return the message as JSON."""
