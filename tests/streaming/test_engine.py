@@ -330,7 +330,11 @@ study:
 
 def test_a_log_that_cannot_be_folded_holds_up_no_other_study_and_ends_no_engine(broker: Broker, plan: Plan) -> None:
     """Neither the engine that follows the log nor the next one, which reads it from its beginning; the study's user is told."""
-    odd, lanes = StudyRef("ns", "odd", "0odd-uid"), plan_of(LANES)
+    odd, sound = StudyRef("ns", "odd", "0odd-uid"), plan_of(LANES)
+    torn = sound.steps[0].model_copy(
+        update={"lane_of": (99,) * len(sound.steps[0].lane_of)}
+    )  # a plan that no compiler makes
+    lanes = sound.model_copy(update={"steps": (torn, *sound.steps[1:])})
 
     async def scenario() -> None:
         keyring = Keyring.generate()
@@ -347,9 +351,9 @@ def test_a_log_that_cannot_be_folded_holds_up_no_other_study_and_ends_no_engine(
                 subject, tasks = reporter.space.reports(odd.uid, 1000), TaskSet(first=0, width=1)
                 chunk = wire.Chunk(study=odd.uid, plan=lanes.hash, epoch=1, fence=1000, step=0, tasks=tasks, attempt=1)
                 await reporter.append(odd.uid, subject, wire.Start(agent="reporter", chunk=chunk), expected=0)
-                unheard_of = wire.Failure(task=10**9, outcome=Outcome.SOFT_FAILED, code=1, host="h", directory="/w")
+                again = wire.Result(outcome=Outcome.RETRY, code=1, tasks=tasks)
                 report = wire.Report(
-                    agent="reporter", fence=1000, serial=1, step=0, attempt=1, failures=(unheard_of,), final=True
+                    agent="reporter", fence=1000, serial=1, step=0, attempt=1, results=(again,), final=True
                 )
                 await reporter.append(odd.uid, subject, report, expected=None)
                 await until(lambda: is_told(engine))
