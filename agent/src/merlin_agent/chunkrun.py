@@ -90,7 +90,7 @@ class ChunkRun:
             raise AssertionError("adopting results for tasks that may be running; this is a bug")
         new = []
         for result in results:
-            bits = self._bits & _shifted(result.tasks, self.chunk.tasks.first)
+            bits = self._bits & result.tasks.bits_from(self.chunk.tasks.first)
             tasks = TaskSet.from_bits(self.chunk.tasks.first, bits)
             if tasks is not None:
                 self._bits &= ~bits
@@ -132,8 +132,3 @@ class ChunkRun:
         if self.stopped is None or why is Stop.CANCELLED:
             self.stopped = why
         self.left = 0
-
-
-def _shifted(tasks: TaskSet, first: int) -> int:
-    by = tasks.first - first
-    return tasks.bits << by if by >= 0 else tasks.bits >> -by
