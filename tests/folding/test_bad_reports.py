@@ -50,18 +50,7 @@ def test_a_failure_of_a_task_that_its_chunk_has_not_is_left_out(task: int) -> No
         for each in (task, chunk.tasks.first)
     )
     result = wire.Result(outcome=Outcome.SOFT_FAILED, code=1, tasks=chunk.tasks)
-    bench.apply(
-        wire.Report(
-            agent="host-1",
-            fence=chunk.fence,
-            serial=1,
-            step=chunk.step,
-            attempt=1,
-            results=(result,),
-            failures=failures,
-            final=True,
-        )
-    )
+    bench.report(chunk, (result,), failures)
     assert [failure.task for _, failure in bench.ledger.failures.first] == [chunk.tasks.first]
     assert bench.ledger.misplaced == 1
     bench.same_in_replay()

@@ -137,19 +137,13 @@ class Bench:
             wire.Result(outcome=kinds.get(code, Outcome.SOFT_FAILED), code=code, tasks=TaskSet.of(indices))
             for code, indices in by_code.items()
         )
-        self.apply(
-            wire.Report(
-                agent="host-1", fence=chunk.fence, serial=1, step=chunk.step, attempt=1, results=results, final=True
-            )
-        )
+        self.report(chunk, results)
         self.settle()
 
-    def looked(self, chunk: wire.Chunk, gone: set[tuple[int, int]]) -> None:
-        """Report a look at marks, of which these are gone."""
-        results = []
-        for index in chunk.tasks.indices():
-            outcome = Outcome.LOST if (chunk.step, index) in gone else Outcome.SUCCEEDED
-            results.append(wire.Result(outcome=outcome, code=0, tasks=TaskSet(first=index, width=1)))
+    def report(
+        self, chunk: wire.Chunk, results: tuple[wire.Result, ...], failures: tuple[wire.Failure, ...] = ()
+    ) -> None:
+        """Tell the end of a first attempt in one report."""
         self.apply(
             wire.Report(
                 agent="host-1",
@@ -157,10 +151,19 @@ class Bench:
                 serial=1,
                 step=chunk.step,
                 attempt=1,
-                results=tuple(results),
+                results=results,
+                failures=failures,
                 final=True,
             )
         )
+
+    def looked(self, chunk: wire.Chunk, gone: set[tuple[int, int]]) -> None:
+        """Report a look at marks, of which these are gone."""
+        results = []
+        for index in chunk.tasks.indices():
+            outcome = Outcome.LOST if (chunk.step, index) in gone else Outcome.SUCCEEDED
+            results.append(wire.Result(outcome=outcome, code=0, tasks=TaskSet(first=index, width=1)))
+        self.report(chunk, tuple(results))
         self.settle()
 
     def outcomes(self, step: int) -> dict[Outcome, int]:
