@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
+
 from merlin_study import wire
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
@@ -115,6 +119,23 @@ def test_what_late_claims_of_two_lost_epochs_hand_back_waits_once() -> None:
     assert waiting(fold(*log, report(newer, None), report(old, None))) == [(1, [0, 1, 2, 3])]
     done = fold(*log, report(old, Outcome.SUCCEEDED), report(newer, None))
     assert (waiting(done), done.doubled) == ([], 0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+@pytest.mark.parametrize("repaired", ["before", "after"])
+def test_a_retry_waits_once_whenever_a_late_claim_of_its_first_attempt_is_told_and_handed_back(
+    order: tuple[int, ...], repaired: str
+) -> None:
+    """A chunk of an epoch that is over was claimed and handed back while a later one ran the same tasks."""
+    old, newer = chunk(1, 0, 4), chunk(wire.first_fence(2), 0, 3)
+    entries = (start(old), report(old, None), start(newer), report(newer, Outcome.RETRY))
+    log: list[wire.Entry] = [entries[at] for at in order]
+    if repaired == "before":
+        log.insert(0, wire.Repaired(epoch=2))
+    else:
+        log.append(wire.Repaired(epoch=3))
+    waits = sorted((attempt, task) for attempt, tasks in waiting(fold(*log)) for task in tasks)
+    assert waits == [(1, 3)] * (repaired != "before") + [(2, 0), (2, 1), (2, 2)]
 
 
 def test_a_success_counts_of_whoever_claimed_the_fence_where_a_log_that_was_put_back_let_two_claim_it() -> None:

@@ -108,10 +108,14 @@ class World:
             else:
                 self.progress(fence)
         if self.zombies and self.random.random() < 0.3:
-            late = self.zombies.pop()
-            self.apply(late)
-            for index in late.results[0].tasks.indices() if late.results else ():
-                self.finish(late.step, index)
+            self.wake()
+
+    def wake(self) -> None:
+        """Somebody tells late."""
+        late = self.zombies.pop()
+        self.apply(late)
+        for index in late.results[0].tasks.indices() if late.results else ():
+            self.finish(late.step, index)
 
     def lose_the_log(self, kept: float) -> None:
         """The broker forgets all but a beginning of the log, and every verdict after it; an agent tells what the workspace records.
@@ -132,6 +136,8 @@ class World:
                 self.progress(self.random.choice(list(self.running)))
             if self.hands and self.random.random() < 0.1:
                 self.claim_in_vain(self.hands.pop())
+            if self.zombies and self.random.random() < 0.2:
+                self.wake()
         self.apply(wire.Repaired(epoch=self.epoch))
         for number, fence in list(self.ledger.fences.items()):
             if number not in self.running and fence.holder is not None:

@@ -100,11 +100,27 @@ class Backlog:
                 count += len(back)
         return count
 
-    def drop_out(self, out: Iterable[tuple[int, int, int]]) -> None:
-        """Forget the tasks that are out after all: ``out`` gives (step, first, bits) of each chunk."""
+    def drop_twice(self) -> None:
+        """Keep each task once: for its latest attempt, and of that with the most holders that were lost with it."""
+        kept: dict[int, Bitmap] = {}
+        waiting, self._heap = sorted(self._heap), []
+        for each in sorted(waiting, key=lambda each: (each.attempt, len(each.lost)), reverse=True):
+            known = kept.setdefault(each.step, Bitmap())
+            if (left := _without(each, known)) is not None:
+                heapq.heappush(self._heap, left)
+                known.add(left.tasks)
+
+    def drop_out(self, out: Iterable[tuple[int, int, int]], *, upto: int | None = None) -> None:
+        """Forget the tasks that are out after all: ``out`` gives (step, first, bits) of each chunk.
+
+        What waits for a later attempt than ``upto`` stays: that chunk was over before.
+        """
         chunks = list(out)
         waiting, self._heap = self._heap, []
         for each in waiting:
+            if upto is not None and each.attempt > upto:
+                heapq.heappush(self._heap, each)
+                continue
             bits = each.tasks.bits
             for step, first, open_bits in chunks:
                 if step == each.step:

@@ -205,6 +205,7 @@ class Ledger:
         self.early.clear()
         self.rivals = {key: chunk for key, chunk in self.rivals.items() if key[0] in self.fences}
         self.superseded.clear()
+        self._backlog.drop_twice()
         self.settle_waiting()
 
     def _catch_up(self, chunk: wire.Chunk) -> None:
@@ -213,7 +214,7 @@ class Ledger:
         The holders that it names were lost, also where the log that said so is gone.
         """
         if self.steps[chunk.step].issued.read(chunk.tasks.first, chunk.tasks.width) & chunk.tasks.bits:
-            self._backlog.drop_out([(chunk.step, chunk.tasks.first, chunk.tasks.bits)])
+            self._backlog.drop_out([(chunk.step, chunk.tasks.first, chunk.tasks.bits)], upto=chunk.attempt)
         for lost in chunk.lost:
             fence = self.fences.get(lost.fence)
             if fence is not None and fence.holder == lost.agent:
@@ -418,6 +419,7 @@ class Ledger:
 
         What was dropped since the verdict was thought of stays so; what was dropped before is not in it.
         """
+        self._drop_over()
         for each in entry.failed:
             fits = self.dag.fits(each.step, each.tasks)
             newest = entry.below - 1
@@ -450,6 +452,10 @@ class Ledger:
         lanes = self.stops.drop(entry)
         for step, lane in lanes:
             self.dag.cancel_waiting(step, lane, self._running(step))
+        self._drop_over()
+
+    def _drop_over(self) -> None:
+        """Forget of what waits the tasks that are over; one that is opened anew would be issued twice."""
         self._backlog.drop([step.final for step in self.steps])
 
     def _running(self, step: int) -> Bitmap:
@@ -491,6 +497,7 @@ class Ledger:
     def _restart(self, entry: wire.Restarted) -> None:
         """Open a new generation of the tasks that a restart names."""
         self.stops.restart()
+        self._drop_over()
         again = self.dag.reopen(entry)
         self.scan.settle(entry)
         if entry.scan:
