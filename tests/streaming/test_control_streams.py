@@ -7,12 +7,14 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator
 
+import nats
 import pytest
 
 from merlin_operator.board import Submission
 from merlin_operator.control import Switches
 from merlin_operator.core import EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.view import StudyRef
 from merlin_study import wire
 from merlin_study.plan import Plan
 from merlin_study.seal import Keyring
@@ -162,13 +164,13 @@ def test_a_restart_runs_the_named_tasks_once_more_and_an_older_one_nothing(broke
     asyncio.run(scenario())
 
 
-async def left_of(engine: Engine) -> set[str]:
+async def left_of(engine: Engine, uid: str = REF.uid) -> set[str]:
     """The subjects under which the broker holds something of the study."""
     space = engine.space
     filters = {
-        space.task_stream: (space.chunks_of(REF.uid), space.cursor(REF.uid)),
-        space.report_stream: (space.reports_of(REF.uid),),
-        space.control_stream: (space.plans_of(REF.uid),),
+        space.task_stream: (space.chunks_of(uid), space.cursor(uid)),
+        space.report_stream: (space.reports_of(uid),),
+        space.control_stream: (space.plans_of(uid),),
     }
     return {
         subject
@@ -197,6 +199,58 @@ def test_what_comes_after_a_study_is_gone_is_swept(broker: Broker, plan: Plan, r
             assert await left_of(engine)
             await engine.sweep(frozenset())
             assert bool(await left_of(engine)) is retain
+
+    asyncio.run(scenario())
+
+
+def test_what_was_stored_while_nobody_looked_is_swept_and_nothing_else(broker: Broker, plan: Plan) -> None:
+    """A plan of which nothing was issued, and a report that came after a purge. A name that would match all studies is none."""
+
+    async def scenario() -> None:
+        keyring, stays = Keyring.generate(), StudyRef("ns", "stays", "stays")
+        config = EngineConfig("ns", broker.url, dict(broker.credentials), keyring)
+        async with live(Engine(config, Shown())) as engine:
+            engine.add(REF, plan)
+            engine.add(stays, plan)
+            await until(lambda: all(study.synced for study in engine.studies.values()))
+        space, client = engine.space, await nats.connect(broker.url, **broker.credentials)
+        await client.jetstream().publish(space.reports("late", 7), b"what nobody can open")
+        await client.jetstream().publish(space.reports("*", 7), b"the server takes this, too")
+        await client.close()
+        async with live(Engine(config, Shown())) as engine:
+            engine.add(stays, plan)
+            await until(lambda: engine.studies[stays.uid].synced)
+            await engine.sweep(frozenset({stays.uid}))
+            assert await left_of(engine, REF.uid)
+            assert await left_of(engine, "late")
+            await engine.sweep(frozenset({stays.uid}))
+            assert not await left_of(engine, REF.uid)
+            assert not await left_of(engine, "late")
+            assert await left_of(engine, stays.uid)
+
+    asyncio.run(scenario())
+
+
+def test_a_study_that_is_deleted_while_the_broker_is_away_is_cleaned_as_was_asked_for(
+    broker: Broker, plan: Plan
+) -> None:
+    """Its log was to stay, and stays, though its object is gone once the broker is back; nothing of it waits for agents."""
+
+    async def scenario() -> None:
+        keyring = Keyring.generate()
+        reporter = Reporter(broker, keyring, plan, samples=SAMPLES)
+        async with running(broker, keyring, plan) as (engine, shown):
+            async with reporter.working():
+                await until(lambda: shown.done > 100)
+            broker.stop()
+            assert not await engine.forget(REF, timeout=0.5, retain=True)
+            broker.restart()
+            await until(lambda: engine.knows_broker)
+            for _ in range(3):
+                await engine.sweep(frozenset())
+            assert (await word(engine)).retained
+            assert not await engine.broker.chunks(REF.uid)
+            assert await left_of(engine, REF.uid)
 
     asyncio.run(scenario())
 

@@ -46,6 +46,20 @@ def test_what_is_no_chunk_s_subject_is_refused(subject: str) -> None:
         subjects.parse_chunk(subject)
 
 
+def test_whose_a_stored_message_is_stands_in_its_subject() -> None:
+    space = subjects.Space("a.namespace")
+    stored = [
+        *(space.chunk(subjects.Route("s", "q", "n1-c1-g0-m0-w0", "bulk"), "uid", 12), space.cursor("uid")),
+        *(space.reports("uid", 12), space.verdicts("uid"), space.child("uid", "k"), space.born("uid", "k")),
+        *(space.plan("uid", "h"), space.file("uid", "h"), space.kept("uid", "h")),
+        *(space.family("uid"), space.snapshot("uid"), space.finale("uid")),
+    ]
+    assert {subjects.study_of(subject) for subject in stored} == {"uid"}
+    assert not any(map(subjects.study_of, (space.origin, space.rollcall, f"{space.all_chunks[:-1]}x", "a")))
+    assert subjects.is_literal("7d1c6a1e-0000-4000-8000-000000000000")
+    assert not any(map(subjects.is_literal, ("*", ">", "a*", "a.b", "", "a b", "ä")))
+
+
 def test_an_envelope_opens_where_it_belongs() -> None:
     ring = seal.Keyring.generate()
     envelope = ring.seal(b"payload", scope="study", context="subject")

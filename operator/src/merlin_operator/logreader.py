@@ -146,7 +146,7 @@ class LogReader:
     def _take(self, stored: Stored) -> None:
         uid, _ = subjects.parse_report(stored.subject)
         study = self.core.studies.get(uid)
-        if study is None:
+        if study is None and subjects.is_literal(uid):
             self.core.strays.add(uid)
         if study is None or study.ledger is None:
             return

@@ -22,9 +22,15 @@ class Remover:
     def __init__(self, core: Core, turn: asyncio.Lock) -> None:
         self.core, self._turn = core, turn
         self._gone_before: frozenset[str] = frozenset()
+        self._owed: dict[str, bool] = {}
+        """Studies that could not be cleaned in time, and whether their log is to stay."""
+        self._retained: set[str] = set()
+        """Studies that are gone and whose log is to stay, as far as that was asked for."""
+        self._connection = -1
+        """The connection on which all that the broker holds was looked through."""
 
     async def remove(self, uid: str, *, timeout: float, retain: bool = False) -> bool:  # noqa: ASYNC109 several requests
-        """Clean up as soon as the broker is there; False where that took longer than ``timeout`` seconds.
+        """Clean up as soon as the broker is there; False where that took longer than ``timeout`` seconds: a `sweep` does it then.
 
         With ``retain`` agents stop, and nothing waits any more; plan and log stay.
         """
@@ -35,6 +41,7 @@ class Remover:
                         break
                     await asyncio.sleep(0.5)
         except TimeoutError:
+            self._owed[uid] = retain
             return False
         return True
 
@@ -50,23 +57,53 @@ class Remover:
     async def sweep(self, live: frozenset[str]) -> None:
         """Clean what the broker holds of studies that are gone; call it with the uids of those that there are.
 
-        What was deleted while the broker was away, and reports that came after a purge. A study counts as gone when it is
-        in no list and not known to the engine at two calls in turn.
+        What could not be cleaned while the broker was away, reports that came after a purge, and plans of which nothing was issued. A
+        study counts as gone when it is in no list and not known to the engine at two calls in turn.
+
+        Raises:
+            Outage: the broker did not answer; what is left is cleaned at a later call.
         """
-        core, space = self.core, self.core.space
-        there = {
-            subject.rpartition(".")[2] for subject in await core.broker.subjects(space.task_stream, space.all_cursors)
-        }
-        for subject in await core.broker.subjects(space.report_stream, space.all_verdicts):
-            there.add(subjects.parse_report(subject)[0])
-        gone = (there | core.strays) - live - core.studies.keys()
+        core = self.core
+        for uid, retain in list(self._owed.items()):
+            async with self._turn:
+                await self._clean(uid, retain=retain)
+            del self._owed[uid]
+        core.strays |= await self._held()
+        core.strays -= core.studies.keys() | self._retained
+        gone = core.strays - live
         for uid in sorted(gone & self._gone_before):
-            if not await self._is_retained(uid):
-                log.info("cleaning what is left of a study that is gone uid=%s", uid)
+            if await self._is_retained(uid):
+                self._retained.add(uid)
+                continue
+            log.info("cleaning what is left of a study that is gone uid=%s", uid)
+            core.strays.discard(uid)  # whatever comes of it from here on makes it one again
+            try:
                 async with self._turn:
                     await self._clean(uid, retain=False)
-        core.strays -= self._gone_before | core.studies.keys()
+            except Outage:
+                core.strays.add(uid)
+                raise
         self._gone_before = frozenset(gone)
+
+    async def _held(self) -> set[str]:
+        """Return the studies of which the broker holds something: those that it may be seen of at little cost, but all on each new connection.
+
+        As long as that one lives, whatever is stored late passes the log reader; before it, anything may have been stored unseen.
+        """
+        core, space = self.core, self.core.space
+        places = [(space.task_stream, space.all_cursors), (space.report_stream, space.all_verdicts)]
+        connection = core.broker.reconnects
+        if is_new := connection != self._connection:
+            places = [(space.task_stream, space.all_chunks), (space.task_stream, space.all_cursors)]
+            places += [(space.report_stream, space.all_reports)]
+            places += [(space.control_stream, each) for each in space.all_of_studies]
+        found: set[str] = set()
+        for stream, matching in places:
+            async for page in core.broker.subject_pages(stream, matching):
+                found.update(map(subjects.study_of, page))
+        if is_new:
+            self._connection = connection
+        return set(filter(subjects.is_literal, found))
 
     async def _is_retained(self, uid: str) -> bool:
         stored = await self.core.broker.last(self.core.space.control_stream, self.core.space.control(uid))

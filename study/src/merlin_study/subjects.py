@@ -34,6 +34,7 @@ ORDER: Final = "order-"
 
 _EMPTY: Final = "="
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]")
+_LITERAL: Final = re.compile(r"[A-Za-z0-9_=-]+")
 _ESCAPED: Final = re.compile(r"=([0-9A-F]{2})")
 
 
@@ -53,6 +54,11 @@ def unescape(token: str) -> str:
         return ""
     raw = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), token)
     return raw.encode("latin-1").decode()
+
+
+def is_literal(token: str) -> bool:
+    """Whether a token that somebody else chose stands for itself alone: nats-server stores ``*`` and ``>`` in subjects as they come."""
+    return _LITERAL.fullmatch(token) is not None
 
 
 def inbox(user: str) -> str:
@@ -216,6 +222,12 @@ class Space:
         return f"{ROOT}.{self._token}.control.quarantines"
 
     @property
+    def all_of_studies(self) -> tuple[str, ...]:
+        """The filters for the last values that belong to a study, but the words on studies, which outlive these."""
+        kinds = ("plan.*.>", "file.*.>", "born.*.*", "family.*", "snapshot.*", "kept.*.>", "finale.*")
+        return tuple(f"{ROOT}.{self._token}.control.{each}" for each in kinds)
+
+    @property
     def all_control(self) -> str:
         """The filter for every last value of the namespace."""
         return f"{ROOT}.{self._token}.control.>"
@@ -254,6 +266,13 @@ class Route:
     def consumer(self) -> str:
         """A short, stable name for the route's consumer (NATS advises fewer than 32 characters)."""
         return "r" + hashlib.sha256(self.token.encode()).hexdigest()[:24]
+
+
+def study_of(subject: str) -> str:
+    """Return the uid of the study that a chunk, a cursor, a log entry or one of `Space.all_of_studies` belongs to; empty for other subjects."""
+    tokens = subject.split(".")
+    at = {"task": 9, "cursor": 4, "report": 4, "control": 5}.get(tokens[3] if len(tokens) > 3 else "", len(tokens))
+    return tokens[at] if at < len(tokens) else ""
 
 
 def parse_chunks(filter_subject: str) -> Route:

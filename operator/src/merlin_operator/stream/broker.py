@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from nats.aio.msg import Msg
-from nats.js import api
+from nats.js import JetStreamContext, api
 
 from merlin_operator.load import BrokerLoad
 from merlin_operator.stream import batch, configuration, fullness
@@ -121,8 +122,20 @@ class Broker(Connection):
 
     async def subjects(self, stream: str, filter_subject: str) -> set[str]:
         """Return the subjects of a stream's messages that match."""
-        info = await self.ask(lambda js: js.stream_info(stream, subjects_filter=filter_subject))
-        return set(info.state.subjects or {})
+        return {subject async for page in self.subject_pages(stream, filter_subject) for subject in page}
+
+    async def subject_pages(self, stream: str, filter_subject: str) -> AsyncGenerator[set[str], None]:
+        """Yield the subjects of a stream's messages that match, as many at once as the server tells: 100,000."""
+        told = 0
+        while True:
+            asked = json.dumps({"subjects_filter": filter_subject, "offset": told}).encode()
+            name = f"STREAM.INFO.{stream}"
+            info = await self.ask(functools.partial(_api, name=name, asked=asked))
+            page = set(info["state"].get("subjects") or ())
+            yield page
+            told += len(page)
+            if not page or told >= int(info.get("total") or 0):
+                return
 
     async def chunks(self, study: str) -> list[Stored]:
         """Return the chunks of a study that wait in the task stream."""
@@ -187,6 +200,13 @@ class Broker(Connection):
         """Publish an empty message that nothing stores."""
         with contextlib.suppress(*OUTAGES):
             await self.client().publish(subject, b"")
+
+
+async def _api(js: JetStreamContext, *, name: str, asked: bytes) -> dict[str, Any]:
+    """Ask the server what nats-py has no method for."""
+    timeout, prefix = js._timeout, js._prefix  # noqa: SLF001 as its own methods do
+    answer: dict[str, Any] = await js._api_request(f"{prefix}.{name}", asked, timeout=timeout)  # noqa: SLF001
+    return answer
 
 
 def _stored(message: api.RawStreamMsg) -> Stored:
