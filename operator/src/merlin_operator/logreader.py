@@ -17,7 +17,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from merlin_operator import doubt
+from merlin_operator import doubt, setbacks
 from merlin_operator.births import Births
 from merlin_operator.contents import Contents
 from merlin_operator.core import Core
@@ -37,6 +37,9 @@ LOOK_EVERY: Final = 5.0
 REMEMBERED: Final = 64
 """Studies whose newest entries are remembered, to find out whether the log is the one that it was: some may be deleted meanwhile."""
 
+_LOOK_AT_BROKER: Final = "see the broker's own log, and its limits for consumers and memory"
+_REPORT_IT: Final = "this is a bug, please report it"
+
 
 class LogReader:
     """Feeds the ledgers of all studies; see the module."""
@@ -50,6 +53,7 @@ class LogReader:
         self._newest: dict[str, tuple[int, int]] = {}
         """By study, the newest entry that is known: its sequence and hash; of the studies with the newest ones, the latest last."""
         self._ground = Ground(core)
+        self._setbacks = setbacks.Setbacks()
 
     async def connected(self) -> None:
         """Find out from where to follow on a new connection, before any study is synced.
@@ -128,7 +132,7 @@ class LogReader:
             if not self.knows_broker:
                 await asyncio.sleep(0.05)
                 continue
-            connection = self._known
+            connection, began_at = self._known, self._read_from
             try:
                 async with aclosing(core.broker.read_log(core.space.all_reports, start=self._read_from)) as entries:
                     async for stored in entries:
@@ -137,11 +141,31 @@ class LogReader:
                         self._read_from = stored.sequence + 1
                         self._note(stored)
                         self._take(stored)
-            except Outage as error:
-                log.info("log reader starts again error=%s", error)
-            except Exception:  # of the broker's API, or of a ledger, whose study is read anew: the reader is made anew
-                log.exception("log reader failed and starts again")
-            await asyncio.sleep(0.2)
+                pause = setbacks.FIRST
+            except Exception as error:  # noqa: BLE001 of the broker's API, or of a ledger, whose study is read anew: the reader is made anew
+                pause = self._set_back(error, connection, got_on=self._read_from != began_at)
+            until = time.monotonic() + pause
+            while connection == core.broker.reconnects and (left := until - time.monotonic()) > 0:  # noqa: ASYNC110 a count
+                await asyncio.sleep(min(left, setbacks.FIRST))  # a new connection is tried at once
+
+    def _set_back(self, error: Exception, connection: int, *, got_on: bool) -> float:
+        """Tell why the log is not followed, where that is news; return the seconds to wait until it is tried again."""
+        is_outage = isinstance(error, Outage)
+        if is_outage and (connection != self.core.broker.reconnects or not self.core.broker.connected):
+            log.info("log reader starts again error=%s", error)  # that the connection is gone is told elsewhere
+            return setbacks.FIRST
+        pause, is_told = self._setbacks.add(f"{type(error).__name__}: {error}", time.monotonic(), got_on=got_on)
+        if is_told:
+            log.log(
+                logging.WARNING if is_outage else logging.ERROR,
+                "stream %s: expected to follow it from sequence %d, found: %s: %s; until that works no result reaches its study; %s; "
+                "it is tried again at most every %g s, and told again after %g",
+                *(self.core.space.report_stream, self._read_from, type(error).__name__, error),
+                _LOOK_AT_BROKER if is_outage else _REPORT_IT,
+                *(setbacks.LONGEST, setbacks.TOLD_AGAIN),
+                exc_info=None if is_outage else error,
+            )
+        return pause
 
     def _take(self, stored: Stored) -> None:
         uid, _ = subjects.parse_report(stored.subject)
