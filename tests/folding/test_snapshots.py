@@ -48,13 +48,13 @@ def test_a_snapshot_knows_all_that_a_ledger_does() -> None:
     """Who gives a ledger another attribute has to say here that its snapshot has it."""
     ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
     kept = set(snapshot.State.model_fields) - {"version", "samples", "steps", "waiting"}
-    parts = {"failures", "runtimes", "stops"}
+    parts = {"failures", "late", "runtimes", "stops"}
     assert set(vars(ledger.failures)) == {"first", "last"}
     kept -= {"first_failures", "last_failures"}
-    for part in (ledger.runtimes, ledger.stops):
-        assert set(vars(part)) - {"_plan"} <= kept
+    for part in (ledger.late, ledger.runtimes, ledger.stops):
+        assert set(vars(part)) - {"_plan", "early", "rivals"} <= kept
         kept -= set(vars(part))
-    assert set(vars(ledger)) == kept | parts | {"plan", "dag", "_backlog", "_fold_now", "early", "rivals"}
+    assert set(vars(ledger)) == kept | parts | {"plan", "dag", "_backlog", "_fold_now"}
     bitmaps = {"ready", "issued", "out", "final", "succeeded", "blocked", "fresh"}
     assert set(StepTasks.__slots__) == bitmaps | {"total", "hint", "hints", "ended", "outcomes", "combination_done"}
 

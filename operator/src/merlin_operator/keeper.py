@@ -81,7 +81,7 @@ class Keeper:
             return False
         if not self._keeps_kin and (study.children or study.orders):
             return False
-        if study.broken or (study.ledger is not None and (study.ledger.early or study.ledger.rivals)):
+        if study.broken or (study.ledger is not None and study.ledger.late.fleeting):
             return False  # what is told anew is told again, should we die
         ended, took = self._took.get(study.ref.uid, (0.0, 0.0))
         return now - ended > SHARE * took

@@ -1,7 +1,7 @@
 """A ledger as something to keep: a state in strict models, and beside it the blocks of bits, each named by its content.
 
 `freeze` and `thaw` are inverse, but for reports whose claim is not told yet and claims of one fence by several agents
-(`Ledger.early`, `Ledger.rivals`), so none is kept then: a ledger that is thawed answers everything as the frozen one would, so it may stand for the log
+(`Late.fleeting`), so none is kept then: a ledger that is thawed answers everything as the frozen one would, so it may stand for the log
 up to the entry that was folded last. Blocks are immutable, because their name is their digest: a new snapshot adds those that
 changed, and an old one stays whole until nobody names its blocks any more. Blocks of equal bits are kept once, and a block
 whose every bit is set is a number in the state.
@@ -20,6 +20,7 @@ from merlin_study.backlog import Waiting
 from merlin_study.bitmap import Bitmap
 from merlin_study.failures import KEPT_FAILURES
 from merlin_study.fence import Fence
+from merlin_study.late import Late
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.plan import Plan
@@ -46,12 +47,11 @@ _PLAIN: Final = (
     *(
         "noted",
         "exhausted",
-        "recalled",
-        "repaired",
         "entries",
     ),
 )
 """Attributes of a ledger that stand in its state as they are."""
+_LATE: Final = ("recalled", "repaired")
 _RUNTIMES: Final = ("seconds", "tried")
 _STOPS: Final = ("kill_below", "cancelled", "drop_below", "hard_failed", "stop_asked")
 
@@ -219,8 +219,10 @@ def freeze(ledger: Ledger, *, known: set[str] | frozenset[str] = frozenset()) ->
             )
             for number, each in enumerate(ledger.waiting())
         ),
-        lost_serials=tuple(LostState(chunk=chunk, serial=serial) for chunk, serial in ledger.lost_serials.values()),
-        superseded={fence: list(tasks) for fence, tasks in ledger.superseded.items()},
+        lost_serials=tuple(
+            LostState(chunk=chunk, serial=serial) for chunk, serial in ledger.late.lost_serials.values()
+        ),
+        superseded={fence: list(tasks) for fence, tasks in ledger.late.superseded.items()},
         closed=bits(ledger.closed),
         scan=ScanState(
             left=tuple(map(bits, ledger.scan.left)),
@@ -236,9 +238,9 @@ def freeze(ledger: Ledger, *, known: set[str] | frozenset[str] = frozenset()) ->
     return state, blocks
 
 
-def _plain(ledger: Ledger) -> tuple[tuple[Ledger | Runtimes | Stops, tuple[str, ...]], ...]:
+def _plain(ledger: Ledger) -> tuple[tuple[Ledger | Late | Runtimes | Stops, tuple[str, ...]], ...]:
     """Return who has the attributes that stand in a state as they are."""
-    return (ledger, _PLAIN), (ledger.runtimes, _RUNTIMES), (ledger.stops, _STOPS)
+    return (ledger, _PLAIN), (ledger.late, _LATE), (ledger.runtimes, _RUNTIMES), (ledger.stops, _STOPS)
 
 
 def _freeze_step(step: StepTasks, bits: Callable[[Bitmap], Bits]) -> StepState:
@@ -284,10 +286,10 @@ def thaw(plan: Plan, state: State, blocks: Mapping[str, bytes]) -> Ledger:
     for each in state.waiting:
         ledger.put_back(Waiting(each.due, each.number, each.step, each.tasks, each.attempt, each.restart, each.lost))
     ledger.count_on(len(state.waiting))
-    ledger.lost_serials = {each.chunk.fence: (each.chunk, each.serial) for each in state.lost_serials}
+    ledger.late.lost_serials = {each.chunk.fence: (each.chunk, each.serial) for each in state.lost_serials}
     ledger.failures.first = [(each.step, each.failure) for each in state.first_failures]
     ledger.failures.last = deque(((each.step, each.failure) for each in state.last_failures), maxlen=KEPT_FAILURES)
-    ledger.superseded = {fence: list(tasks) for fence, tasks in state.superseded.items()}
+    ledger.late.superseded = {fence: list(tasks) for fence, tasks in state.superseded.items()}
     ledger.honoured, ledger.stops.dropped_queues = set(state.honoured), set(state.dropped_queues)
     for owner, names in _plain(ledger):
         for name in names:
