@@ -10,6 +10,7 @@ from merlin_study.geometry import MAX_TASKS
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
 from merlin_study.taskset import MAX_WIDTH, TaskSet
+from merlin_study.told import COUNTS
 from tests.folding.studies import plan_of
 from tests.folding.test_control import LANES, Bench, asking
 
@@ -90,6 +91,58 @@ def test_nor_are_samples_believed_that_a_lost_agent_or_a_claim_tells_of() -> Non
     assert not ledger.failures.first
     ledger.apply(counting(chunk, 3, serial=2), at=4.0)
     assert ledger.geometry.samples == 3
+
+
+def test_samples_that_are_counted_without_a_number_are_counted_again_but_not_without_end() -> None:
+    """An agent that never tells it is not asked for ever; the failure says what was expected and what was found."""
+    bench = Bench(plan_of(SAMPLED))
+    for attempt in range(1, COUNTS + 1):
+        assert not bench.ledger.finished
+        (chunk,) = bench.issue()
+        assert chunk.attempt == attempt
+        bench.start(chunk)
+        bench.apply(counting(chunk, 3).model_copy(update={"samples": None, "attempt": attempt}))
+        bench.now += 60
+    assert bench.ledger.finished
+    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.FAILED: 1}, {}, {Outcome.CANCELLED: 1}]
+    ((_, failure),) = bench.ledger.failures.first
+    assert (failure.outcome, failure.host) == (Outcome.FAILED, "host-1")
+    assert f"expected their number with its success, found none at attempt {COUNTS}" in failure.tail
+    bench.same_in_replay()
+    bench.switch(restart=asking("1"))
+    (again,) = bench.issue()
+    bench.start(again)
+    bench.apply(counting(again, 3))
+    bench.run_all()
+    assert bench.ledger.finished
+    bench.same_in_replay()
+
+
+TWO = """
+description: {name: n, description: d}
+merlin: {samples: {file: s.csv, column_labels: [S]}}
+study:
+- {name: other, description: d, run: {cmd: ls}}
+- {name: a, description: d, run: {cmd: echo $(S)}}
+"""
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["from its holder", "late"])
+def test_only_the_step_that_measures_the_samples_tells_how_many_there_are(lost: bool) -> None:  # noqa: FBT001
+    """Or any step's agent could size all the others."""
+    bench = Bench(plan_of(TWO))
+    counts, other = bench.issue()
+    assert [bench.plan.steps[each.step].name for each in (counts, other)] == ["merlin_info", "other"]
+    for each in (counts, other):
+        bench.start(each)
+    if lost:
+        bench.apply(wire.Lost(fence=other.fence, agent="host-1"))
+    bench.apply(counting(other, 7).model_copy(update={"step": other.step}))
+    assert (bench.ledger.misplaced, bench.ledger.facts, bench.ledger.geometry.samples) == (1, None, 0)
+    assert bench.outcomes(other.step) == {Outcome.SUCCEEDED: 1}
+    bench.apply(counting(counts, 3))
+    assert (bench.ledger.facts, bench.ledger.geometry.samples) == (counting(counts, 3).samples, 3)
+    bench.same_in_replay()
 
 
 @pytest.mark.parametrize("width", [MAX_WIDTH + 1, 10**18])

@@ -151,7 +151,7 @@ def test_samples_made_but_not_measured_are_made_again() -> None:
     assert not ledger.finished
     waiting = ledger.due(101.0)
     assert waiting is not None
-    assert (waiting.step, waiting.attempt) == (0, 1)
+    assert (waiting.step, waiting.attempt) == (0, 2)
 
 
 def test_a_loss_spends_nothing_of_the_budget() -> None:

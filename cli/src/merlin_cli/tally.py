@@ -107,7 +107,8 @@ class Tally:
         if report.step >= len(self.steps):
             self.damaged += 1
             return
-        self.samples = self.samples or report.samples
+        if report.step == self.plan.info_step:
+            self.samples = self.samples or report.samples
         planned, step = self.plan.steps[report.step], self.steps[report.step]
         lanes = Geometry(self.plan, self.samples.count if self.samples is not None else 0)
 
@@ -156,9 +157,11 @@ class Tally:
 
     def ledger(self) -> Ledger:
         """Return what follows from it for tasks that never ran: tell a ledger all final outcomes, as if each were a chunk of its own."""
-        ledger = Ledger(self.plan)
+        ledger, samples = Ledger(self.plan), self.samples.count if self.samples is not None else 0
         for fence, (step, tasks, (outcome, code)) in enumerate(self._outcomes(), start=1):
-            chunk = wire.Chunk(study="", plan="", epoch=0, fence=fence, step=step, tasks=tasks, attempt=1)
+            chunk = wire.Chunk(
+                study="", plan="", epoch=0, fence=fence, step=step, tasks=tasks, attempt=1, samples=samples
+            )
             report = wire.Report(
                 agent="",
                 fence=fence,
@@ -166,7 +169,6 @@ class Tally:
                 step=step,
                 attempt=1,
                 results=(wire.Result(outcome=outcome, code=code, tasks=tasks),),
-                samples=self.samples if fence == 1 else None,
                 final=True,
             )
             ledger.apply(wire.Start(agent="", chunk=chunk), at=0.0)
@@ -174,7 +176,7 @@ class Tally:
         return ledger
 
     def _outcomes(self) -> Iterator[tuple[int, TaskSet, Ending]]:
-        """All final outcomes, in the order of the steps: the first one, which measures the samples, comes first."""
+        """All final outcomes, in the order of the steps."""
         for index, step in enumerate(self.steps):
             for ending, tasks in step.over.items():
                 yield from ((index, part, ending) for part in tasks.sets())

@@ -60,7 +60,8 @@ def recorded(study: str, plan: Plan, told: Iterable[outcomelog.Entry | generatio
         report = each.report
         if report is None or each.study != study or report.step >= len(past.done):
             continue
-        past.facts = report.samples or past.facts
+        if report.step == plan.info_step:
+            past.facts = report.samples or past.facts
         for result in report.results:
             if result.outcome is Outcome.SUCCEEDED:
                 past.done[report.step].add(result.tasks)
@@ -91,6 +92,6 @@ def entries(study: str, plan: Plan, past: Past) -> Iterator[wire.Start | wire.Re
                 step=step,
                 attempt=1,
                 results=(wire.Result(outcome=Outcome.SUCCEEDED, code=0, tasks=found),),
-                samples=facts if step == 0 else None,
+                samples=facts if step == plan.info_step else None,
                 final=True,
             )

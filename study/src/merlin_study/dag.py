@@ -12,7 +12,7 @@ from merlin_study import reopen, wire
 from merlin_study.bitmap import Bitmap
 from merlin_study.geometry import Geometry
 from merlin_study.outcome import Outcome, releases_dependants
-from merlin_study.plan import IMPLICIT, INFO_STEP, Plan
+from merlin_study.plan import IMPLICIT, Plan
 from merlin_study.readiness import Readiness, Span
 from merlin_study.steptasks import StepTasks
 from merlin_study.taskset import TaskSet
@@ -29,7 +29,7 @@ class Dag:
             StepTasks(self.geometry.total(i) if self.geometry.known(i) else None) for i in range(len(plan.steps))
         ]
         self._readiness = Readiness(self.geometry, self.steps)
-        self._info = next((at for at, planned in enumerate(plan.steps) if planned.name == INFO_STEP), -1)
+        self._info = plan.info_step
         self.downstream = frozenset(
             at
             for at, planned in enumerate(plan.steps)
@@ -46,9 +46,13 @@ class Dag:
         total = self.steps[step].total if step < len(self.steps) else None
         return total is not None and tasks.end <= total
 
+    def measures(self, step: int) -> bool:
+        """Whether a step is the one that makes and measures the samples."""
+        return step == self._info
+
     def unmeasured(self, step: int) -> bool:
         """Whether a step is the one that measures the samples, and nobody has told yet how many there are."""
-        return step == self._info and not self.geometry.samples
+        return self.measures(step) and not self.geometry.samples
 
     def finish(self, step: int, tasks: TaskSet, outcome: Outcome, *, code: int | None = None) -> TaskSet | None:
         """Record a final outcome, and what follows from it; return those of ``tasks`` that had none yet.

@@ -14,6 +14,8 @@ from merlin_study.taskset import TaskSet
 
 KEPT_FAILURES: Final = 5
 """First and last failures that are kept in full."""
+UNCOUNTED: Final = 1
+"""The exit code of a task that counted samples and did not come to a number."""
 
 
 class Failures:
@@ -37,10 +39,10 @@ class Failures:
         self.keep(step, _told(tasks, Outcome.SOFT_FAILED, -signal.SIGKILL, agents[-1], tail))
         return -signal.SIGKILL
 
-    def keep_miscounted(self, step: int, tasks: TaskSet, agent: str, why: str) -> int:
-        """Keep the failure of the task that counted samples to a number that can't be; return its exit code."""
-        self.keep(step, _told(tasks, Outcome.FAILED, 1, agent, f"{agent} told of samples that can't be: {why}"))
-        return 1
+    def keep_uncounted(self, step: int, tasks: TaskSet, agent: str, why: str) -> None:
+        """Keep the failure of the task that counted samples and told no number of them that can be; ``why`` says what was wrong."""
+        said = f"{agent} counted the samples: {why}"
+        self.keep(step, _told(tasks, Outcome.FAILED, UNCOUNTED, agent, said))
 
     def forget(self, again: Sequence[Bitmap]) -> None:
         """Drop those of tasks that run ``again``, a bitmap per step."""

@@ -166,6 +166,11 @@ class Plan(_Model):
         return hashlib.sha256(self.to_json()).hexdigest()
 
     @cached_property
+    def info_step(self) -> int:
+        """Which step makes and measures the samples (`INFO_STEP`); -1 where none has to."""
+        return next((at for at, planned in enumerate(self.steps) if planned.name == INFO_STEP), -1)
+
+    @cached_property
     def wants(self) -> frozenset[tuple[str, str]]:
         """The queues and shapes of all steps."""
         return frozenset((lane.queue, lane.shape) for step in self.steps for lane in step.lanes)

@@ -11,6 +11,7 @@ from typing import Final
 
 from merlin_study import wire
 from merlin_study.bitmap import Bitmap
+from merlin_study.failures import UNCOUNTED
 from merlin_study.fence import Fence
 from merlin_study.geometry import Geometry
 from merlin_study.outcome import FINAL, Outcome, after_budget
@@ -21,6 +22,9 @@ from merlin_study.verdicts import Judged
 REFUSED_DELAY: Final = 2.0
 """Seconds before a chunk is issued again that an agent took only to say that it can't run it: two such agents would pass
 it to and fro at full speed."""
+COUNTS: Final = 3
+"""Tries of the step that measures the samples after which one that succeeds without their number has failed. That step has no retries
+of its own."""
 
 
 class Told(Judged):
@@ -65,8 +69,9 @@ class Told(Judged):
         if not fence.note(report.serial):
             self.redundant += 1
             return
-        if why := self._learn(fence.chunk, report.samples):
-            report = self._miscounted(fence.chunk, report, why)
+        why = self._learn(fence.chunk, report.samples)
+        if self.dag.unmeasured(fence.chunk.step):
+            report = self._uncounted(fence.chunk, report, why)
         step = fence.chunk.step
         self._note_failures(fence.chunk, report)
         self._note_felled(fence, report)
@@ -149,7 +154,7 @@ class Told(Judged):
         if not self.is_dropped(chunk):  # else a verdict has dealt with that chunk's time already
             self.stops.note_code(result.code, queue=self.lane(chunk).queue, at=at)
         if outcome is Outcome.SUCCEEDED and self.dag.unmeasured(chunk.step):
-            self._wait(chunk, tasks, at, attempt=chunk.attempt, restart=chunk.restart, lost=chunk.lost)
+            self._wait(chunk, tasks, at + self.lane(chunk).retry_delay, attempt=chunk.attempt + 1, restart=False)
             return
         if outcome in FINAL:
             fresh = self.dag.finish(chunk.step, tasks, outcome, code=result.code)
@@ -178,21 +183,28 @@ class Told(Judged):
     # How many samples there are
 
     def _learn(self, chunk: wire.Chunk, facts: wire.SampleFacts | None) -> str:
-        """Learn how many samples there are; say why there can't be so many, which is not believed then."""
-        why = Geometry(self.plan, facts.count).refusal() if facts is not None else ""
-        if why:
+        """Learn how many samples there are from the step that measures them; say why there can't be so many, which is not believed then."""
+        if facts is None:
+            return ""
+        measures = self.dag.measures(chunk.step)
+        why = Geometry(self.plan, facts.count).refusal() if measures else ""
+        if why or not measures:
             self.misplaced += 1
-        elif facts is not None:
+        else:
             self._measure(chunk, facts)
         return why
 
-    def _miscounted(self, chunk: wire.Chunk, report: wire.Report, why: str) -> wire.Report:
-        """Return a report without the success of counting samples to a number that can't be: that failed."""
+    def _uncounted(self, chunk: wire.Chunk, report: wire.Report, why: str) -> wire.Report:
+        """Return a report without the success of counting samples that it gives no number of.
+
+        To a number that can't be, which ``why`` says, or at the last try to none: that failed. Else it is tried again.
+        """
         counted = [each.tasks for each in report.results if each.outcome is Outcome.SUCCEEDED]
-        if not counted or not self.dag.unmeasured(chunk.step):
+        if not counted or (not why and chunk.attempt < COUNTS):
             return report
-        code = self.failures.keep_miscounted(chunk.step, chunk.tasks, report.agent, why)
-        failed = tuple(wire.Result(outcome=Outcome.FAILED, code=code, tasks=tasks) for tasks in counted)
+        why = why or f"expected their number with its success, found none at attempt {chunk.attempt}, the last one"
+        self.failures.keep_uncounted(chunk.step, chunk.tasks, report.agent, why)
+        failed = tuple(wire.Result(outcome=Outcome.FAILED, code=UNCOUNTED, tasks=tasks) for tasks in counted)
         others = tuple(each for each in report.results if each.outcome is not Outcome.SUCCEEDED)
         return report.model_copy(update={"results": (*failed, *others)})
 
