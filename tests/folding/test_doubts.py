@@ -8,7 +8,7 @@ import pytest
 
 from merlin_agent.retell import AT_ONCE, Line, together
 from merlin_operator.core import Core, EngineConfig
-from merlin_operator.doubt import Past, complaint, known_fences, sites_to_ask, unaccounted
+from merlin_operator.doubt import Past, complaint, known_fences, sites_to_ask, unaccounted, words
 from merlin_operator.repair import PATIENCE, Repairer
 from merlin_operator.study import Study
 from merlin_operator.verdicts import Judge
@@ -92,12 +92,12 @@ def test_a_missing_workspace_is_believed_only_of_a_study_that_never_began(
     ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
     for each in words:
         ledger.apply(each, at=0)
-    assert sites_to_ask(ledger, EPOCH, past, site=site, live=["here", "there"]) == asked
+    assert sites_to_ask(ledger, EPOCH, past, reading="", site=site, live=["here", "there"]) == asked
 
 
 def test_a_study_that_waits_says_for_what() -> None:
     assert sites_to_ask(
-        Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml())), 2, Past(), site=ANY_SITE, live=[]
+        Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml())), 2, Past(), reading="", site=ANY_SITE, live=[]
     ) == [ANY_SITE]
     assert "of site here has to read that in the workspace /ws/study: start one" in complaint(BEGUN, "here", [])
     assert "agent a sees no workspace /ws/study" in complaint(BEGUN, "here", ["b", "a"])
@@ -139,14 +139,42 @@ def test_what_cannot_be_read_is_no_missing_workspace() -> None:
     ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
     ledger.apply(UNREAD, at=0)
     ledger.apply(word("here", found=False), at=0)  # another agent, which sees none, knows no better
-    assert sites_to_ask(ledger, EPOCH, Past(), site="here", live=["here"]) == ["here"]
-    assert sites_to_ask(ledger, EPOCH, Past(), site=ANY_SITE, live=["here"]) == ["here"]
+    assert sites_to_ask(ledger, EPOCH, Past(), reading="", site="here", live=["here"]) == ["here"]
+    assert sites_to_ask(ledger, EPOCH, Past(), reading="", site=ANY_SITE, live=["here"]) == ["here"]
     assert ledger.recalled == {"here": UNREAD}
     said = complaint(BEGUN, "here", ["b"], {"b": UNREAD.unread})
     assert said.startswith("/ws/study/merlin_info/outcomes/a.jsonl: Input/output error: ")
     assert "delete" not in said
     ledger.apply(wire.Recalled(agent="b", site="here", epoch=EPOCH, found=False), at=0)
     assert not ledger.recalled["here"].unread, "the same agent may find out more"
+
+
+def test_a_word_to_another_reader_of_the_log_is_none_to_this_one() -> None:
+    """What it speaks of may have been lost behind its back: that one is gone, and this one has never seen it."""
+
+    def asked(ledger: Ledger, *, by: str) -> list[str]:
+        return sites_to_ask(ledger, EPOCH, BEGUN, reading=by, site="here", live=["here"])
+
+    first, late = (
+        wire.Recalled(agent=agent, site="here", epoch=EPOCH, found=True, reading="first") for agent in ("a", "b")
+    )
+    ledger = Ledger(plan_of(Shape(((False, (), ()),), {}, 1).yaml()))
+    ledger.apply(first, at=0)
+    assert asked(ledger, by="first") == []
+    assert asked(ledger, by="second") == ["here"]
+    ledger.apply(late, at=0)  # asked by the first one, too
+    assert asked(ledger, by="second") == ["here"]
+    ledger.apply(UNREAD, at=0)
+    ledger.apply(first.model_copy(update={"reading": "second", "found": False}), at=0)
+    assert words(ledger, EPOCH, "second")["here"].agent == "a", "what was unread to another says nothing to this one"
+
+
+def test_a_log_that_is_read_from_its_beginning_is_another_reading() -> None:
+    study = Study(StudyRef("ns", "s", "u"), 1)
+    before = study.reading
+    study.start_over()
+    assert study.reading not in ("", before)
+    assert Study(StudyRef("ns", "s", "u"), 1).reading not in ("", before, study.reading)
 
 
 def test_an_agent_that_gets_on_with_telling_is_not_followed_by_another() -> None:

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from merlin_study import wire
 from merlin_study.ledger import Ledger
 from tests.folding.studies import Shape
 from tests.folding.test_unrolling import World, shapes
@@ -57,6 +58,37 @@ class Machine(RuleBasedStateMachine):
         """The stream is emptied or rewound, and completed from the workspace, as `merlin_operator.repair` has it."""
         self.world.lose_the_log(kept)
 
+    @rule(
+        codes=st.sampled_from([None, (0,)]),
+        step=st.integers(0, 3),
+        dependants=st.booleans(),
+    )
+    def restart(self, codes: tuple[int, ...] | None, step: int, dependants: bool) -> None:  # noqa: FBT001
+        """Somebody restarts a step: what failed of it, or what succeeded."""
+        world = self.world
+        steps = (world.first + step % len(world.naive.tasks),)
+        below = world.ledger.next_fence
+        token = f"restart:{below}:{len(world.log)}"
+        world.judge(wire.Restarted(token=token, steps=steps, codes=codes, dependants=dependants, below=below))
+
+    @precondition(lambda self: self.world.failed)
+    @rule(data=st.data())
+    def excuse(self, data: st.DataObject) -> None:
+        """Failures turn out to be their host's."""
+        world = self.world
+        failed = data.draw(st.lists(st.sampled_from(world.failed), min_size=1, max_size=4))
+        below = world.ledger.next_fence
+        token = f"excused:{below}:{len(world.log)}"
+        world.failed = [each for each in world.failed if each not in failed]
+        world.judge(wire.Excused(token=token, host="h", failed=tuple(failed), below=below))
+
+    @rule()
+    def purge(self) -> None:
+        """Somebody drops what waits."""
+        world = self.world
+        below = world.ledger.next_fence
+        world.judge(wire.Dropped(cause="purge", token=f"purge:{below}:{len(world.log)}", below=below))
+
     @rule(seconds=st.sampled_from([-3600.0, -1.0, 3600.0]))
     def step_the_clock(self, seconds: float) -> None:
         """The broker's clock is set."""
@@ -80,8 +112,8 @@ class Machine(RuleBasedStateMachine):
         world.run()
         for at, tasks in enumerate(world.naive.tasks):
             step = world.ledger.steps[at + world.first]
-            assert step.total == len(tasks)
-            assert sum(step.outcomes.values()) == len(tasks)
+            assert step.total == len(tasks) or (step.total == 0 and world.dropped), "a purge came before the samples"
+            assert sum(step.outcomes.values()) == step.total
 
 
 TestMachine = Machine.TestCase

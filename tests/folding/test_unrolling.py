@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merlin_agent.retell import Line, together
+from merlin_operator.doubt import Past, sites_to_ask
 from merlin_operator.shares import Clocks, Share
 from merlin_operator.unroll import Candidate, Capacity, next_chunks
 from merlin_study import wire
@@ -45,7 +46,7 @@ class World:
         self.log: list[tuple[wire.Entry, float]] = []
         self.recorded: list[wire.Start | wire.Report] = []
         """What agents wrote into the workspace, whatever becomes of the log."""
-        self.epoch = 1
+        self.epoch = self.readings = 1
         self.hands: list[wire.Chunk] = []
         """Chunks of earlier epochs that agents still have."""
         self.now = 1000.0
@@ -55,6 +56,13 @@ class World:
         self.over: set[Task] = set()
         self.share = Share()
         self.zombies: list[wire.Report] = []
+        self.ended: set[Task] = set()
+        """Tasks that ended with a report since a restart or an excuse named them, if one did."""
+        self.begun: set[Task] = set()
+        """Tasks that were issued, since then."""
+        self.failed: list[wire.Excuse] = []
+        self.reopened = 0
+        self.dropped = False
 
     def spelled(self, step: int, index: int) -> Task | None:
         at = step - self.first
@@ -78,7 +86,8 @@ class World:
             for index in chunk.tasks.indices():
                 task = self.spelled(chunk.step, index)
                 if task is not None:
-                    assert self.naive.parents(task) <= self.over, "issued before what it waits for was over"
+                    assert task in self.begun or self.naive.parents(task) <= self.over, "issued before its parents"
+                    self.begun.add(task)
                     assert self.naive.queue(task) == issue.route.queue, "sent to the agents of another queue"
                     assert task not in self.over, "issued again after it was over"
                 out = {**self.waiting, **{fence: run[0] for fence, run in self.running.items()}}
@@ -114,22 +123,42 @@ class World:
         """Somebody tells late."""
         late = self.zombies.pop()
         self.apply(late)
+        over = self.finals()
         for index in late.results[0].tasks.indices() if late.results else ():
-            self.finish(late.step, index)
+            if not self.reopened or self.spelled(late.step, index) in over:  # else of what runs again since
+                self.finish(late.step, index)
 
     def lose_the_log(self, kept: float) -> None:
-        """The broker forgets all but a beginning of the log, and every verdict after it; an agent tells what the workspace records.
+        """The broker forgets all but a beginning of the log, and every verdict after it; agents tell what the workspace records.
 
         Chunks that nobody has claimed may still be in agents' hands: claims of them come late, and nothing of them runs.
         """
         self.hands += self.waiting.values()
         self.waiting = {}
-        self.log = self.log[: int(len(self.log) * kept)]
         self.epoch += 1
+        self.forget(kept)
+        while sites_to_ask(
+            self.ledger, self.epoch, Past(1.0, site="s"), reading=str(self.readings), site="s", live=["s"]
+        ):
+            self.recall(str(self.readings))
+        self.apply(wire.Repaired(epoch=self.epoch, entries=len(self.log)))
+        self.over = self.finals()
+        assert self.ended <= self.over, "what ended is forgotten"
+        for number, fence in list(self.ledger.fences.items()):
+            if number not in self.running and fence.holder is not None:
+                self.apply(wire.Lost(fence=number, agent=fence.holder))
+
+    def forget(self, kept: float) -> None:
+        """The broker forgets all but a beginning of the log, and the operator is another one, that has never seen the rest."""
+        self.log = self.log[: int(len(self.log) * kept)]
         self.ledger = Ledger(self.plan)
         for entry, at in self.log:
             self.ledger.apply(entry, at=at)
         self.ledger.next_fence = wire.first_fence(self.epoch)
+        self.readings += 1
+
+    def recall(self, reading: str) -> None:
+        """An agent tells what the workspace records, whatever befalls log and operator meanwhile."""
         for entry in self.told():
             self.apply(entry)
             if self.running and self.random.random() < 0.2:
@@ -138,10 +167,33 @@ class World:
                 self.claim_in_vain(self.hands.pop())
             if self.zombies and self.random.random() < 0.2:
                 self.wake()
-        self.apply(wire.Repaired(epoch=self.epoch))
-        for number, fence in list(self.ledger.fences.items()):
-            if number not in self.running and fence.holder is not None:
-                self.apply(wire.Lost(fence=number, agent=fence.holder))
+            if self.random.random() < 0.01:
+                self.forget(self.random.random())
+        self.apply(wire.Recalled(agent="a0", site="s", epoch=self.epoch, found=True, reading=reading))
+
+    def finals(self) -> set[Task]:
+        """Return the tasks that are over as the ledger has it."""
+        found: set[Task] = set()
+        for at, tasks in enumerate(self.naive.tasks):
+            bits = self.ledger.steps[at + self.first].final.read(0, len(tasks))
+            found.update(task for index, task in enumerate(tasks) if bits >> index & 1)
+        return found
+
+    def judge(self, verdict: wire.Dropped | wire.Restarted | wire.Excused) -> None:
+        """Carry out what somebody asks for, once what nobody has started is withdrawn."""
+        for fence in list(self.waiting):
+            del self.waiting[fence]
+            self.apply(wire.Withdrawn(fence=fence))
+        before = self.finals()
+        assert self.ended <= before
+        self.apply(verdict)
+        self.over = self.finals()
+        again = before - self.over
+        self.reopened += bool(again)
+        self.dropped |= isinstance(verdict, wire.Dropped)
+        self.ended -= again
+        self.begun -= again
+        assert self.ended <= self.over
 
     def told(self) -> Iterator[wire.Start | wire.Report]:
         """Yield what is recorded in an order in which an agent may tell it: of what it tells side by side, any comes first."""
@@ -178,6 +230,8 @@ class World:
             outcome = self.random.choice([Outcome.RETRY, Outcome.RESTART, Outcome.SOFT_FAILED])
         tasks = TaskSet.of(some) if some else None
         self.apply(self.report(chunk, agent, serial + 1, tasks, outcome, final=final))
+        if tasks is not None and outcome is not Outcome.SUCCEEDED:
+            self.failed.append(wire.Excuse(step=chunk.step, attempt=chunk.attempt, tasks=tasks))
         if some and (outcome is not Outcome.RETRY and outcome is not Outcome.RESTART):
             for index in some:
                 self.finish(chunk.step, index)
@@ -202,6 +256,7 @@ class World:
         task = self.spelled(step, index)
         if task is not None:
             self.over.add(task)
+            self.ended.add(task)
 
     def run(self) -> None:
         for _ in range(20_000):

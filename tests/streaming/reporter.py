@@ -51,7 +51,7 @@ class Reporter:
         self.told: dict[str, list[tuple[str, wire.Message]]] = {}
         """By study what we wrote into its log, as an outcome log in a workspace would have it."""
         self.holds: set[tuple[str, int]] = set()
-        self._answered: set[tuple[str, int]] = set()
+        self._answered: set[tuple[str, int, str]] = set()
         self._broker = broker
         self._queues = queues
         self._stopped, self._works, self._seconds = False, works, seconds
@@ -107,7 +107,7 @@ class Reporter:
         data = self.keyring.open(message.data or b"", scope=AGENTS_SCOPE, context=subject, signer=Signer.OPERATOR)
         offer = wire.Offer.model_validate_json(data)
         for recall in offer.recalls:
-            if recall.agent == self.name and (recall.study, recall.epoch) not in self._answered:
+            if recall.agent == self.name and (recall.study, recall.epoch, recall.reading) not in self._answered:
                 await self._recall(recall)
         return offer.consumers
 
@@ -116,9 +116,9 @@ class Reporter:
         known = self.told.get(recall.study, [])
         for subject, entry in known:
             await self.append(recall.study, subject, entry, expected=None)
-        word = wire.Recalled(agent=self.name, site=SITE, epoch=recall.epoch, found=bool(known))
+        word = wire.Recalled(agent=self.name, site=SITE, epoch=recall.epoch, found=bool(known), reading=recall.reading)
         await self.append(recall.study, self.space.recalled(recall.study), word, expected=None)
-        self._answered.add((recall.study, recall.epoch))
+        self._answered.add((recall.study, recall.epoch, recall.reading))
 
     async def _pull(self, consumer: wire.Consumer) -> None:
         pull = await self._js.pull_subscribe_bind(consumer=consumer.name, stream=self.space.task_stream)

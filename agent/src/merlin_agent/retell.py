@@ -128,14 +128,22 @@ def read(lines: Sequence[Line]) -> list[wire.Start | wire.Report]:
     return said
 
 
+_Asked = tuple[str, int, str]
+"""Study, epoch, and which reading of the log asks."""
+
+
+def _asked(recall: wire.Recall) -> _Asked:
+    return recall.study, recall.epoch, recall.reading
+
+
 class Reteller:
     """Heeds the recalls of an offer; see the module."""
 
     def __init__(self, post: Post, studies: Studies, *, agent: str, site: str, complain: Callable[[str], None]) -> None:
         self._post, self._studies = post, studies
         self._agent, self._site, self._complain = agent, site, complain
-        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._asked: set[tuple[str, int]] = set()
+        self._tasks: dict[_Asked, asyncio.Task[None]] = {}
+        self._asked: set[_Asked] = set()
         """What the offer asks us for: who is not asked any more has been followed by another agent."""
 
     async def ended(self) -> None:
@@ -145,9 +153,9 @@ class Reteller:
     def heed(self, recalls: Sequence[wire.Recall]) -> None:
         """Tell what an offer asks us for; what is being told already goes on, unless it is not asked for any more."""
         self._tasks = {key: task for key, task in self._tasks.items() if not task.done()}
-        self._asked = {(recall.study, recall.epoch) for recall in recalls if recall.agent == self._agent}
+        self._asked = {_asked(recall) for recall in recalls if recall.agent == self._agent}
         for recall in recalls:
-            key = (recall.study, recall.epoch)
+            key = _asked(recall)
             if recall.agent == self._agent and key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._tell(recall))
 
@@ -161,7 +169,14 @@ class Reteller:
         if found is None:
             _log.info("another agent completes the log of study %s, epoch %d", recall.study, recall.epoch)
             return
-        word = wire.Recalled(agent=self._agent, site=self._site, epoch=recall.epoch, found=found, unread=unread)
+        word = wire.Recalled(
+            agent=self._agent,
+            site=self._site,
+            epoch=recall.epoch,
+            found=found,
+            unread=unread,
+            reading=recall.reading,
+        )
         await self._store(recall.study, self._post.space.recalled(recall.study), word)
         _log.info("completed the log of study %s, epoch %d, found %s", recall.study, recall.epoch, found)
 
@@ -176,7 +191,7 @@ class Reteller:
         await self._first(recall.study, self._post.space.bound(recall.study), bound)
         lines = await asyncio.to_thread(find, f"{info}/{workspace.OUTCOMES}", recall.study, recall.known)
         for group in together(lines):
-            if (recall.study, recall.epoch) not in self._asked:
+            if _asked(recall) not in self._asked:
                 return None
             await asyncio.gather(*(self._tell_fence(recall.study, fence) for fence in group))
         for asked in await asyncio.to_thread(_submissions, info):

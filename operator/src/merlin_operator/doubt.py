@@ -73,7 +73,15 @@ def unaccounted(ledger: Ledger, cursor: wire.Cursor, waiting: Iterable[int]) -> 
     return width - closed.bit_count() - there
 
 
-def sites_to_ask(ledger: Ledger, epoch: int, past: Past, *, site: str, live: Iterable[str]) -> list[str]:
+def words(ledger: Ledger, epoch: int, reading: str) -> dict[str, wire.Recalled]:
+    """Return by site what was said of its workspace and counts: in this epoch or later, to whoever reads the log since it asked.
+
+    What was said to an earlier reader may stand behind a log that lost again what it speaks of, and that this one never saw.
+    """
+    return {site: word for site, word in ledger.recalled.items() if word.epoch >= epoch and word.reading == reading}
+
+
+def sites_to_ask(ledger: Ledger, epoch: int, past: Past, *, reading: str, site: str, live: Iterable[str]) -> list[str]:
     """Return the sites whose word on what they have of a study has still to come.
 
     That there is no workspace is believed only of a study that never had one as far as anybody knows.
@@ -82,19 +90,20 @@ def sites_to_ask(ledger: Ledger, epoch: int, past: Past, *, site: str, live: Ite
         ledger: what the log says.
         epoch: the study's epoch; what was said in an earlier one does not count.
         past: what else is known of the study.
+        reading: who asks; what was said to another one does not count, either.
         site: the one that runs it, or `subjects.ANY_SITE`.
         live: the sites that have agents.
     """
-    words = {each: word for each, word in ledger.recalled.items() if word.epoch >= epoch and not word.unread}
-    if any(word.found for word in words.values()):
+    said = {each: word for each, word in words(ledger, epoch, reading).items() if not word.unread}
+    if any(word.found for word in said.values()):
         return []
     if site == subjects.ANY_SITE:
         site = past.site or site
     if site != subjects.ANY_SITE:
         has_begun = past.begun or ledger.bound is not None
-        return [] if site in words and not has_begun else [site]
-    missing = sorted(set(live) - words.keys())
-    return missing if missing or words else [subjects.ANY_SITE]
+        return [] if site in said and not has_begun else [site]
+    missing = sorted(set(live) - said.keys())
+    return missing if missing or said else [subjects.ANY_SITE]
 
 
 def complaint(past: Past, site: str, blind: Iterable[str], unread: Mapping[str, str] | None = None) -> str:

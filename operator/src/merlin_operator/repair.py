@@ -10,7 +10,7 @@ logs in the workspace say, since whoever runs a chunk has written its claim ther
 2. The log is read up to its end. What is claimed after that does not run, since its agent finds the word; what ran before
    stands in an outcome log.
 3. The offer asks one agent of the study's site to tell the log what the workspace records and the log does not (`merlin_agent.retell`).
-4. When it said that it did, the verdict `Repaired` closes the earlier epochs. Only then anything is decided or issued again.
+4. When it said so to whoever asked and has read the log since, the verdict `Repaired` closes the earlier epochs. Only then anything is decided or issued again.
 
 Each step can be taken twice, by this operator or the next one: whoever finds the cursor without the word takes the first one again. Verdicts that were lost are taken anew.
 """
@@ -68,11 +68,14 @@ class Repairer:
     async def _ask(self, study: Study, live: Mapping[str, str], now: float) -> None:
         assert study.ledger is not None
         assert study.plan is not None
-        sites = doubt.sites_to_ask(study.ledger, study.epoch, study.past, site=study.site, live=live.values())
+        reading = study.reading
+        sites = doubt.sites_to_ask(
+            study.ledger, study.epoch, study.past, reading=reading, site=study.site, live=live.values()
+        )
         if not sites:
             await self._conclude(study, study.ledger)
             return
-        words = [word for word in study.ledger.recalled.values() if word.epoch >= study.epoch and not word.found]
+        words = [word for word in doubt.words(study.ledger, study.epoch, reading).values() if not word.found]
         blind, unread = {word.agent for word in words}, {word.agent: word.unread for word in words if word.unread}
         if study.recall is not None and study.folded != study.recall_folded:
             study.recall_folded, study.asked[study.recall.agent] = study.folded, now
@@ -98,6 +101,7 @@ class Repairer:
             epoch=study.epoch,
             agent=agent,
             known=doubt.known_fences(study.ledger.closed),
+            reading=reading,
         )
         study.recall_site, study.recall_folded, study.asked[agent] = live[agent], study.folded, now
         failpoints.reach("operator.recall")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,10 @@ RATE_SECONDS: Final = 60.0
 
 SKEW: Final = 5.0
 """Seconds by which the clocks of API server and operator may differ."""
+
+
+def _new_reading() -> str:
+    return secrets.token_hex(8)
 
 
 @dataclass
@@ -110,6 +115,8 @@ class Study:
     """The epoch that the cursor says."""
     recall: wire.Recall | None = None
     """What an agent is asked to tell, at `recall_site`; `asked` when each agent was (monotonic seconds)."""
+    reading: str = field(default_factory=_new_reading)
+    """What tells this reading of the log from those of other operators, and from ours of before it was begun anew."""
     recall_site: str = ""
     recall_folded: int = 0
     """The sequence of the log's last entry when it was last looked whether that agent gets on."""
@@ -234,6 +241,7 @@ class Study:
             self.ledger.next_fence = next_fence
         self.synced, self.folded, self.verdict, self.awaited, self.word = False, 0, 0, 0, None
         self.first, self.torn, self.recall, self.confused = 0, False, None, False
+        self.reading = _new_reading()
         self.asked.clear()
         self.unheld.clear()
         self.entries, self.kept = 0, frozenset()

@@ -112,7 +112,8 @@ class Late:
     def recall(self, entry: wire.Recalled) -> None:
         """Take an agent's word on its site's workspace, unless another one knows better: sees one that it can't read, and this one none."""
         known = self.recalled.get(entry.site)
-        is_other = known is not None and known.agent != entry.agent and known.epoch == entry.epoch
+        asked = (entry.epoch, entry.reading)
+        is_other = known is not None and known.agent != entry.agent and (known.epoch, known.reading) == asked
         if known is None or not (is_other and known.unread and not (entry.found or entry.unread)):
             self.recalled[entry.site] = entry
 

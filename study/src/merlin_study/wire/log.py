@@ -166,7 +166,7 @@ class Restarted(Message):
 class Recalled(Message):
     """An agent's word that it told all that the study's workspace at its site records (or that it sees none: not ``found``).
 
-    ``unread``: why it could not tell all, which says nothing of what there is; not ``found``, too.
+    ``unread``: why it could not tell all, which says nothing of what there is; not ``found``, too. ``reading``: as the recall has it.
     """
 
     kind: Literal["recalled"] = "recalled"
@@ -175,6 +175,7 @@ class Recalled(Message):
     epoch: int
     found: bool
     unread: str = ""
+    reading: str = ""
 
 
 class Repaired(Message):

@@ -45,7 +45,8 @@ class Origin(Message):
 class Recall(Message):
     """A study whose log may lack something: ``agent`` shall tell what the workspace records.
 
-    ``known``: ranges of fences (first, last) of which the log lacks nothing.
+    ``known``: ranges of fences (first, last) of which the log lacks nothing. ``reading``: which operator's reading of the log asks;
+    the agent repeats it (`Recalled`), so that whoever asked knows the answer from one to somebody else.
     """
 
     study: str
@@ -53,6 +54,7 @@ class Recall(Message):
     epoch: int
     agent: str
     known: tuple[tuple[int, int], ...] = ()
+    reading: str = ""
 
 
 class Quarantine(Message):
