@@ -8,14 +8,11 @@ may have been there before looks into the workspace, where each claim was writte
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections import Counter
 from typing import Final
 
+from merlin_agent.claims import Claims
 from merlin_agent.post import AGENTS, Post, until_answered
-from merlin_study import outcomelog
-from merlin_study.wire import LostHolder, Origin, Start
+from merlin_study.wire import Origin
 
 LEEWAY: Final = 5.0
 """Seconds by which a chunk has to be younger than its log's origin: whoever wrote that one down estimated the broker's clock."""
@@ -29,6 +26,7 @@ class Ground:
         self._origin: Origin | None = None
         self._server = ("", "")
         """The server for which that was read."""
+        self.claims = Claims()
 
     async def may_return(self, published: float | None) -> bool:
         """Whether a chunk that was ``published`` then (Unix seconds by the broker's clock; None: not known) may be one that was claimed before.
@@ -41,7 +39,10 @@ class Ground:
         origin = self._origin
         if origin is None or published is None or not self._is_named(origin, server):
             return True
-        return published < origin.since + LEEWAY
+        if published < origin.since + LEEWAY:
+            return True
+        self.claims.forget()
+        return False
 
     @property
     def made(self) -> int:
@@ -57,27 +58,3 @@ class Ground:
         subject, stream = self._post.space.origin, self._post.space.control_stream
         data = await until_answered(lambda: self._post.broker.last(stream, subject))
         return None if data is None else self._post.word(Origin, subject, data, scope=AGENTS)
-
-
-def claimants(directory: str, start: Start, *, made: int) -> tuple[LostHolder, ...]:
-    """Return who else wrote down a claim of the same chunk in the outcome logs of a ``directory``; its agent, where it did so twice.
-
-    A log that nobody has written to since the broker's streams were ``made`` speaks of others: a restart without that broker counts its
-    fences anew, and its chunks may look the same.
-
-    Raises:
-        OSError: a log can't be read.
-    """
-    found, needle = Counter[str](), b'"fence":%d,' % start.chunk.fence
-    for name in sorted(os.listdir(directory)):
-        with contextlib.suppress(FileNotFoundError), open(f"{directory}/{name}", "rb") as file:
-            if os.fstat(file.fileno()).st_mtime < made + 1:  # `made` has no fractions
-                continue
-            for line in file:
-                if needle not in line:  # most lines: spares reading them as JSON
-                    continue
-                for entry in outcomelog.decode_lines(line).entries:
-                    if entry.start is not None and entry.start.chunk == start.chunk:
-                        found[entry.start.agent] += 1
-    found[start.agent] -= 1
-    return tuple(LostHolder(fence=start.chunk.fence, agent=each) for each, times in sorted(found.items()) if times > 0)

@@ -25,7 +25,7 @@ from merlin_agent.chunkrun import ChunkRun, Ended, Stop
 from merlin_agent.claim import Claimed, claim
 from merlin_agent.demand import Host
 from merlin_agent.execute import ChunkWork
-from merlin_agent.ground import Ground, claimants
+from merlin_agent.ground import Ground
 from merlin_agent.intake import Held, Intake
 from merlin_agent.lean import LeanWork
 from merlin_agent.measure import published_at
@@ -423,8 +423,7 @@ class Lives:
         if await claim(self._post, start) is not Claimed.WON:
             raise OutdatedError(f"chunk {start.chunk.fence}: another agent claimed it, too")
         directory = f"{life.study.info}/{OUTCOMES}"
-        look = functools.partial(claimants, directory, start, made=self._ground.made)
-        life.forerunners = await asyncio.to_thread(look)
+        life.forerunners = await asyncio.to_thread(self._ground.claims.others, directory, start, made=self._ground.made)
         if life.forerunners:
             names = ", ".join(each.agent for each in life.forerunners)
             _log.warning("study %s, chunk %d: claimed before by %s", life.study.uid, start.chunk.fence, names)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from merlin_agent.ground import claimants
+from merlin_agent.claims import Claims
 from merlin_study import outcomelog
 from merlin_study.taskset import TaskSet
 from merlin_study.wire import Chunk, LostHolder, Start
@@ -50,4 +50,38 @@ def test_a_claim_counts_of_whoever_wrote_it_down_for_the_same_chunk_on_the_same_
 ) -> None:
     write(tmp_path, "me", *mine)
     write(tmp_path, "other", *others, at=at)
-    assert claimants(str(tmp_path), Start(agent="me", chunk=chunk(7)), made=MADE) == found
+    assert Claims().others(str(tmp_path), Start(agent="me", chunk=chunk(7)), made=MADE) == found
+
+
+def line(agent: str, of: Chunk) -> bytes:
+    """A claim's line."""
+    return outcomelog.encode_line(outcomelog.Entry(study="u", plan="p", start=Start(agent=agent, chunk=of)))
+
+
+def test_what_is_written_between_two_looks_is_seen_also_where_the_first_saw_half_a_line(tmp_path: Path) -> None:
+    claims, log = Claims(), tmp_path / "other.jsonl"
+    whole, mine = line("other", chunk(7)), Start(agent="me", chunk=chunk(7))
+    log.write_bytes(line("other", chunk(6)) + whole[:-9])
+    assert claims.others(str(tmp_path), mine, made=MADE) == ()
+    with log.open("ab") as file:
+        file.write(whole[-9:])
+    assert claims.others(str(tmp_path), mine, made=MADE) == (OTHER,)
+    assert claims.others(str(tmp_path), mine, made=MADE) == (OTHER,), "and found again"
+
+
+def test_a_log_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    claims, mine = Claims(), Start(agent="me", chunk=chunk(7))
+    (tmp_path / "other.jsonl").write_bytes(line("other", chunk(5)) * 3)
+    assert claims.others(str(tmp_path), mine, made=MADE) == ()
+    (tmp_path / "new").write_bytes(line("other", chunk(7)))
+    (tmp_path / "new").rename(tmp_path / "other.jsonl")
+    assert claims.others(str(tmp_path), mine, made=MADE) == (OTHER,)
+
+
+def test_a_chunk_that_names_lost_holders_is_found_by_its_own_fence(tmp_path: Path) -> None:
+    again = chunk(9).model_copy(update={"lost": (OTHER,)})
+    (tmp_path / "third.jsonl").write_bytes(line("third", again))
+    assert Claims().others(str(tmp_path), Start(agent="me", chunk=chunk(7)), made=MADE) == ()
+    assert Claims().others(str(tmp_path), Start(agent="me", chunk=again), made=MADE) == (
+        LostHolder(fence=9, agent="third"),
+    )
