@@ -69,6 +69,28 @@ def test_a_host_that_is_none_of_the_job_s_is_wrong_with_the_cure(scheduler: str,
     assert "host" not in of(Found(scheduler, "7", ("n1", "n2"), together=True), usable=64), "a launcher chose it"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BASH_ENV", "echo here", "what it reads as it starts prints"),
+        ("BASH_ENV", "export AT=$$", "holds '$$'"),
+        ("SHELLOPTS", "braceexpand:errexit", "SHELLOPTS=braceexpand:errexit"),
+        ("BASH_FUNC_trap%%", "() { :; }", "a function is exported under the name of a builtin"),
+        ("BASH_FUNC_ml%%", "() { :; }", ""),
+    ],
+)
+def test_an_environment_in_which_no_bash_can_be_kept_warm_is_told(
+    tmp_path: Path, name: str, value: str, said: str
+) -> None:
+    environ = {b"PATH": os.environb[b"PATH"], name.encode(): value.encode()}
+    if name == "BASH_ENV":
+        (tmp_path / "env.sh").write_text(f"{value}\n")
+        environ[b"BASH_ENV"] = os.fsencode(tmp_path / "env.sh")
+    found = doctor.warm_finding(environ)
+    assert found.state is (State.ODD if said else State.GOOD)
+    assert said in found.found
+
+
 def test_a_launcher_that_is_not_there_is_wrong() -> None:
     launcher = of(Found("lsf", "7"), usable=4)["launcher"]
     assert launcher.state is State.WRONG
@@ -88,6 +110,7 @@ def test_this_machine_with_a_broker_is_well(tmp_path: Path, capsys: pytest.Captu
     assert code == 0, said
     assert f"{address}: reached" in said
     assert f"{tmp_path}: writable" in said
+    assert "bash steps share one a slot" in said
 
 
 def test_every_fault_is_told_at_once_with_its_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from merlin_agent import allocation, config, schedulers
+from merlin_agent import allocation, config, launch, schedulers, warm
 from merlin_agent.config import ConfigError, Credentials, Settings
 from merlin_agent.schedulers import Found
 
@@ -60,6 +60,7 @@ def examine(settings: Settings, found: Found, environ: Mapping[str, str]) -> Ite
     yield _limits()
     yield from _workspace(settings.workspace)
     yield from _shells()
+    yield warm_finding(launch.environment(os.environb))
     yield from _broker(settings)
 
 
@@ -146,6 +147,18 @@ def _shells() -> Iterator[Finding]:
             yield Finding("shell", State.WRONG, f"no {name} on PATH", f"put {name} on PATH; steps run with it")
         else:
             yield Finding("shell", State.GOOD, path)
+
+
+def warm_finding(environ: Mapping[bytes, bytes]) -> Finding:
+    """Say whether bash steps can share a warm interpreter in this ``environ``; each short task is started at some cost otherwise."""
+    try:
+        why = warm.obstacle("/usr/bin/env bash", environ)
+    except OSError as error:
+        why = error.strerror or str(error)
+    if not why:
+        return Finding("warm shells", State.GOOD, "bash steps share one a slot")
+    cure = "nothing fails; for tasks of milliseconds, start the agent from a batch script without it"
+    return Finding("warm shells", State.ODD, f"each bash script is started: {why}", cure)
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

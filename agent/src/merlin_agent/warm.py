@@ -83,6 +83,27 @@ def makers(environ: Mapping[bytes, bytes], complain: Callable[[str], None]) -> C
     return lambda: Warm(environ, unfit, complain)
 
 
+def obstacle(shell: str, environ: Mapping[bytes, bytes]) -> str:
+    """Return why each script of a ``#!`` line's shell is started here and none runs warm; empty where they may.
+
+    Raises:
+        OSError: no processes, memory or descriptors left.
+    """
+    kind = warmth.interpreter(shell, ())
+    if kind is None:
+        return "no bash"
+    if warmth.options_tell(environ):
+        return f"SHELLOPTS={os.fsdecode(environ[b'SHELLOPTS'])}: options that every bash takes over"
+    if warmth.functions_that_tell(environ) is None:
+        return "a function is exported under the name of a builtin"
+    try:
+        _see_that_it_can_be_kept(kind, environ)
+        WarmShell(kind, environ).close()
+    except ColdError as error:
+        return str(error)
+    return ""
+
+
 def _see_that_it_can_be_kept(kind: Interpreter, environ: Mapping[bytes, bytes]) -> None:
     """Look at what is known before it is started.
 
