@@ -75,8 +75,12 @@ def quota(place: Path) -> Iterator[list[str]]:
         _run("btrfs", "subvolume", "create", whole / "share")
         _run("btrfs", "qgroup", "limit", "2M", whole / "share")
         _run("mount", "--bind", whole / "share", place)
+        found = subprocess.run(
+            ["btrfs", "inspect-internal", "rootid", whole / "share"], check=True, capture_output=True, text=True
+        )
         try:
-            yield ["btrfs", "qgroup", "limit", "none", str(whole / "share")]
+            # By its number, over the root: a change that is asked for over the full subvolume may find no room itself.
+            yield ["btrfs", "qgroup", "limit", "none", f"0/{found.stdout.strip()}", str(whole)]
         finally:
             _run("umount", "-l", place)
     finally:

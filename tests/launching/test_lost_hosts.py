@@ -9,7 +9,7 @@ import pytest
 from merlin_agent.badges import Badges
 from merlin_agent.chunkrun import Ended, Stop
 from merlin_agent.execute import run_script
-from merlin_agent.launch import DirectLauncher
+from merlin_agent.launch import DirectLauncher, Script
 from merlin_agent.report import Pending
 from merlin_agent.resources import Share
 from merlin_agent.slot import Slot
@@ -23,12 +23,14 @@ CHUNK = wire.Chunk(study="s", plan="p", step=0, epoch=1, fence=1, attempt=1, tas
 BOTH = ("n1", "n2")
 
 
-def a_slot(found: Stop | None, *, hosts: tuple[str, ...] = BOTH, leaving: bool = False) -> Slot:
+def a_slot(
+    found: Stop | None, *, hosts: tuple[str, ...] = BOTH, leaving: bool = False, launcher: DirectLauncher | None = None
+) -> Slot:
     """A slot whose leader says this of the hosts."""
     left = threading.Event()
     if leaving:
         left.set()
-    launcher = DirectLauncher(ENVIRON)
+    launcher = launcher or DirectLauncher(ENVIRON)
     slot = Slot(0, launcher, lambda *_: None, grace=0.3, badges=Badges(), leaving=left, loss=lambda *_: found)
     slot.share = Share(0, hosts=hosts, task="task-1")
     return slot
@@ -71,6 +73,32 @@ def test_a_task_that_is_ended_since_its_host_died_is_told_of_but_not_at_the_allo
     assert slot.strike(Stop.HOST_LOST, signal.SIGTERM)
     thread.join()
     assert told(ended[0]) == (None, None if leaving else Outcome.LOST)
+
+
+class Hesitant(DirectLauncher):
+    """Does not tell a process's number before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(ENVIRON)
+        self.made, self.may_tell = threading.Event(), threading.Event()
+
+    def start(self, script: Script) -> int:
+        pid = super().start(script)
+        self.made.set()
+        self.may_tell.wait()
+        return pid
+
+
+def test_a_task_is_ended_of_which_a_host_dies_while_its_process_is_being_made(tmp_path: Path) -> None:
+    launcher, ended = Hesitant(), list[Ended]()
+    slot = a_slot(None, launcher=launcher)
+    thread = threading.Thread(target=lambda: ended.append(run(slot, tmp_path, "sleep 600")))
+    thread.start()
+    launcher.made.wait()
+    assert slot.strike(Stop.HOST_LOST, signal.SIGTERM)
+    launcher.may_tell.set()
+    thread.join()
+    assert told(ended[0]) == (None, Outcome.LOST)
 
 
 def test_such_a_task_has_no_result_and_travels_as_a_failure_in_full(tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ class Slot:
         self._guard = threading.Lock()
         self._group = 0
         self._shell: WarmShell | None = None
+        self._starting = False
+        """Whether a process is being made, whose number is not known yet."""
+        self._unsent: signal.Signals | None = None
+        """What it is to be sent once that is known."""
         self.lent: dict[tuple[str, str], list[Scratch]] = {}
         """Directories that its thread lends to tasks, by where they lie and what their script is called."""
         self.borrowed = 0
@@ -184,12 +188,18 @@ class Slot:
 
     def _launch_cold(self, job: Job) -> Fate:
         began = time.monotonic()
+        with self._guard:
+            self._starting, self._unsent = True, None
+        pid = 0
         try:
             pid = self._launcher.start(job.script)
         except (NotStartedError, OSError) as error:
             return error
-        with self._guard:
-            self._group = pid
+        finally:
+            with self._guard:
+                self._starting, self._group = False, pid
+                if self._unsent is not None:
+                    self._send(self._unsent)
         try:
             code, late = self._wait(pid, job.walltime)
         except OSError as error:
@@ -273,12 +283,14 @@ class Slot:
             self._watch(self.number, 0)
 
     def strike(self, why: Stop, number: signal.Signals) -> bool:
-        """Signal the running task's group, from any thread; return whether there was one."""
+        """Signal the running task's group, from any thread, or the one that is being made; return whether there was one."""
         with self._guard:
-            if not self._group and self._shell is None:
+            if not self._group and self._shell is None and not self._starting:
                 return False
             self.struck = why
             self._struck_at = min(self._struck_at, time.time())
+            if self._starting:
+                self._unsent = number
             self._send(number)
             return True
 

@@ -189,14 +189,16 @@ class Slots:
     def end_over(self, host: str) -> bool:
         """End what runs over a host that is dead, and hand it back: its launcher may wait for that host for ever; return whether any did."""
         doomed = self.wide.over_host(host)
-        struck = self._strike_tasks(doomed, signal.SIGTERM)
-        if struck:
+        if doomed:
+            self._strike_tasks(doomed, signal.SIGTERM)
+            # Also where none was struck: a slot may just be about to begin.
             self.loop.call_later(self._grace, self._strike_tasks, doomed, signal.SIGKILL)
-        return struck
+        return bool(doomed)
 
-    def _strike_tasks(self, tasks: frozenset[str], number: signal.Signals) -> bool:
-        struck = [slot.strike(Stop.HOST_LOST, number) for slot in self._slots if slot.share.task in tasks]
-        return any(struck)
+    def _strike_tasks(self, tasks: frozenset[str], number: signal.Signals) -> None:
+        for slot in self._slots:
+            if slot.share.task in tasks:
+                slot.strike(Stop.HOST_LOST, number)
 
     def _loss(self, hosts: tuple[str, ...], began: float) -> Stop | None:
         if self._tell_loss is None:
