@@ -18,13 +18,26 @@ from merlin_study.wire import Consumer
         (Load(slots=2, busy=2, ready=0, mean=2.5), 0),
         (Load(slots=2, busy=2, ready=0, mean=1.0), 1),
         (Load(slots=2, busy=2, ready=1, mean=1.0), 0),
+        (Load(slots=2, busy=2, ready=0, mean=1.0, plenty=True), 2),
+        (Load(slots=2, busy=2, ready=1, mean=1.0, plenty=True), 1),
+        (Load(slots=2, busy=2, ready=2, mean=1.0, plenty=True), 0),
+        (Load(slots=2, busy=1, ready=2, mean=1.0, plenty=True), 1),
+        (Load(slots=2, busy=0, ready=2, mean=1.0, plenty=True), 2),
+        (Load(slots=2, busy=2, ready=0, mean=2.5, plenty=True), 0),
+        (Load(slots=2, busy=2, ready=0, mean=None, plenty=True), 0),
+        (Load(slots=2, busy=1, ready=0, mean=60.0, plenty=True), 1),
+        (Load(slots=128, busy=128, ready=0, mean=1.0), 32),
+        (Load(slots=128, busy=128, ready=0, mean=1.0, plenty=True), 128),
         (Load(slots=2, busy=2, ready=0, mean=0.1), 5),
         (Load(slots=2, busy=2, ready=5, mean=0.1), 0),
         (Load(slots=128, busy=0, ready=100, mean=600.0), 28),
     ],
 )
-def test_chunks_are_claimed_for_free_slots_and_a_quarter_second_or_a_short_task_ahead(load: Load, wanted: int) -> None:
-    """Unknown and long run times claim nothing ahead."""
+def test_chunks_are_claimed_for_free_slots_and_short_tasks_ahead(load: Load, wanted: int) -> None:
+    """A quarter of a second of them, or one in all, or one for each slot where more chunks wait; none of unknown and long ones.
+
+    What is ready counts for the free slots first: they will take it.
+    """
     assert demand.room(load) == wanted
 
 

@@ -51,13 +51,16 @@ def test_queues_beyond_the_bound_are_told_together() -> None:
     assert sum(each.outcomes[Outcome.SUCCEEDED] for each in figures) == 100
 
 
-def test_the_broker_says_when_it_stored_a_chunk() -> None:
+def test_the_broker_says_when_it_stored_a_chunk_and_how_many_wait_behind_it() -> None:
     plain = "$JS.ACK.tasks.consumer.1.22.3.1700000000500000000.7"
     with_domain = "$JS.ACK.hub.hash.tasks.consumer.1.22.3.1700000000500000000.7.token"
     assert measure.published_at(plain) == 1_700_000_000.5
     assert measure.published_at(with_domain) == 1_700_000_000.5
+    assert measure.behind(plain) == measure.behind(with_domain) == 7
     for other in ("", "_INBOX.abc", "$JS.ACK.tasks.consumer.1.22.3.later.7", "$JS.ACK.a.b"):
         assert measure.published_at(other) is None
+    for other in ("", "_INBOX.abc", "$JS.ACK.tasks.consumer.1.22.3.1700000000500000000.-1", "$JS.ACK.a.b"):
+        assert measure.behind(other) == 0
 
 
 def test_an_agent_that_starts_anew_adds_to_what_stands() -> None:

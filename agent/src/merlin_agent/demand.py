@@ -2,7 +2,9 @@
 
 A message that was fetched but not claimed is harmless: it comes back, and whoever wins ``start(fence)`` runs it. A claimed chunk
 is ours until it is done. So chunks are claimed when slots are free, or so little before that the claim's round trip does not leave them
-idle: measured run times tell. Long tasks are therefore never claimed ahead, short ones by a quarter of a second, or by one task.
+idle: measured run times tell. Long tasks are therefore never claimed ahead, short ones by a quarter of a second. Of those that take longer
+than that, and are short all the same, one is ready for each slot as long as more chunks wait than we take, and one in all where not: an
+agent that has nothing to do has taken what waited.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from merlin_study.wire import Consumer
 CLAIM_AHEAD: Final = 0.25
 """Seconds of work to have ready in claimed chunks."""
 SHORT: Final = 2.0
-"""Seconds of a task for which one is ready in any case: a slot that waits for a claim loses some percent of it."""
+"""Seconds of a task for which others are ready in any case: a slot that waits for a claim loses some percent of it. For so long others are
+kept from a task at most."""
 FETCH_AHEAD: Final = 2.0
 """One chunk is fetched ahead when the slots will need it within so many seconds."""
 MOST_AT_ONCE: Final = 32
@@ -29,22 +32,24 @@ MOST_AT_ONCE: Final = 32
 class Load:
     """How the slots stand. ``ready``: tasks in claimed chunks that wait for a slot; ``mean``: a task's seconds, None if unknown.
 
-    It is that of the steps whose chunks are claimed: what comes next is most likely of the same.
+    It is that of the steps whose chunks are claimed: what comes next is most likely of the same. ``plenty``: more chunks wait than we take.
     """
 
     slots: int
     busy: int
     ready: int
     mean: float | None
+    plenty: bool = False
 
 
 def room(load: Load) -> int:
-    """Return for how many more tasks chunks should be claimed now."""
-    free = load.slots - load.busy - load.ready
+    """Return for how many more tasks chunks should be claimed now: for free slots, and ahead of need."""
     ahead = 0
     if load.mean is not None:
-        ahead = max(_tasks_within(load, CLAIM_AHEAD), int(load.mean <= SHORT)) - load.ready
-    return max(free, ahead, 0)
+        ahead = _tasks_within(load, CLAIM_AHEAD)
+        if load.mean <= SHORT:
+            ahead = max(ahead, load.slots if load.plenty else 1)
+    return max(0, load.slots - load.busy + ahead - load.ready)
 
 
 def to_fetch(load: Load, *, held: int, width: float) -> int:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from merlin_agent import demand
 from merlin_agent.broker import Answer, Message, Pulled, UnansweredError
 from merlin_agent.demand import Backoff, Host, Load
+from merlin_agent.measure import behind
 from merlin_agent.post import AGENTS, Post
 from merlin_study import subjects
 from merlin_study.bitmap import Bitmap
@@ -43,6 +44,8 @@ class Held:
     width: int
     """How many slots' worth of tasks it holds; none where they run over several hosts."""
     wide: bool = False
+    plenty: bool = False
+    """Whether more chunks waited behind it."""
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class _Source:
     gone: Backoff = field(default_factory=lambda: Backoff(0.5, _LONGEST_BACKOFF))
     shunned: Backoff = field(default_factory=lambda: Backoff(1.0, _LONGEST_BACKOFF))
     armed: bool = False
+    plenty: bool = False
+    """Whether more waited there than we took last."""
 
     def rests(self, now: float) -> bool:
         return self.armed or now < max(self.gone.until, self.shunned.until)
@@ -115,7 +120,7 @@ class Intake:
         self._post, self._taste = post, taste
         self._retimed, self._on_quarantined, self._on_recalls = offered.retimed, offered.quarantined, offered.recalled
         self._hosts, self._wide_room = reach.hosts, reach.has_room
-        self._load, self.seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
+        self._tell_load, self.seconds_left, self._accept, self._refuse = load, seconds_left, accept, refuse
         self._wake = asyncio.Event()
         self._offer_wanted = asyncio.Event()
         self._sources: dict[str, _Source] = {}
@@ -230,10 +235,17 @@ class Intake:
     def _quarantined(self) -> bool:
         return self._taste.name in self.offer.quarantined
 
+    def _load(self) -> Load:
+        """Return how the slots stand, and whether there is more than we take of anything that we may take: who serves that has no slot free."""
+        now = time.monotonic()
+        more = any(held.plenty for held in self._held)
+        more = more or any(source.plenty and not source.rests(now) for source in self._sources.values())
+        return replace(self._tell_load(), plenty=more)
+
     @property
     def _proving(self) -> bool:
         """Whether this host gets one chunk at a time, and has one."""
-        load = self._load()
+        load = self._tell_load()
         return self._taste.name in self.offer.proving and bool(self._held or self._accepted or load.busy or load.ready)
 
     def _hand_over(self) -> None:
@@ -313,6 +325,7 @@ class Intake:
             self._arrived(message, consumer)
 
         source = self._source(consumer.name)
+        source.plenty = False
         stream = self._post.space.task_stream
         how = await self._post.broker.pull(stream, consumer.name, deliver, batch=batch, expires=expires)
         if how is Pulled.GONE:
@@ -328,6 +341,9 @@ class Intake:
             self._refuse(f"{message.subject}: refused: {str(error).splitlines()[0]}")
             self._answer(message, Answer.NEVER)
             return
+        wide = demand.is_wide(consumer)
+        source = self._source(consumer.name)
+        source.plenty = behind(message.reply) > 0 and not wide  # those may wait for more hosts than are idle
         if self._taste.study in ("", chunk.study):
             self.last_arrival = time.monotonic()
         if self._taste.study and chunk.study != self._taste.study:
@@ -337,7 +353,7 @@ class Intake:
             self._answer(message, Answer.DONE)
         elif (same := self._here(chunk)) is not None:
             same.copies.append(message)
-        elif self._stopped or self._quarantined or self._is_full(wide=(wide := demand.is_wide(consumer))):
+        elif self._stopped or self._quarantined or self._is_full(wide=wide):
             self._answer(message, Answer.BACK)
         elif wide:
             self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", 0, wide=True))
@@ -346,7 +362,9 @@ class Intake:
             host = self._taste.host
             width = len(chunk.tasks) * host.room_of(consumer.shape).cost(cores=host.cores, gpus=host.gpus)
             self._width = 0.7 * self._width + 0.3 * width
-            self._held.append(Held([message], chunk, consumer.name, consumer.band == "urgent", width))
+            self._held.append(
+                Held([message], chunk, consumer.name, consumer.band == "urgent", width, plenty=source.plenty)
+            )
             self.wake()
 
     def _is_full(self, *, wide: bool) -> bool:

@@ -351,6 +351,7 @@ class Lives:
             run.stop(stopped)
         self._start(life, work)
         reserved.release()
+        self.wake()  # slots take what is ready, and what was ready for them has to be replaced
         life.settle()
 
     def _is_too_late(self, study: Study, chunk: wire.Chunk) -> str:

@@ -63,13 +63,26 @@ class Measures:
 
 
 def published_at(reply: str) -> float | None:
-    """Return when the broker stored a message (Unix time), from the subject on which JetStream wants it answered.
+    """Return when the broker stored a message (Unix time), from the subject on which JetStream wants it answered."""
+    stamp = _delivery(reply)[0]
+    return int(stamp) / 1e9 if stamp.isascii() and stamp.isdigit() else None
+
+
+def behind(reply: str) -> int:
+    """Return how many messages waited behind one as the broker handed it out, from the same subject; 0 where that is not known."""
+    pending = _delivery(reply)[1]
+    return int(pending) if pending.isascii() and pending.isdigit() else 0
+
+
+def _delivery(reply: str) -> tuple[str, str]:
+    """Return when a message was stored, in nanoseconds, and how many wait behind it; empty where its subject says neither.
 
     ``$JS.ACK.stream.consumer.delivered.sequence.sequence.nanoseconds.pending``, with domain and account before the stream where
     the broker has domains.
     """
     words = reply.split(".")
     if words[:2] != ["$JS", "ACK"] or len(words) < 9:
-        return None
-    stamp = words[7] if len(words) == 9 else words[9] if len(words) >= 11 else ""
-    return int(stamp) / 1e9 if stamp.isascii() and stamp.isdigit() else None
+        return "", ""
+    if len(words) == 9:
+        return words[7], words[8]
+    return (words[9], words[10]) if len(words) >= 11 else ("", "")
