@@ -188,8 +188,11 @@ class Shown:
         self.view: StudyView | None = None
         self.agents: Sequence[AgentView] = ()
 
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+    async def show(
+        self, views: Sequence[StudyView], agents: Sequence[AgentView], news: Sequence[StudyView] | None = None
+    ) -> None:
         """Remember."""
+        del news
         self.view, self.agents = (views[0] if views else None), agents
 
 

@@ -47,9 +47,11 @@ class Shown:
     def __init__(self) -> None:
         self.view: StudyView | None = None
 
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+    async def show(
+        self, views: Sequence[StudyView], agents: Sequence[AgentView], news: Sequence[StudyView] | None = None
+    ) -> None:
         """Remember."""
-        del agents
+        del agents, news
         self.view = views[0] if views else None
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from merlin_operator import showing
 from merlin_operator.core import Core, EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.showing import Gallery
 from merlin_operator.study import Study
 from merlin_operator.view import StudyRef
 from merlin_study import wire
+from merlin_study.errors import Fault
 from merlin_study.outcome import STOP_WORKERS, Outcome
 from merlin_study.seal import Keyring
 from tests.folding.studies import plan_of
@@ -88,7 +89,7 @@ def test_a_study_at_rest_shows_no_rate_of_before_and_knows_one_agent_from_anothe
     core = Core(EngineConfig("ns", "nats://127.0.0.1:1", {}, Keyring.generate(), wire.Timing()))
     study = Study(StudyRef("ns", "t", "uid"), 1, synced=True)
     study.adopt(plan_of(STUDY.replace("QUEUE", "here")))
-    core.studies["uid"] = study
+    core.studies["uid"], gallery = study, Gallery(core)
     core.fleet.hear(beat("y", "here"), 0.0)
     core.fleet.hear(beat("x", "other"), 50.0)
     study.samples.extend([(0.0, -1), (59.0, 0)])
@@ -99,14 +100,50 @@ def test_a_study_at_rest_shows_no_rate_of_before_and_knows_one_agent_from_anothe
         core.let_rest(now)
 
     core.look(60.2)
-    [shown] = showing.views(core, 60.2)
+    [shown] = gallery.views(60.2)
     assert shown.rate
     around(61.0)
     assert not core.rests(study), "it shows a rate still"
-    [shown] = showing.views(core, 61.2)
+    [shown] = gallery.views(61.2)
     around(61.5)
     assert core.rests(study)
     assert not shown.rate
+    core.fleet.hear(beat("z", "another"), 62.0)
+    core.look(62.0)
+    assert core.rests(study), "an agent that has nothing to do with it"
+    core.fleet.hear(beat("z", "another").model_copy(update={"full": ("uid",)}), 63.0)
+    core.look(63.0)
+    assert list(core.awake()) == [study], "it finds no room in its workspace"
+    gallery.views(63.1)
+    around(63.2)
+    assert core.rests(study)
     core.fleet.hear(beat("y", "here"), 111.0)
     core.look(111.0)
     assert list(core.awake()) == [study], "the other agent is gone since"
+
+
+def test_of_many_studies_those_are_shown_anew_that_have_changed() -> None:
+    """A view that nothing has happened to is the same object, and what is shown of all is the same list while none has changed."""
+    core = Core(EngineConfig("ns", "nats://127.0.0.1:1", {}, Keyring.generate()))
+    fault = Fault("spec", "expected a study, found none")
+    for name in "abc":
+        core.studies[name] = Study(StudyRef("ns", name, name), 1, faults=(fault,))
+    gallery = Gallery(core)
+    core.look(0.0)
+    shown = gallery.views(0.0)
+    assert [view.ref.name for view in gallery.news()] == [view.ref.name for view in shown] == ["a", "b", "c"]
+    core.let_rest(0.0)
+    assert not core.studies.awake()
+    assert gallery.views(1.0) is shown
+    assert gallery.news() == []
+    core.studies["b"].generation = 2
+    assert core.studies.awake() == [core.studies["b"]]
+    assert gallery.news() == []
+    assert [view.generation for view in gallery.views(2.0)] == [1, 2, 1]
+    assert [view.ref.name for view in gallery.news()] == ["b"]
+    core.studies.pop("a")
+    assert [view.ref.name for view in gallery.views(3.0)] == ["b", "c"]
+    assert gallery.news() == []
+    core.broker.problem = "no route to host"
+    assert {view.broker_problem for view in gallery.views(4.0)} == {"no route to host"}
+    assert [view.ref.name for view in gallery.news()] == ["b", "c"]

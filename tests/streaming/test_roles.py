@@ -24,7 +24,7 @@ LOST = wire.Lost(fence=7, agent="a")
 class Nobody:
     """A board that nobody looks at."""
 
-    async def show(self, views: list[StudyView], agents: list[AgentView]) -> None:
+    async def show(self, views: list[StudyView], agents: list[AgentView], news: list[StudyView] | None = None) -> None:
         """Show nothing."""
 
 

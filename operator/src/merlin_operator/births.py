@@ -127,7 +127,7 @@ class Births:
 
     async def _look(self) -> None:
         members = self._members()
-        for study in self.core.all():
+        for study in [each for each in self.core.all() if each.children or each.orders or each.lineage.root]:
             for child in list(study.children.values()):
                 if child.born is None and study.synced:
                     await self._settle(study, child, members)

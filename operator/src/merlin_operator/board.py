@@ -26,8 +26,13 @@ class AgentView:
 class Board(Protocol):
     """Shows what the engine knows. Implementations bound their own rate of writes and never raise for an outage."""
 
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
-        """Show the present state of all studies and agents; called about once a second, and at once when one finishes."""
+    async def show(
+        self, views: Sequence[StudyView], agents: Sequence[AgentView], news: Sequence[StudyView] | None = None
+    ) -> None:
+        """Show the present state of all studies and agents; called about once a second, and at once when one finishes.
+
+        ``news``: those of the views that are others than at the last call, so that nobody has to look for them; None: any may be.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from merlin_operator import control, fleet, quarantine
+from merlin_operator.fleet import Audience
 from merlin_operator.measures import Tally
+from merlin_operator.roll import Roll, Want
 from merlin_operator.stream import Broker, Stored
 from merlin_operator.study import Study
 from merlin_study import subjects, wire
@@ -86,9 +88,13 @@ class Core:
             self.space, server=config.server, options=config.options, renew=config.renew, replicas=config.replicas
         )
         self.fleet = fleet.Fleet(config.timing)
-        self.studies: dict[str, Study] = {}
+        self.studies = Roll()
         self._agents: object = None
         """Stands for the agents that are there: what studies wait for."""
+        self._live: list[wire.Heartbeat] = []
+        """Those that take work."""
+        self._full: frozenset[str] = frozenset()
+        """Studies in whose workspace some find no room."""
         self._awake: list[Study] = []
         self.wake = asyncio.Event()
         """Set it and the next round comes at once."""
@@ -112,14 +118,20 @@ class Core:
 
     def all(self) -> Iterator[Study]:
         """Yield the studies of this moment; they may come and go while the caller waits for the broker."""
-        yield from list(self.studies.values())
+        yield from self.studies.all()
 
     def look(self, now: float) -> None:
         """See which studies rest at ``now`` (monotonic seconds), for the round that begins."""
         live = list(self.fleet.live(now))
         there, full = frozenset(beat.agent for beat in live), frozenset(uid for beat in live for uid in beat.full)
-        self._agents = self.fleet.changes, self.fleet.resting, there, full
-        self._awake = [study for study in self.studies.values() if not self.rests(study)]
+        agents = self.fleet.changes, self.fleet.resting, there, full
+        if agents != self._agents:
+            self._agents, self._live = agents, live
+            self.studies.wake_where(lambda wants: fleet.audience(live, *wants))
+        for uid in full ^ self._full:
+            self.studies.wake(uid)
+        self._full = full
+        self._awake = self.studies.awake()
 
     def awake(self) -> Iterator[Study]:
         """Yield the studies that may have something to be done in this round: of ten thousand most are over, or wait."""
@@ -127,7 +139,7 @@ class Core:
 
     def rests(self, study: Study) -> bool:
         """Whether nothing has happened to a study since a round found nothing to do for it."""
-        return study.rested_with in (None, self._agents) and study.rested_as == study.standing
+        return self.studies.rests(study)
 
     def viewed(self, study: Study, now: float) -> None:
         """Note that a study was shown as it stands at ``now`` (monotonic seconds)."""
@@ -135,22 +147,21 @@ class Core:
 
     def let_rest(self, now: float) -> None:
         """Let studies rest for which there was nothing to do in this round, which began at ``now`` (monotonic seconds)."""
-        served: dict[tuple[str, frozenset[tuple[str, str]]], bool] = {}
-        live = list(self.fleet.live(now))
+        audiences: dict[Want, Audience | None] = {}
         for study in self._awake:
-            stands = study.standing
-            study.rested_as = None
-            if study.viewed_as != (stands, self._agents, study.rate(now)):
+            if study.viewed_as != (study.standing, self._agents, study.rate(now)):
                 continue
             if not study.is_still(now, kept_after=self.config.snapshot_entries):
                 continue
             if study.plan is not None and study.active:
-                key = study.site, study.plan.wants
-                if key not in served:
-                    served[key] = fleet.serving(live, *key) > 0
-                if served[key]:
-                    continue
-            study.rested_as, study.rested_with = stands, self._agents if study.active else None
+                wants = study.site, study.plan.wants
+                if wants not in audiences:
+                    is_served = fleet.serving(self._live, *wants) > 0
+                    audiences[wants] = None if is_served else fleet.audience(self._live, *wants)
+                if (audience := audiences[wants]) is not None:
+                    self.studies.let_rest(study, wants=wants, audience=audience)
+            else:
+                self.studies.let_rest(study)
 
     @property
     def now(self) -> float:

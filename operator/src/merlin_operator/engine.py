@@ -18,13 +18,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from merlin_operator import acceptance, contents, measures, showing
+from merlin_operator import acceptance, contents, measures
 from merlin_operator.assignments import Foreman, wishes_of
 from merlin_operator.births import Births, Nursery
 from merlin_operator.board import AgentView, Board, Submission
@@ -40,6 +40,7 @@ from merlin_operator.publication import Publisher
 from merlin_operator.removal import Remover
 from merlin_operator.repair import Repairer
 from merlin_operator.routing import Router
+from merlin_operator.showing import Gallery
 from merlin_operator.stream import Outage
 from merlin_operator.study import Study
 from merlin_operator.verdicts import Judge
@@ -94,6 +95,7 @@ class Engine:
         self._repairer = Repairer(self.core, self._judge)
         self._remover = Remover(self.core, self._turn)
         self._watch = BrokerWatch(self.core)
+        self._gallery = Gallery(self.core)
         self._last_loop = time.monotonic()
         self._last_show = 0.0
         self._took = self._show_took = 0.0
@@ -124,7 +126,8 @@ class Engine:
         study.made, study.past = submission.created, Past.of(submission.status)
         try:
             table = await self._contents.table(submission)
-            verdict = acceptance.judge(submission, table, taken=self._taken(submission.ref.uid))
+            taken = () if acceptance.accepted(submission.status) else self._taken(submission.ref.uid)
+            verdict = acceptance.judge(submission, table, taken=taken)
         except contents.ContentError as error:
             study.lacking, study.unread = str(error), submission
             return study
@@ -144,7 +147,7 @@ class Engine:
 
     async def _compile_again(self) -> None:
         """Look again for tables of parameters that were not there."""
-        for study in self.core.all():
+        for study in self.core.studies.awake():
             if study.unread is not None and self._contents.due(study.ref.uid):
                 again = await self._compiled(study.unread)
                 if self.studies.get(study.ref.uid) is study:
@@ -232,10 +235,10 @@ class Engine:
             broker_certificate_ends=broker.certificate_ends,
         )
 
-    def views(self) -> list[StudyView]:
+    def views(self) -> Sequence[StudyView]:
         """Return every study as its user should see it."""
         full, thin = (FULL if self.load.full else "", self.load.thin) if self.load is not None else ("", "")
-        return showing.views(self.core, time.monotonic(), broker_full=full, broker_note=thin)
+        return self._gallery.views(time.monotonic(), broker_full=full, broker_note=thin)
 
     # The loop
 
@@ -364,7 +367,8 @@ class Engine:
             for member in self.fleet.members.values()
             for beat in (member.heartbeat,)
         ]
-        await self.board.show(self.views(), agents)
+        views = self.views()
+        await self.board.show(views, agents, self._gallery.news())
         self._show_took = time.monotonic() - now
 
     def _hear(self, subject: str, data: bytes) -> None:

@@ -22,6 +22,10 @@ class Member:
     heard: float
 
 
+Audience = frozenset[tuple[str, int, int, int, int, frozenset[str] | None]]
+"""Agents with their sizes, and those of some queues that each serves (None: all)."""
+
+
 class Fleet:
     """All agents of a namespace, by agent id."""
 
@@ -118,6 +122,20 @@ def serving(agents: Iterable[wire.Heartbeat], at: str, wants: Iterable[tuple[str
     site = None if at == subjects.ANY_SITE else at
     wanted = list(wants)
     return sum(any(serves(agent, site=site, queue=queue, needs=needs) for queue, needs in wanted) for agent in agents)
+
+
+def audience(agents: Iterable[wire.Heartbeat], at: str, wants: Iterable[tuple[str, str]]) -> Audience:
+    """Return all that agents have to do with studies at a site (`subjects.ANY_SITE`: at any) that ``wants`` these.
+
+    Whether they are served, and what is said of that, changes with it only.
+    """
+    queues = frozenset(queue for queue, _ in wants)
+    return frozenset(
+        (beat.agent, beat.nodes, beat.slots, beat.gpus, beat.memory, common if beat.queues else None)
+        for beat in agents
+        if at in (subjects.ANY_SITE, beat.site)
+        if (common := queues & frozenset(beat.queues)) or not beat.queues
+    )
 
 
 def unserved(agents: Iterable[wire.Heartbeat], *, site: str | None, step: str, queue: str, needs: str) -> str:

@@ -64,7 +64,7 @@ class Keeper:
             merlin_operator.stream.Outage: the broker did not answer; what is kept stays as it was.
         """
         self._took = {uid: took for uid, took in self._took.items() if uid in self.core.studies}
-        for study in self.core.all():
+        for study in self.core.studies.awake():  # what rests has nothing new to keep
             if self._is_due(study, time.monotonic()):
                 began = time.monotonic()
                 try:

@@ -43,10 +43,12 @@ class Terminal:
     def __init__(self) -> None:
         self._last = ""
 
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+    async def show(
+        self, views: Sequence[StudyView], agents: Sequence[AgentView], news: Sequence[StudyView] | None = None
+    ) -> None:
         """Print the views that are not as they were."""
         del agents
-        for view in views:
+        for view in views if news is None else news:
             line = json.dumps(as_json(view))
             if line != self._last:
                 self._last = line

@@ -262,6 +262,11 @@ class Watch:
             self._due.setdefault(key, []).append(rest)
         return (key[1][1], tuple(excuse for excuse, _ in excuses[:_AT_ONCE])) if excuses else None
 
+    @property
+    def blamed(self) -> set[str]:
+        """The studies of which a host failed something that is still to be taken."""
+        return {study for study, _ in self._due}
+
     def forget(self, studies: AbstractSet[str]) -> None:
         """Forget what was told of studies that are not among these."""
         for by_step in (self._recent, self._good):

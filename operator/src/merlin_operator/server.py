@@ -65,7 +65,9 @@ class Server:
 
     # What the engine calls
 
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+    async def show(
+        self, views: Sequence[StudyView], agents: Sequence[AgentView], news: Sequence[StudyView] | None = None
+    ) -> None:
         """Take note of the present state."""
         self._views, self._agents = views, agents
         there = {allocations.name_of(agent.heartbeat) for agent in agents}
@@ -74,7 +76,7 @@ class Server:
             self.engine.direct(name, {})
         self._there = there
         now = datetime.now(UTC)
-        for view in views:
+        for view in views if news is None else news:
             study = self.shelf.studies.get(view.ref.name)
             if study is not None:
                 before = study.get("status") or {}

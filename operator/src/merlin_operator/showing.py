@@ -14,44 +14,82 @@ from merlin_study.ledger import Ledger
 from merlin_study.reopen import windows
 from merlin_study.steptasks import StepTasks
 
+_Counted = dict[tuple[str, frozenset[tuple[str, str]]], int]
+"""How many agents could run something of the studies at a site that want these."""
 
-def views(core: Core, now: float, *, broker_full: str = "", broker_note: str = "") -> list[StudyView]:
-    """Return every study as its user should see it at ``now`` (monotonic seconds).
 
-    ``broker_full`` says that the broker can be reached and has no room, ``broker_note`` what else is wanting of it then.
-    """
-    problem = broker_full if core.broker.connected else core.broker.problem
-    live = list(core.fleet.live(now))
-    counted: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
-    full = [agent for agent in live if agent.full]
+class Gallery:
+    """The views of all studies, of which only those are made anew that may look otherwise."""
 
-    def view(study: Study) -> StudyView:
-        if core.rests(study) and study.seen is not None:
-            seen = study.seen[2]
-            if (seen.broker_problem, seen.broker_note) == (problem, broker_note):
-                return seen
-        core.viewed(study, now)
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self._views: dict[str, StudyView] = {}
+        self._said = ("", "")
+        """What the views say of the broker."""
+        self._departures = 0
+        self._listed: list[StudyView] | None = None
+        self._news: dict[str, StudyView] = {}
+
+    def views(self, now: float, *, broker_full: str = "", broker_note: str = "") -> Sequence[StudyView]:
+        """Return every study as its user should see it at ``now`` (monotonic seconds).
+
+        ``broker_full`` says that the broker can be reached and has no room, ``broker_note`` what else is wanting of it then.
+        """
+        core = self.core
+        said = broker_full if core.broker.connected else core.broker.problem, broker_note
+        studies = core.studies.awake() if said == self._said else core.studies.all()
+        self._said = said
+        if core.studies.departures != self._departures:
+            self._departures = core.studies.departures
+            for uid in self._views.keys() - core.studies.keys():
+                self._put(uid, None)
+        live, counted = list(core.fleet.live(now)), _Counted()
+        full = [agent for agent in live if agent.full]
+        for study in studies:
+            # Of one that was over and whose log is in doubt, what it came to is told, and its log knows no better yet.
+            is_told = study.over or not (study.past.over and study.broken)
+            self._put(study.ref.uid, self._view(study, now, live, full, counted) if is_told else None)
+        if self._listed is None:
+            self._listed = list(self._views.values())
+        return self._listed
+
+    def news(self) -> list[StudyView]:
+        """Return those of the views that are others than when this was asked before."""
+        news, self._news = list(self._news.values()), {}
+        return news
+
+    def _put(self, uid: str, view: StudyView | None) -> None:
+        if view is self._views.get(uid):
+            return
+        self._listed = None
+        if view is None:
+            del self._views[uid]
+            self._news.pop(uid, None)
+        else:
+            self._views[uid] = self._news[uid] = view
+
+    def _view(
+        self,
+        study: Study,
+        now: float,
+        live: Sequence[wire.Heartbeat],
+        full: Sequence[wire.Heartbeat],
+        counted: _Counted,
+    ) -> StudyView:
+        problem, note = self._said
+        self.core.viewed(study, now)
         return study.view(
             agents=_counted(study, live, counted),
             waiting_for=waiting_for(study, live),
             broker_problem=problem,
-            broker_note=broker_note,
+            broker_note=note,
             clock=now,
             full_on=tuple(sorted({agent.host for agent in full if study.active and study.ref.uid in agent.full})),
-            stopped=study.ledger is not None and core.control(study, study.ledger).stopped,
+            stopped=study.ledger is not None and self.core.control(study, study.ledger).stopped,
         )
 
-    return [
-        view(study)
-        for study in core.all()
-        if study.over
-        or not (study.past.over and study.broken)  # else what it came to is told, and its log knows no better yet
-    ]
 
-
-def _counted(
-    study: Study, live: Sequence[wire.Heartbeat], known: dict[tuple[str, frozenset[tuple[str, str]]], int]
-) -> int:
+def _counted(study: Study, live: Sequence[wire.Heartbeat], known: _Counted) -> int:
     """Return how many agents could run something of a study, worked out once for studies that want the same."""
     if study.plan is None or study.over:
         return 0

@@ -6,6 +6,7 @@ import math
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -28,6 +29,14 @@ RATE_SECONDS: Final = 60.0
 
 SKEW: Final = 5.0
 """Seconds by which the clocks of API server and operator may differ."""
+
+STIRRING: Final = frozenset(
+    {
+        *("folded", "generation", "synced", "cancelled", "torn", "awaited", "epoch"),
+        *("switches", "excuse", "word", "recall", "lacking", "end_told"),
+    }
+)
+"""Fields that decide what is to be done for a study: setting one ends its rest."""
 
 
 def _new_reading() -> str:
@@ -96,10 +105,8 @@ class Study:
     """What a quarantined host failed of it, until that is judged."""
     viewed_as: tuple[object, ...] | None = None
     """How it stood when it was last shown, which agents there were, and its rate."""
-    rested_as: tuple[object, ...] | None = None
-    """How it stood when a round found that nothing is to be done for it until that changes; None where something is."""
-    rested_with: object = None
-    """The agents that were there then; None where it needs none any more."""
+    stirred: Callable[[], None] | None = None
+    """To be called when something is to be done for it again; None while it does not rest (`merlin_operator.roll`)."""
     made: float = math.inf
     """When its object was made, in Unix seconds; infinity for one that only this process has known."""
     past: Past = field(default_factory=Past)
@@ -133,6 +140,11 @@ class Study:
     """Fences that their living holder does not name, and since when (monotonic seconds)."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why agents handed back all of a chunk, by agent, the latest last; forgotten once anything of the study has a result."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name in STIRRING and self.stirred is not None:
+            self.stirred()
 
     @property
     def active(self) -> bool:
@@ -253,10 +265,10 @@ class Study:
 
     @property
     def standing(self) -> tuple[object, ...]:
-        """All that decides what is to be done for a study at rest, but who is there to do it."""
+        """All that decides what is to be done for a study (`STIRRING`), but who is there to do it."""
         return (
             *(self.folded, self.generation, self.synced, self.cancelled, self.torn, self.awaited, self.epoch),
-            *(self.switches, self.excuse, self.word, self.recall, self.lacking, self.end_told, len(self.pending)),
+            *(self.switches, self.excuse, self.word, self.recall, self.lacking, self.end_told),
         )
 
     def is_still(self, now: float, *, kept_after: int) -> bool:
@@ -268,7 +280,7 @@ class Study:
         """
         ledger = self.ledger
         if ledger is None:
-            return True
+            return self.unread is None  # else its table is looked for
         is_whole = self.synced and not (self.cancelled or self.pending or self.awaited > self.folded)
         is_due = ledger.fences or self.stale or self.excuse is not None or self.entries >= kept_after
         # What came of children and orders is shown, too, and changes by itself.

@@ -32,6 +32,7 @@ class Warden:
         self.core = core
         self._stored: tuple[wire.Quarantine, ...] | None = None
         self._not_before = 0.0
+        self._departures = 0
 
     def connected(self) -> None:
         """Read what stands at the broker again: it may be another one."""
@@ -71,11 +72,14 @@ class Warden:
             await self._read()
         if now >= self._not_before:
             watch.judge(core.now, core.fleet.hosts(now))
-            watch.forget(core.studies.keys())
+            if core.studies.departures != self._departures:
+                self._departures = core.studies.departures
+                watch.forget(core.studies.keys())
             took = time.monotonic() - now
             self._not_before = now + _REST * took
         core.fleet.resting = frozenset(place for place, held in watch.held.items() if core.now < held.until)
-        for study in core.all():
+        blamed = [study for uid in watch.blamed if (study := core.studies.get(uid)) is not None]
+        for study in {each.ref.uid: each for each in (*core.studies.awake(), *blamed)}.values():
             self._excuse(study)
         await self._store()
 

@@ -42,10 +42,12 @@ class ClusterBoard:
         """How much was asked of the API server."""
         return self.api.traffic
 
-    async def show(self, views: Sequence[StudyView], agents: Sequence[AgentView]) -> None:
+    async def show(
+        self, views: Sequence[StudyView], agents: Sequence[AgentView], news: Sequence[StudyView] | None = None
+    ) -> None:
         """Take note of the present state; it is written soon."""
         self.views, self.agents = views, agents
-        self._statuses.note(views)
+        self._statuses.note(views, news)
         self._allocations.note(agents)
 
     async def run(self) -> None:

@@ -52,18 +52,28 @@ class Statuses:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._views: Sequence[StudyView] = ()
         self._shown: dict[str, _Shown] = {}
-        self._stale: list[StudyView] = []
-        """Those of the views that the server does not show yet, when they came."""
+        self._stale: dict[str, StudyView] = {}
+        """Those of the views that the server does not show yet, by uid."""
         self._news = asyncio.Event()
 
-    def note(self, views: Sequence[StudyView]) -> None:
-        """Take note of what is to be shown; it is written soon."""
-        self._views = views
-        self._shown = {view.ref.uid: self._shown.get(view.ref.uid) or _Shown() for view in views}
-        self._stale = [view for view in views if not _is_shown(self._shown[view.ref.uid].view, view)]
-        self._news.set()
+    def note(self, views: Sequence[StudyView], news: Sequence[StudyView] | None = None) -> None:
+        """Take note of what is to be shown; it is written soon. ``news``: those that are others than before (None: any may be)."""
+        for view in views if news is None else news:
+            uid = view.ref.uid
+            self._stale[uid] = view
+            self._forget_shown(uid, self._shown.setdefault(uid, _Shown()))
+        if len(self._shown) > len(views):
+            there = {view.ref.uid for view in views}
+            self._shown = {uid: shown for uid, shown in self._shown.items() if uid in there}
+            self._stale = {uid: view for uid, view in self._stale.items() if uid in there}
+        if self._stale:
+            self._news.set()
+
+    def _forget_shown(self, uid: str, shown: _Shown) -> None:
+        """Take a view off those to be written where the server shows it."""
+        if uid in self._stale and _is_shown(shown.view, self._stale[uid]):
+            del self._stale[uid]
 
     async def run(self) -> None:
         """Write what is to be shown, the most urgent first, until cancelled."""
@@ -76,9 +86,8 @@ class Statuses:
 
     async def flush(self) -> None:
         """Write what is left without regard to each study's own interval: the operator ends."""
-        for view in self._views:
-            if self._shown[view.ref.uid].view != view:
-                await self._write(view)
+        for view in list(self._stale.values()):
+            await self._write(view)
 
     async def _wait_for_news(self) -> None:
         # A study may be due without news: its interval is over, or the server was away.
@@ -91,12 +100,8 @@ class Statuses:
     def _most_urgent(self) -> StudyView | None:
         """What has just finished or was refused first, then what has waited longest."""
         now = time.monotonic()
-        due = [view for view in self._stale if self._due(view, now)]
+        due = [view for uid, view in self._stale.items() if now >= self._shown[uid].not_before]
         return min(due, key=self._urgency, default=None)
-
-    def _due(self, view: StudyView, now: float) -> bool:
-        shown = self._shown[view.ref.uid]
-        return now >= shown.not_before and not _is_shown(shown.view, view)
 
     def _urgency(self, view: StudyView) -> tuple[bool, float]:
         return not conditions.is_over(view), self._shown[view.ref.uid].not_before
@@ -141,6 +146,7 @@ class Statuses:
             guard = [{"op": "test", "path": f"/metadata/{key}", "value": value} for key, value in tests.items()]
             await self._api.patch_study_status(view.ref.name, guard + patch)
         shown.view, shown.status, shown.version = view, status, None
+        self._forget_shown(view.ref.uid, shown)
         return bool(patch)
 
 
