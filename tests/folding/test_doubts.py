@@ -72,6 +72,14 @@ def test_what_is_known_is_named_in_few_ranges() -> None:
     assert known_fences(closed, most=2) == ((1, 100_000), (BASE, BASE + 1))
 
 
+def test_what_was_handed_back_as_it_was_is_asked_for_again() -> None:
+    """Somebody else may have claimed it before the broker was put back, and run it."""
+    closed = Bitmap()
+    closed.add_range(1, 6)
+    closed.add(TaskSet.of([BASE, BASE + 2]))
+    assert known_fences(closed, returned={3, BASE + 2, 99}) == ((1, 2), (4, 6), (BASE, BASE))
+
+
 @pytest.mark.parametrize(
     ("past", "site", "words", "asked"),
     [

@@ -5,12 +5,15 @@ What must hold at each step is `World`'s to say: nothing starts early, nothing i
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from merlin_study import wire
 from merlin_study.ledger import Ledger
+from merlin_study.snapshot import freeze, thaw
 from tests.folding.studies import Shape
 from tests.folding.test_unrolling import World, shapes
 
@@ -40,8 +43,11 @@ class Machine(RuleBasedStateMachine):
     def _read_again(self) -> None:
         world = self.world
         next_fence = world.ledger.next_fence
-        ledger = Ledger(world.plan)
-        for entry, at in world.log:
+        ledger, after = Ledger(world.plan), 0
+        if world.kept is not None and world.random.random() < 0.5:
+            state, blocks, after = world.kept
+            ledger = thaw(world.plan, state, blocks)
+        for entry, at in world.log[after:]:
             ledger.apply(entry, at=at)
         ledger.next_fence = max(ledger.next_fence, next_fence)
         for fence in list(ledger.fences.values()):
@@ -51,6 +57,12 @@ class Machine(RuleBasedStateMachine):
             ledger.issue(chunk)
         ledger.settle_waiting()
         world.ledger = ledger
+
+    @precondition(lambda self: not self.world.ledger.late.fleeting)
+    @rule()
+    def keep(self) -> None:
+        """The ledger is kept; who reads again may begin there."""
+        self.world.kept = (*freeze(self.world.ledger), len(self.world.log))
 
     @precondition(lambda self: self.world.epoch < 4)
     @rule(kept=st.floats(0, 1))
@@ -69,6 +81,9 @@ class Machine(RuleBasedStateMachine):
         steps = (world.first + step % len(world.naive.tasks),)
         below = world.ledger.next_fence
         token = f"restart:{below}:{len(world.log)}"
+        kill_below = world.ledger.stops.kill_below
+        if any(fence < kill_below for fence in world.running):
+            return  # it waits for what a cancellation ends
         world.judge(wire.Restarted(token=token, steps=steps, codes=codes, dependants=dependants, below=below))
 
     @precondition(lambda self: self.world.failed)
@@ -82,12 +97,12 @@ class Machine(RuleBasedStateMachine):
         world.failed = [each for each in world.failed if each not in failed]
         world.judge(wire.Excused(token=token, host="h", failed=tuple(failed), below=below))
 
-    @rule()
-    def purge(self) -> None:
-        """Somebody drops what waits."""
+    @rule(cause=st.sampled_from(["purge", "cancel"]))
+    def drop(self, cause: Literal["purge", "cancel"]) -> None:
+        """Somebody drops what waits, or ends what runs, too."""
         world = self.world
         below = world.ledger.next_fence
-        world.judge(wire.Dropped(cause="purge", token=f"purge:{below}:{len(world.log)}", below=below))
+        world.judge(wire.Dropped(cause=cause, token=f"purge:{below}:{len(world.log)}", below=below))
 
     @rule(seconds=st.sampled_from([-3600.0, -1.0, 3600.0]))
     def step_the_clock(self, seconds: float) -> None:

@@ -152,6 +152,79 @@ def test_a_success_counts_of_whoever_claimed_the_fence_where_a_log_that_was_put_
         assert ledger.doubled == 0
 
 
+def _claimed_twice() -> tuple[wire.Chunk, wire.Start, wire.Report]:
+    """A chunk that agent-1 runs, another one's claim of it, and that one's handing it back since its epoch is over."""
+    whole = chunk(1, 0, 4)
+    handed_back = report(whole, None).model_copy(update={"agent": "second"})
+    return whole, wire.Start(agent="second", chunk=whole), handed_back
+
+
+@pytest.mark.parametrize("ends", ["handed back", "handed back before", "lost"])
+def test_who_runs_a_chunk_keeps_it_where_another_one_claimed_it_too_and_is_done_with_it(ends: str) -> None:
+    """Also where it is told of only after the other one has handed the chunk back: nothing of it is issued beside that."""
+    whole, second, handed_back = _claimed_twice()
+    log: list[wire.Entry] = [second, start(whole), wire.Repaired(epoch=2)]
+    if ends == "lost":
+        log.append(wire.Lost(fence=1, agent="second"))
+    else:
+        log.insert(1 if ends == "handed back before" else 2, handed_back)
+    ledger = fold(*log)
+    assert ledger.due(10.0) is None
+    assert ledger.fences[1].holder == "agent-1"
+    ledger.apply(report(whole, Outcome.RETRY), at=2.0)
+    assert waiting(ledger) == [(2, [0, 1, 2, 3])]
+
+
+def test_who_hands_a_chunk_back_has_it_back_for_whoever_comes_next() -> None:
+    """Its own claim, told again, takes nothing out of what waits; nor does anybody's after the log is whole."""
+    whole, second, handed_back = _claimed_twice()
+    assert waiting(fold(second, handed_back, second)) == [(1, [0, 1, 2, 3])]
+    assert waiting(fold(second, handed_back, wire.Repaired(epoch=2), start(whole))) == [(1, [0, 1, 2, 3])]
+
+
+def test_what_the_first_of_two_claimants_tells_counts_once_though_its_claim_is_told_last() -> None:
+    whole, second, handed_back = _claimed_twice()
+
+    def told(outcome: Outcome, *tasks: int, serial: int) -> wire.Report:
+        result = wire.Result(outcome=outcome, code=0, tasks=TaskSet.of(tasks))
+        return report(whole, None, serial, final=serial == 2).model_copy(update={"results": (result,)})
+
+    some, rest = told(Outcome.SUCCEEDED, 0, 2, serial=1), told(Outcome.SOFT_FAILED, 1, 3, serial=2)
+    entries: tuple[wire.Entry, ...] = (some, second, handed_back, start(whole), rest)
+    for log in itertools.permutations(entries):
+        if log.index(second) < log.index(handed_back):
+            ledger = fold(*log, wire.Repaired(epoch=2))
+            assert (waiting(ledger), ledger.doubled, ledger.finished) == ([], 0, True)
+            assert ledger.steps[0].outcomes[Outcome.SUCCEEDED] == 2
+
+
+@pytest.mark.parametrize("excused", [False, True])
+def test_what_runs_is_not_issued_beside_that_where_it_is_named_to_run_again(excused: bool) -> None:  # noqa: FBT001
+    """A lost holder succeeds after all, while its successor runs the same tasks: these are over, and run."""
+    lost, after = chunk(1, 0, 4), chunk(2, 0, 4, lost=(1,))
+    outcome = Outcome.SUCCEEDED
+    log = (start(lost), wire.Lost(fence=1, agent="agent-1"), start(after), report(lost, outcome))
+    ledger = Ledger(PLAN)
+    for entry in log:
+        ledger.apply(entry, at=1.0)
+        while ledger.due(1.0) is not None:
+            pass
+    assert ledger.finished
+    again: wire.Entry = wire.Restarted(token="restart:1", steps=(0,), codes=(0,), below=3)
+    if excused:
+        failed = TaskSet.of([0])
+        ledger.apply(again, at=2.0)
+        ledger.dag.finish(0, failed, Outcome.SOFT_FAILED, code=1)
+        each = wire.Excuse(step=0, attempt=1, tasks=failed)
+        again = wire.Excused(token="excused:1", host="h", failed=(each,), below=3)
+    ledger.apply(again, at=3.0)
+    assert not ledger.finished
+    assert (ledger.steps[0].available, waiting(ledger)) == (0, [])
+    ledger.apply(report(after, Outcome.SUCCEEDED), at=4.0)
+    assert ledger.finished
+    assert ledger.doubled == 0
+
+
 def test_a_look_at_marks_of_a_lost_epoch_takes_no_task_from_who_runs_it() -> None:
     look = chunk(1, 0, 4).model_copy(update={"scan": True})
     again = chunk(wire.first_fence(2), 0, 4)

@@ -16,6 +16,7 @@ from merlin_operator.unroll import Candidate, Capacity, next_chunks
 from merlin_study import wire
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
+from merlin_study.snapshot import State
 from merlin_study.taskset import TaskSet
 from tests.folding.studies import Expansion, Shape, Task, offset, plan_of
 
@@ -63,6 +64,8 @@ class World:
         self.failed: list[wire.Excuse] = []
         self.reopened = 0
         self.dropped = False
+        self.kept: tuple[State, dict[str, bytes], int] | None = None
+        """A snapshot of the ledger, and how many entries of the log it stands for."""
 
     def spelled(self, step: int, index: int) -> Task | None:
         at = step - self.first
@@ -137,6 +140,10 @@ class World:
         self.waiting = {}
         self.epoch += 1
         self.forget(kept)
+        # A broker that was put back hands chunks out again whose claims it has forgotten.
+        known = self.claimed()
+        again = (run[0] for fence, run in self.running.items() if fence not in known)
+        self.hands += [chunk for chunk in again if self.random.random() < 0.3]
         while sites_to_ask(
             self.ledger, self.epoch, Past(1.0, site="s"), reading=str(self.readings), site="s", live=["s"]
         ):
@@ -148,6 +155,15 @@ class World:
             if number not in self.running and fence.holder is not None:
                 self.apply(wire.Lost(fence=number, agent=fence.holder))
 
+    def claimed(self) -> set[int]:
+        """Return the fences of which the log has a first word: nobody else gets them."""
+        words = (entry for entry, _ in self.log)
+        return {
+            each.fence if isinstance(each, wire.Withdrawn) else each.chunk.fence
+            for each in words
+            if isinstance(each, wire.Start | wire.Withdrawn)
+        }
+
     def forget(self, kept: float) -> None:
         """The broker forgets all but a beginning of the log, and the operator is another one, that has never seen the rest."""
         self.log = self.log[: int(len(self.log) * kept)]
@@ -156,6 +172,7 @@ class World:
             self.ledger.apply(entry, at=at)
         self.ledger.next_fence = wire.first_fence(self.epoch)
         self.readings += 1
+        self.kept = None
 
     def recall(self, reading: str) -> None:
         """An agent tells what the workspace records, whatever befalls log and operator meanwhile."""
@@ -211,6 +228,8 @@ class World:
 
     def claim_in_vain(self, chunk: wire.Chunk) -> None:
         """An agent claims a chunk of an earlier epoch, and hands it back once it has found that out."""
+        if chunk.fence in self.claimed():
+            return
         entry = wire.Start(agent="late", chunk=chunk)
         self.log.append((entry, self.now))
         self.ledger.apply(entry, at=self.now)
@@ -226,7 +245,9 @@ class World:
         else:
             self.running[fence] = (chunk, agent, serial + 1)
         outcome = Outcome.SUCCEEDED
-        if chunk.step >= self.first and self.random.random() < 0.3:
+        if fence < self.ledger.stops.kill_below:
+            outcome = Outcome.CANCELLED
+        elif chunk.step >= self.first and self.random.random() < 0.3:
             outcome = self.random.choice([Outcome.RETRY, Outcome.RESTART, Outcome.SOFT_FAILED])
         tasks = TaskSet.of(some) if some else None
         self.apply(self.report(chunk, agent, serial + 1, tasks, outcome, final=final))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -46,12 +46,18 @@ class Past:
         return self.started_at is not None
 
 
-def known_fences(closed: Bitmap, most: int = MOST_RANGES) -> tuple[tuple[int, int], ...]:
-    """Return the ``most`` lowest ranges (first, last) of fences of which nothing more can come."""
+def known_fences(
+    closed: Bitmap, most: int = MOST_RANGES, *, returned: Collection[int] = ()
+) -> tuple[tuple[int, int], ...]:
+    """Return the ``most`` lowest ranges (first, last) of fences of which nothing more can come.
+
+    Of one that was ``returned`` as it was, somebody else may have more to tell: who had claimed it before its broker was put back.
+    """
     found: list[tuple[int, int]] = []
     for tasks in closed.sets():
-        ranges = [(tasks.first, tasks.end - 1)] if tasks.mask is None else [(each, each) for each in tasks.indices()]
-        for first, last in ranges:
+        is_whole = tasks.mask is None and not any(each in tasks for each in returned)
+        singly = ((each, each) for each in tasks.indices() if each not in returned)
+        for first, last in [(tasks.first, tasks.end - 1)] if is_whole else singly:
             if found and first == found[-1][1] + 1:
                 found[-1] = found[-1][0], last
             elif len(found) == most:

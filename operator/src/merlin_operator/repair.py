@@ -100,7 +100,7 @@ class Repairer:
             plan=study.plan.hash,
             epoch=study.epoch,
             agent=agent,
-            known=doubt.known_fences(study.ledger.closed),
+            known=doubt.known_fences(study.ledger.closed, returned=study.ledger.late.returned),
             reading=reading,
         )
         study.recall_site, study.recall_folded, study.asked[agent] = live[agent], study.folded, now

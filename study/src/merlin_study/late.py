@@ -13,10 +13,13 @@ from typing import Final
 
 from merlin_study import wire
 from merlin_study.bitmap import Bitmap
+from merlin_study.fence import Fence
 from merlin_study.taskset import TaskSet
 
 _ALL_TOLD: Final = 1 << 31
 """As the number of a fence's last report: none of them is still to come."""
+KEPT_RETURNED: Final = 4096
+"""Fences that were handed back as they were, of which it is remembered by whom."""
 
 
 class Late:
@@ -29,8 +32,10 @@ class Late:
         """Fences whose start has not come, with what later chunks that name them as lost hold: only in a log that was told anew."""
         self.early: dict[int, list[tuple[wire.Report, float]]] = {}
         """By fence, reports whose claim has not come, and when they did: only in a log that is told anew."""
-        self.rivals: dict[tuple[int, str], wire.Chunk] = {}
+        self.rivals: dict[tuple[int, str], Fence] = {}
         """By fence and agent, who claimed a fence beside its holder: only where a broker that was put back let it be claimed twice."""
+        self.returned: dict[int, str] = {}
+        """By fence, who handed it back as it was: somebody else may have claimed it before, and run it. The last `KEPT_RETURNED` of them."""
         self.recalled: dict[str, wire.Recalled] = {}
         """By site, the last word on what its workspace recorded."""
         self.repaired = 1
@@ -64,10 +69,8 @@ class Late:
     def hear(self, report: wire.Report) -> wire.Chunk | None:
         """Note a report of nobody who holds its fence now; return whose successes it may tell. None: it tells nothing (more).
 
-        So may who was called lost, and who claimed the fence beside its holder.
+        So may who was called lost.
         """
-        if (rival := self.rivals.get((report.fence, report.agent))) is not None:
-            return rival if report.serial > 0 else None
         chunk, serial = self.lost_serials.get(report.fence, (None, 0))
         if chunk is None or report.serial <= serial:
             return None
@@ -79,7 +82,10 @@ class Late:
 
         So may one beside whom another claimed the fence: that one adopts what it finds recorded.
         """
-        for chunk in (*(chunk for chunk, _ in self.lost_serials.values()), *self.rivals.values()):
+        for chunk in (
+            *(chunk for chunk, _ in self.lost_serials.values()),
+            *(each.chunk for each in self.rivals.values()),
+        ):
             if chunk.step == step:
                 bits &= ~chunk.tasks.bits_from(first)
         return bits.bit_count()
@@ -102,7 +108,28 @@ class Late:
 
     def compete(self, chunk: wire.Chunk, agent: str) -> None:
         """Remember who claimed a fence beside its holder."""
-        self.rivals[chunk.fence, agent] = chunk
+        self.rivals.setdefault((chunk.fence, agent), Fence(chunk, chunk.tasks.bits, agent))
+
+    def beside(self, fence: int) -> list[Fence]:
+        """Return what those have of a fence who claimed it beside its holder."""
+        return [each for (number, _), each in self.rivals.items() if number == fence] if self.rivals else []
+
+    def heir(self, fence: int) -> Fence | None:
+        """Take of those who claimed a fence beside its holder one that goes on, now that this one does not; None where there is none."""
+        found = next((each for each in self.beside(fence) if not each.over), None)
+        if found is not None and found.holder is not None:
+            del self.rivals[fence, found.holder]
+        return found
+
+    def give_back(self, fence: int, agent: str) -> None:
+        """Remember who handed a fence back as it was."""
+        self.returned[fence] = agent
+        if len(self.returned) > KEPT_RETURNED:
+            del self.returned[next(iter(self.returned))]
+
+    def was_anothers(self, fence: int, agent: str) -> bool:
+        """Whether somebody else than this agent has handed a fence back as it was, so that this one may run it."""
+        return self.returned.get(fence, agent) != agent and not self.is_past(fence)
 
     def close(self, fence: int) -> None:
         """Note that a fence is over; no other claim of one of a past epoch counts then."""
@@ -123,3 +150,4 @@ class Late:
         self.early.clear()
         self.rivals = {key: chunk for key, chunk in self.rivals.items() if key[0] in held}
         self.superseded.clear()
+        self.returned = {fence: agent for fence, agent in self.returned.items() if not self.is_past(fence)}

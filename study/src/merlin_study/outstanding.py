@@ -116,6 +116,13 @@ class Outstanding:
         self.closed.add_range(number, 1)
         self.late.close(number)
 
+    def _inherited(self, fence: Fence) -> bool:
+        """Whether a fence whose holder is done with it goes on with another one, who had claimed it, too."""
+        heir = self.late.heir(fence.chunk.fence)
+        if heir is not None:
+            self.fences[fence.chunk.fence] = heir
+        return heir is not None
+
     def _take_back(self, fence: Fence) -> None:
         """Have the tasks of a chunk that nobody started wait as they did before it was made."""
         remaining = fence.remaining

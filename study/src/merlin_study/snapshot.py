@@ -51,7 +51,7 @@ _PLAIN: Final = (
     ),
 )
 """Attributes of a ledger that stand in its state as they are."""
-_LATE: Final = ("recalled", "repaired")
+_LATE: Final = ("recalled", "repaired", "returned")
 _RUNTIMES: Final = ("seconds", "tried")
 _STOPS: Final = ("kill_below", "cancelled", "drop_below", "hard_failed", "stop_asked")
 
@@ -145,6 +145,7 @@ class State(wire.Message):
     superseded: dict[int, list[TaskSet]]
     recalled: dict[str, wire.Recalled]
     repaired: int
+    returned: dict[int, str] = Field(default_factory=dict)
     entries: int = 0
     closed: Bits
     scan: ScanState

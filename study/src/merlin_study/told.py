@@ -40,6 +40,9 @@ class Told(Judged):
     def _start(self, entry: wire.Start) -> None:
         chunk = entry.chunk
         self.dag.measure(chunk.samples)  # known when it was issued, though a log that is told anew may not say so yet
+        if self.late.was_anothers(chunk.fence, entry.agent):
+            del self.late.returned[chunk.fence]
+            self.closed.remove(TaskSet(first=chunk.fence, width=1))
         known = chunk.scan or chunk.fence in self.fences or self._is_over(chunk.fence)
         if not known and self.dag.fits(chunk.step, chunk.tasks):
             self._catch_up(chunk)
@@ -60,11 +63,8 @@ class Told(Judged):
 
     def _report(self, report: wire.Report, at: float) -> None:
         fence = self.fences.get(report.fence)
-        if fence is None and not self._is_over(report.fence):
-            self.late.await_claim(report, at)
-            return
         if fence is None or report.agent != fence.holder:
-            self._late_report(report)
+            self._other_report(report, at)
             return
         if not fence.note(report.serial):
             self.redundant += 1
@@ -81,13 +81,48 @@ class Told(Judged):
             self._told(fence, result, at)
         if report.final:
             fence.end, fence.refused = report.serial, bool(report.refused)
-        if fence.over:
+        if fence.over and not self._inherited(fence):
             self._close(report.fence)
+            if fence.open == fence.chunk.tasks.bits and not fence.chunk.scan:
+                self.late.give_back(report.fence, report.agent)
             self._part_with_felled(fence, report.agent)
             self._again(fence, at + (REFUSED_DELAY if fence.refused else 0.0), lost=fence.chunk.lost)
 
+    def _other_report(self, report: wire.Report, at: float) -> None:
+        """Take a report of nobody who holds its fence: it is late, or early, or of one of several who claimed that."""
+        number, late = report.fence, self.late
+        is_closed = self._is_over(number) and not late.was_anothers(number, report.agent)
+        if (rival := late.rivals.get((number, report.agent))) is not None:
+            self._rival_report(rival, report, at)
+        elif is_closed or number in late.lost_serials:
+            self._late_report(report)
+        else:
+            late.await_claim(report, at)
+
+    def _rival_report(self, rival: Fence, report: wire.Report, at: float) -> None:
+        """Take what is final of what somebody tells who claimed a fence beside its holder; the rest is the holder's to tell.
+
+        Of one that is closed successes only: what replaced it tells the rest.
+        """
+        if not rival.note(report.serial):
+            self.redundant += 1
+            return
+        step, counts = rival.chunk.step, FINAL if report.fence in self.fences else {Outcome.SUCCEEDED}
+        self._learn(rival.chunk, report.samples)
+        self._note_failures(rival.chunk, report)
+        self.runtimes.seconds[step] += report.seconds
+        self.last_at = at
+        for result in report.results:
+            outcome = self._stands(step, result.tasks.first, result.outcome, attempt=rival.chunk.attempt)
+            if outcome in counts and not self.dag.unmeasured(step):
+                self._told(rival, result, at)
+            else:
+                self.redundant += len(result.tasks)
+        if report.final:
+            rival.end = report.serial
+
     def _late_report(self, report: wire.Report) -> None:
-        """Take the successes of a fence that was called lost, or of one that two agents had claimed, and count the rest."""
+        """Take the successes of a fence that was called lost, and count the rest."""
         chunk = self.late.hear(report)
         if chunk is None:
             self.redundant += 1
@@ -139,7 +174,8 @@ class Told(Judged):
         if tasks is None:
             return
         fence.open &= ~told
-        for other in self._beside(chunk):  # whoever has a result ran it, the other one will not
+        claimants = (self.fences.get(chunk.fence, fence), *self.late.beside(chunk.fence)) if self.late.rivals else ()
+        for other in (*self._beside(chunk), *claimants):  # whoever has a result ran it, the other one will not
             other.open &= ~tasks.bits_from(other.chunk.tasks.first)
         if chunk.scan:
             if not self.is_dropped(chunk):  # else nothing comes of what was looked at

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from merlin_study import wire
+from merlin_study.bitmap import Bitmap
 from merlin_study.failures import Failures
 from merlin_study.fence import Fence
 from merlin_study.outcome import Outcome
@@ -71,11 +72,14 @@ class Judged(Outstanding):
         fence = self.fences.get(entry.fence)
         if fence is None or fence.holder != entry.agent:
             return
+        if not fence.chunk.scan:
+            self.late.lose(fence.chunk, fence.serial)
+        if self._inherited(fence):
+            return
         self._close(entry.fence)
         if fence.chunk.scan:
             self._take_back(fence)
             return
-        self.late.lose(fence.chunk, fence.serial)
         self._lost_with(fence, entry.agent)
 
     def _lost_with(self, fence: Fence, agent: str) -> None:
@@ -155,10 +159,21 @@ class Judged(Outstanding):
         self.stops.restart()
         self._drop_over()
         again = self.dag.reopen(entry)
+        self._keep_running(again)
         self.scan.settle(entry)
         if entry.scan:
             self.scan.begin(entry, self.plan, self.steps)
         self.late.reopen(again)
+
+    def _keep_running(self, again: list[Bitmap]) -> None:
+        """Have tasks that run again, a bitmap per step, stay with who runs them now: one that was lost had succeeded beside that."""
+        for fence in self.fences.values():
+            first, running = fence.chunk.tasks.first, fence.remaining
+            if fence.holder is None or fence.chunk.scan or running is None:
+                continue
+            bits = again[fence.chunk.step].read(first, fence.chunk.tasks.width) & running.bits_from(first)
+            if (tasks := TaskSet.from_bits(first, bits)) is not None:
+                self.steps[fence.chunk.step].issue(tasks)
 
     def _excuse(self, entry: wire.Excused) -> None:
         """Judge failures to be their host's: the tasks run again, with the attempts that they had before.
@@ -177,6 +192,7 @@ class Judged(Outstanding):
                 token=entry.token, steps=(each.step,), tasks=(tasks,), dependants=True, below=entry.below
             )
             again = self.dag.reopen(named)
+            self._keep_running(again)
             self.lost[each.step] += back + len(again[each.step])
             share = len(tasks) / len(each.tasks)
             self.runtimes.take_off(each.step, tried=len(tasks), seconds=each.seconds * share)
