@@ -165,6 +165,8 @@ class Intake:
         kept = {consumer.name for consumer in self._fitting()}
         dropped = [held for held in self._held if held.consumer not in kept]
         self._held = [held for held in self._held if held.consumer in kept]
+        for name in self._sources.keys() - kept:
+            self._sources[name].plenty = False
         for held in dropped:
             for message in held.copies:
                 self._answer(message, Answer.BACK)
