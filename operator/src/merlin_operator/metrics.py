@@ -123,7 +123,8 @@ class MerlinCollector(Collector):
         self._namespace = namespace
         self._silent_after = silent_after
         self._clock = clock
-        self._seen: dict[str, tuple[int, ...]] = {}
+        self._seen: dict[str, tuple[StudyView, tuple[int, ...]]] = {}
+        """By uid, the view of the last scrape and the most that was ever seen of each count."""
         self._totals = [0] * len(COUNTED)
         self._began = clock()
 
@@ -158,13 +159,17 @@ class MerlinCollector(Collector):
         Studies come and go with their counts, and a ledger may be folded anew from its start; a counter only ever grows. So
         what counts is by how much a study exceeds the most that was ever seen of it.
         """
-        seen: dict[str, tuple[int, ...]] = {}
+        seen: dict[str, tuple[StudyView, tuple[int, ...]]] = {}
         for view in self._board.views:
             if not view.inherited:  # its log was not read yet
                 continue
-            before = self._seen.get(view.ref.uid, view.inherited)
-            seen[view.ref.uid] = tuple(map(max, before, view.counted))
-            for at, most in enumerate(seen[view.ref.uid]):
+            last, before = self._seen.get(view.ref.uid, (None, view.inherited))
+            if last is view:  # nothing has happened to it: of ten thousand most are over, or wait
+                seen[view.ref.uid] = view, before
+                continue
+            counts = tuple(map(max, before, view.counted))
+            seen[view.ref.uid] = view, counts
+            for at, most in enumerate(counts):
                 self._totals[at] += most - before[at]
         self._seen = seen
         return self._totals
