@@ -2,7 +2,7 @@
 
 A study is awake from the moment that it is put here until a round found nothing to do for it (`merlin_operator.core.Core.let_rest`). It is woken
 by any change of what decides that (`study.STIRRING`), and where it waits for agents by a change of those that have to do with what it wants.
-So what rests costs nothing, neither in a round nor where studies are shown.
+So neither a round nor whoever shows studies looks at what rests.
 """
 
 from __future__ import annotations
