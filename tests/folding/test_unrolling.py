@@ -209,7 +209,10 @@ class World:
         self.reopened += bool(again)
         self.dropped |= isinstance(verdict, wire.Dropped)
         self.ended -= again
-        self.begun -= again
+        running = {
+            self.spelled(chunk.step, index) for chunk, *_ in self.running.values() for index in self.open[chunk.fence]
+        }
+        self.begun -= again - running
         assert self.ended <= self.over
 
     def told(self) -> Iterator[wire.Start | wire.Report]:
