@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 KEEP_WORD: Final = 86_400.0
 """Seconds that the word on a deleted study is kept for agents that were out of reach."""
 
+LOOKS: Final = 3
+"""How often all that the broker holds is looked through in vain on one connection, where it does not answer in time: the rest has its turn then."""
+
 
 class Remover:
     """Cleans what a study has in the broker; see the module."""
@@ -27,7 +30,8 @@ class Remover:
         self._retained: set[str] = set()
         """Studies that are gone and whose log is to stay, as far as that was asked for."""
         self._connection = -1
-        """The connection on which all that the broker holds was looked through."""
+        self._tries = 0
+        """How often it was tried on this connection to look through all that the broker holds; `LOOKS` once that is done."""
 
     async def remove(self, uid: str, *, timeout: float, retain: bool = False) -> bool:  # noqa: ASYNC109 several requests
         """Clean up as soon as the broker is there; False where that took longer than ``timeout`` seconds: a `sweep` does it then.
@@ -93,7 +97,10 @@ class Remover:
         core, space = self.core, self.core.space
         places = [(space.task_stream, space.all_cursors), (space.report_stream, space.all_verdicts)]
         connection = core.broker.reconnects
-        if is_new := connection != self._connection:
+        if connection != self._connection:
+            self._connection, self._tries = connection, 0
+        if is_new := self._tries < LOOKS:
+            self._tries += 1
             places = [(space.task_stream, space.all_chunks), (space.task_stream, space.all_cursors)]
             places += [(space.report_stream, space.all_reports)]
             places += [(space.control_stream, each) for each in space.all_of_studies]
@@ -102,7 +109,7 @@ class Remover:
             async for page in core.broker.subject_pages(stream, matching):
                 found.update(map(subjects.study_of, page))
         if is_new:
-            self._connection = connection
+            self._tries = LOOKS
         return set(filter(subjects.is_literal, found))
 
     async def _is_retained(self, uid: str) -> bool:
