@@ -19,6 +19,10 @@ LOOKS: Final = 3
 """How often all that the broker holds is looked through in vain on one connection, where it does not answer in time: the rest has its turn then."""
 
 
+MOST_LISTED: Final = 300_000
+"""Log entries up to which they are looked through one by one: the server takes some five microseconds for each, again for every page."""
+
+
 class Remover:
     """Cleans what a study has in the broker; see the module."""
 
@@ -92,7 +96,8 @@ class Remover:
     async def _held(self) -> set[str]:
         """Return the studies of which the broker holds something: those that it may be seen of at little cost, but all on each new connection.
 
-        As long as that one lives, whatever is stored late passes the log reader; before it, anything may have been stored unseen.
+        As long as that one lives, whatever is stored late passes the log reader; before it, anything may have been stored unseen. Of a log
+        with more than `MOST_LISTED` entries only those are found in which a verdict stands, or of whose study anything else is left.
         """
         core, space = self.core, self.core.space
         places = [(space.task_stream, space.all_cursors), (space.report_stream, space.all_verdicts)]
@@ -102,7 +107,10 @@ class Remover:
         if is_new := self._tries < LOOKS:
             self._tries += 1
             places = [(space.task_stream, space.all_chunks), (space.task_stream, space.all_cursors)]
-            places += [(space.report_stream, space.all_reports)]
+            if await core.broker.length(space.report_stream) <= MOST_LISTED:
+                places += [(space.report_stream, space.all_reports)]
+            else:
+                places += [(space.report_stream, space.all_verdicts)]
             places += [(space.control_stream, each) for each in space.all_of_studies]
         found: set[str] = set()
         for stream, matching in places:

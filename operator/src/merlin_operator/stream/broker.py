@@ -120,6 +120,10 @@ class Broker(Connection):
         info = await self.ask(lambda js: js.stream_info(stream))
         return str(info.created), int(info.state.first_seq), int(info.state.last_seq)
 
+    async def length(self, stream: str) -> int:
+        """Return how many messages a stream holds."""
+        return int((await self.ask(lambda js: js.stream_info(stream))).state.messages)
+
     async def subjects(self, stream: str, filter_subject: str) -> set[str]:
         """Return the subjects of a stream's messages that match."""
         return {subject async for page in self.subject_pages(stream, filter_subject) for subject in page}
