@@ -118,6 +118,26 @@ def test_samples_that_are_counted_without_a_number_are_counted_again_but_not_wit
     bench.same_in_replay()
 
 
+def test_samples_that_are_told_after_a_purge_gave_them_up_are_counted_again_by_a_restart() -> None:
+    """Their number without their tasks would be a study that never has them."""
+    bench = Bench(plan_of(SAMPLED))
+    (chunk,) = bench.issue()
+    bench.start(chunk)
+    bench.apply(wire.Lost(fence=chunk.fence, agent="host-1"))
+    bench.switch(purge="1")
+    assert bench.ledger.finished
+    bench.apply(counting(chunk, 3))
+    assert (bench.ledger.facts, bench.ledger.geometry.samples) == (None, 0)
+    bench.same_in_replay()
+    bench.switch(purge="1", restart=asking("1"))
+    (again,) = bench.issue()
+    bench.start(again)
+    bench.apply(counting(again, 3))
+    bench.run_all()
+    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.SUCCEEDED: each} for each in (1, 6, 1)]
+    bench.same_in_replay()
+
+
 TWO = """
 description: {name: n, description: d}
 merlin: {samples: {file: s.csv, column_labels: [S]}}

@@ -75,8 +75,12 @@ class Dag:
                 self.finish(step, tasks, Outcome.CANCELLED)
 
     def measure(self, samples: int) -> None:
-        """Learn the number of samples, once: from here on the sampled steps have tasks. One that can't be changes nothing."""
-        if self.geometry.samples or (measured := Geometry(self.plan, samples=samples)).refusal():
+        """Learn the number of samples, once: from here on the sampled steps have tasks.
+
+        One that can't be changes nothing, nor does one that comes after their step was given up: a restart counts them again.
+        """
+        given_up = self._info >= 0 and self.steps[self._info].complete
+        if self.geometry.samples or given_up or (measured := Geometry(self.plan, samples=samples)).refusal():
             return
         self.geometry = measured
         for index, step in enumerate(self.steps):

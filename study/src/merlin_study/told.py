@@ -246,8 +246,9 @@ class Told(Judged):
 
     def _measure(self, chunk: wire.Chunk, facts: wire.SampleFacts) -> None:
         known = [step.total is not None for step in self.steps]
-        self.facts = self.facts or facts
         self.dag.measure(facts.count)
+        if self.geometry.samples:
+            self.facts = self.facts or facts
         for step, planned in enumerate(self.plan.steps):
             for lane in range(len(planned.lanes)):
                 dropped = self.stops.is_dropped(chunk.fence, lane=self.plan.first_lanes[step] + lane)
