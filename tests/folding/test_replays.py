@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 
+from merlin_operator.study import Study
+from merlin_operator.view import StudyRef
 from merlin_study import wire
 from merlin_study.ledger import Ledger
 from merlin_study.outcome import Outcome
@@ -173,6 +175,17 @@ def test_who_runs_a_chunk_keeps_it_where_another_one_claimed_it_too_and_is_done_
     assert ledger.fences[1].holder == "agent-1"
     ledger.apply(report(whole, Outcome.RETRY), at=2.0)
     assert waiting(ledger) == [(2, [0, 1, 2, 3])]
+
+
+def test_who_keeps_a_chunk_after_the_other_one_was_lost_can_be_lost_in_its_turn() -> None:
+    whole, second, _ = _claimed_twice()
+    ledger, study = fold(second, start(whole), wire.Repaired(epoch=2)), Study(StudyRef("ns", "s", "u"), 1)
+    for holder in ("second", "agent-1"):
+        assert study.held(ledger) == [(1, holder)]
+        study.judged.add((1, holder))
+        assert study.held(ledger) == []
+        ledger.apply(wire.Lost(fence=1, agent=holder), at=2.0)
+    assert waiting(ledger) == [(1, [0, 1, 2, 3])]
 
 
 def test_who_hands_a_chunk_back_has_it_back_for_whoever_comes_next() -> None:

@@ -62,9 +62,8 @@ class Claims:
         self._lock = threading.Lock()
 
     def forget(self) -> None:
-        """Let go of what was read, as nobody will ask for a while."""
-        with self._lock:
-            self._logs.clear()
+        """Let go of what was read, as nobody will ask for a while; waits for no thread that reads."""
+        self._logs = {}
 
     def others(self, directory: str, start: Start, *, made: int) -> tuple[LostHolder, ...]:
         """Return who else wrote down a claim of the same chunk in the logs of a ``directory``; its agent, where it did so twice.

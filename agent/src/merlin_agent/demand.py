@@ -22,7 +22,7 @@ CLAIM_AHEAD: Final = 0.25
 """Seconds of work to have ready in claimed chunks."""
 SHORT: Final = 2.0
 """Seconds of a task for which others are ready in any case: a slot that waits for a claim loses some percent of it. For so long others are
-kept from a task at most."""
+kept from a task on the average."""
 FETCH_AHEAD: Final = 2.0
 """One chunk is fetched ahead when the slots will need it within so many seconds."""
 MOST_AT_ONCE: Final = 32

@@ -8,6 +8,7 @@ may have been there before looks into the workspace, where each claim was writte
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from merlin_agent.claims import Claims
@@ -16,6 +17,8 @@ from merlin_study.wire import Origin
 
 LEEWAY: Final = 5.0
 """Seconds by which a chunk has to be younger than its log's origin: whoever wrote that one down estimated the broker's clock."""
+KEPT: Final = 60.0
+"""Seconds for which what was read of outcome logs is kept after the last chunk for which it was looked through."""
 
 
 class Ground:
@@ -27,6 +30,8 @@ class Ground:
         self._server = ("", "")
         """The server for which that was read."""
         self.claims = Claims()
+        self._asked_at = 0.0
+        """When a chunk last came that may return (monotonic seconds)."""
 
     async def may_return(self, published: float | None) -> bool:
         """Whether a chunk that was ``published`` then (Unix seconds by the broker's clock; None: not known) may be one that was claimed before.
@@ -40,8 +45,10 @@ class Ground:
         if origin is None or published is None or not self._is_named(origin, server):
             return True
         if published < origin.since + LEEWAY:
+            self._asked_at = time.monotonic()
             return True
-        self.claims.forget()
+        if time.monotonic() > self._asked_at + KEPT:
+            self.claims.forget()
         return False
 
     @property

@@ -71,7 +71,8 @@ class Study:
     cancelled: bool = False
     ledger: Ledger | None = None
     pending: deque[Stored] = field(default_factory=deque)
-    judged: set[int] = field(default_factory=set)
+    judged: set[tuple[int, str]] = field(default_factory=set)
+    """Fences that were called lost, with whom: another one may hold it then, who had claimed it, too."""
     samples: deque[tuple[float, int]] = field(default_factory=deque)
     still_at: int = -1
     still_since: float = 0.0
@@ -136,8 +137,8 @@ class Study:
     """What its user has to do before its log is known to be whole."""
     confused: bool = False
     """Whether folding an entry broke, so that the ledger may have half of it: it is to be made anew."""
-    unheld: dict[int, float] = field(default_factory=dict)
-    """Fences that their living holder does not name, and since when (monotonic seconds)."""
+    unheld: dict[tuple[int, str], float] = field(default_factory=dict)
+    """Fences that their living holder does not name, with that one, and since when (monotonic seconds)."""
     refusals: dict[str, str] = field(default_factory=dict)
     """Why agents handed back all of a chunk, by agent, the latest last; forgotten once anything of the study has a result."""
 
@@ -262,6 +263,11 @@ class Study:
         self.pending.clear()
         self.samples.clear()
         self.refusals.clear()
+
+    def held(self, ledger: Ledger) -> list[tuple[int, str]]:
+        """Return the fences that somebody holds who was not called lost with them, with that one."""
+        held = ((number, fence.holder) for number, fence in ledger.fences.items() if fence.holder is not None)
+        return [each for each in held if each not in self.judged]
 
     @property
     def standing(self) -> tuple[object, ...]:

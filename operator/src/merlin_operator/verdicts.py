@@ -30,24 +30,22 @@ class Judge:
         for study in self.core.awake():
             if not study.active or not study.synced or study.broken or study.ledger is None:
                 continue
-            for number, fence in list(study.ledger.fences.items()):
-                if fence.holder is None or number in study.judged:
-                    continue
-                if self.core.fleet.is_gone(fence.holder, now) or self._dropped(study, number, fence.holder, now):
-                    await self._lose(study, wire.Lost(fence=number, agent=fence.holder))
+            for number, holder in study.held(study.ledger):
+                if self.core.fleet.is_gone(holder, now) or self._dropped(study, number, holder, now):
+                    await self._lose(study, wire.Lost(fence=number, agent=holder))
 
     def _dropped(self, study: Study, fence: int, holder: str, now: float) -> bool:
         """Whether a living holder does not know of its fence: what it said last of it got lost."""
         heartbeat, heard = self.core.fleet.last(holder)
         if heartbeat is None or (study.ref.uid, fence) in heartbeat.holds:
-            study.unheld.pop(fence, None)
+            study.unheld.pop((fence, holder), None)
             return False
-        since = study.unheld.setdefault(fence, now)
+        since = study.unheld.setdefault((fence, holder), now)
         return heard > since and self.core.fleet.listened(since, now) > self.core.config.timing.lost_after
 
     async def _lose(self, study: Study, verdict: wire.Lost) -> None:
         if await self.append(study, verdict):
-            study.judged.add(verdict.fence)
+            study.judged.add((verdict.fence, verdict.agent))
             self.core.tally.lose(study.site)
             log.warning("chunk lost study=%s fence=%d agent=%s", study.ref.name, verdict.fence, verdict.agent)
 

@@ -116,7 +116,7 @@ class Late:
 
     def heir(self, fence: int) -> Fence | None:
         """Take of those who claimed a fence beside its holder one that goes on, now that this one does not; None where there is none."""
-        found = next((each for each in self.beside(fence) if not each.over), None)
+        found = next((each for each in self.beside(fence) if each.open and not each.over), None)
         if found is not None and found.holder is not None:
             del self.rivals[fence, found.holder]
         return found
@@ -133,6 +133,8 @@ class Late:
 
     def close(self, fence: int) -> None:
         """Note that a fence is over; no other claim of one of a past epoch counts then."""
+        if self.is_past(fence):
+            self.early.pop(fence, None)
         if self.rivals and self.is_past(fence):
             self.rivals = {key: chunk for key, chunk in self.rivals.items() if key[0] != fence}
 

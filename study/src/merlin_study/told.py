@@ -94,7 +94,7 @@ class Told(Judged):
         is_closed = self._is_over(number) and not late.was_anothers(number, report.agent)
         if (rival := late.rivals.get((number, report.agent))) is not None:
             self._rival_report(rival, report, at)
-        elif is_closed or number in late.lost_serials:
+        elif is_closed or number in late.lost_serials or (number in self.fences and self.fences[number].chunk.scan):
             self._late_report(report)
         else:
             late.await_claim(report, at)
