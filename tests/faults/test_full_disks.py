@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 
 from merlin_agent import files
+from merlin_agent.execute import run_script
 from merlin_study import archive
+from merlin_study.outcome import Outcome
+from tests.agent.test_warm import a_script
 from tests.faults.rig import a_rig
 from tests.folding.studies import plan_of
 from tests.ground import Broker, eventually
 from tests.ground.needs import debian, missing
+from tests.launching.test_lost_hosts import a_slot
 
 TASKS = 30
 TEXT = f"""
@@ -121,6 +125,22 @@ def test_who_says_that_there_was_no_room_is_believed_where_there_is_little(tmp_p
         assert full is not None
         assert full.errno == errno.ENOSPC
     assert files.room(str(tmp_path), said=str(said)) is None
+
+
+def test_who_fails_right_after_its_disk_was_full_is_handed_back_and_nobody_elsewhere(tmp_path: Path) -> None:
+    """Room may come before we look, and an error message that was to be written to the same disk is lost."""
+    (place := tmp_path / "place").mkdir()
+
+    def ends(directory: Path, text: str) -> tuple[Outcome | None, bool]:
+        directory.mkdir()
+        ended = run_script(a_slot(None), 0, a_script(directory, text), walltime=None, tells=lambda: True)
+        return ended.outcome, ended.full
+
+    with disk(place, "512k") as make_room:
+        assert ends(place / "a", "head -c 600000 /dev/zero > data || exit 1") == (None, True)
+        _run(*make_room)
+        assert ends(place / "b", "exit 1") == (None, False)
+    assert ends(tmp_path / "c", "exit 1") == (Outcome.SOFT_FAILED, False)
 
 
 PACKED = (

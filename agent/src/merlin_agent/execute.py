@@ -270,13 +270,23 @@ def concluded(
     if struck is Stop.HOST_LOST:  # handed back, too: the host died, not the step; unless it takes one with it each time
         lost = told(task, Outcome.LOST, code, script.directory, f"lost a host of {', '.join(slot.share.hosts)}")
         return Ended(task, None, seconds=seconds, failure=lost)
-    if not struck and (full := files.room(script.directory, said=script.err)) is not None:
-        return unwritable(task, script.directory, full)  # whatever it says, it could not write
+    if not struck and (handed_back := _without_room(task, script, code)) is not None:
+        return handed_back
     ends = Outcome.TIMED_OUT if late else Outcome.CANCELLED if struck else outcome.of_exit(code)
     failure = None
     if tells():
         failure = told(task, ends, code, script.directory, files.read_tail(script.err, wire.MAX_TAIL))
     return Ended(task, ends, code, seconds, failure)
+
+
+def _without_room(task: int, script: Script, code: int) -> Ended | None:
+    """Return what a task comes to that failed where it could not write: nobody's failure, whatever it says. None where it could."""
+    if (full := files.room(script.directory, said=script.err)) is not None:
+        return unwritable(task, script.directory, full)
+    if files.was_full(script.directory):
+        # Room came between its write and our look, and what it had to say of that found none.
+        return Ended(task, None, problem=f"{script.directory}: ended with {code} as its disk was full; it runs again")
+    return None
 
 
 def _succeeded(task: int, script: Script, seconds: float, marker: str) -> Ended:
@@ -314,4 +324,6 @@ def unwritable(task: int, directory: str, error: OSError) -> Ended:
         errno.EACCES: "give this user the right to write there",
     }.get(error.errno or 0, "see to the file system")
     problem = f"{directory}: can't be written: {error.strerror}; {cure}"
+    if error.errno in files.FULL:
+        files.note_full(directory)
     return Ended(task, None, problem=problem, full=error.errno in files.FULL)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import math
 import os
 import secrets
 import shutil
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Final
@@ -112,6 +114,10 @@ _ROOM: Final = 1 << 16
 _SPARE: Final = 1 << 20
 """The same where a program said that there was none: others may have freed some since, such as one that writes its output anew."""
 _SAID: Final = tuple(os.strerror(each) for each in FULL)
+_SCARCE: Final = 5.0
+"""Seconds after which a disk that was full counts as one that is not."""
+_FULL_AT: Final[dict[int, float]] = {}
+"""When there was last no room, by file system; its number."""
 _TAIL: Final = 4096
 """Characters at the end of what a program said, in which it would say so."""
 
@@ -150,6 +156,20 @@ def room(directory: str, *, said: str = "") -> OSError | None:
     except OSError as error:
         return error if error.errno in FULL else None
     return None
+
+
+def note_full(directory: str) -> None:
+    """Remember that there is no room now on the file system of a directory."""
+    with contextlib.suppress(OSError):
+        _FULL_AT[os.stat(directory).st_dev] = time.monotonic()
+
+
+def was_full(directory: str) -> bool:
+    """Whether somebody found no room on the file system of a directory in the last seconds."""
+    try:
+        return time.monotonic() - _FULL_AT.get(os.stat(directory).st_dev, -math.inf) <= _SCARCE
+    except OSError:
+        return False
 
 
 def remove(path: str) -> None:
