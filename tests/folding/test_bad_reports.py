@@ -57,6 +57,17 @@ def test_a_failure_of_a_task_that_its_chunk_has_not_is_left_out(task: int) -> No
     bench.same_in_replay()
 
 
+def counts_three(bench: Bench) -> None:
+    """The step that counts samples is asked again, counts three, and all tasks succeed."""
+    (again,) = bench.issue()
+    bench.start(again)
+    bench.apply(counting(again, 3))
+    bench.run_all()
+    assert bench.ledger.finished
+    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.SUCCEEDED: each} for each in (1, 6, 1)]
+    bench.same_in_replay()
+
+
 @pytest.mark.parametrize("count", [0, -5, MAX_TASKS // 2 + 1, 10**18])
 def test_samples_that_can_t_be_fail_the_step_that_counted_them_and_a_restart_counts_again(count: int) -> None:
     """Two combinations of each: half of what a step may have is the most."""
@@ -72,12 +83,7 @@ def test_samples_that_can_t_be_fail_the_step_that_counted_them_and_a_restart_cou
     assert str(count) in failure.tail
     bench.same_in_replay()
     bench.switch(restart=asking("1"))
-    (again,) = bench.issue()
-    bench.start(again)
-    bench.apply(counting(again, 3))
-    bench.run_all()
-    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.SUCCEEDED: each} for each in (1, 6, 1)]
-    bench.same_in_replay()
+    counts_three(bench)
 
 
 def test_nor_are_samples_believed_that_a_lost_agent_or_a_claim_tells_of() -> None:
@@ -110,12 +116,7 @@ def test_samples_that_are_counted_without_a_number_are_counted_again_but_not_wit
     assert f"expected their number with its success, found none at attempt {COUNTS}" in failure.tail
     bench.same_in_replay()
     bench.switch(restart=asking("1"))
-    (again,) = bench.issue()
-    bench.start(again)
-    bench.apply(counting(again, 3))
-    bench.run_all()
-    assert bench.ledger.finished
-    bench.same_in_replay()
+    counts_three(bench)
 
 
 def test_samples_that_are_told_after_a_purge_gave_them_up_are_counted_again_by_a_restart() -> None:
@@ -130,12 +131,7 @@ def test_samples_that_are_told_after_a_purge_gave_them_up_are_counted_again_by_a
     assert (bench.ledger.facts, bench.ledger.geometry.samples) == (None, 0)
     bench.same_in_replay()
     bench.switch(purge="1", restart=asking("1"))
-    (again,) = bench.issue()
-    bench.start(again)
-    bench.apply(counting(again, 3))
-    bench.run_all()
-    assert [bench.outcomes(step) for step in range(3)] == [{Outcome.SUCCEEDED: each} for each in (1, 6, 1)]
-    bench.same_in_replay()
+    counts_three(bench)
 
 
 TWO = """

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from merlin_operator.core import Core, EngineConfig
 from merlin_operator.engine import Engine
+from merlin_operator.roll import Roll
 from merlin_operator.showing import Gallery
 from merlin_operator.study import Study
 from merlin_operator.view import StudyRef
@@ -45,17 +48,17 @@ def test_studies_that_are_over_or_that_no_agent_serves_rest_until_there_is_news_
         worker = Reporter(broker, keyring, served, samples=0, queues=("here",))
         late = Reporter(broker, keyring, unserved, samples=0, name="late", queues=("nobody",))
         async with live(engine):
-            await until(lambda: engine.core.rests(waits))
+            await until(lambda: engine.core.studies.rests(waits))
             assert not waits.over
             async with worker.working():
                 await until(lambda: works.over)
-                await until(lambda: engine.core.rests(works) and engine.core.rests(waits))
+                await until(lambda: engine.core.studies.rests(works) and engine.core.studies.rests(waits))
                 await until(lambda: not list(engine.core.awake()))
                 engine.switch("works", {"restart": {"id": "again", "exitCodes": [0]}})
                 await until(lambda: set(worker.runs.values()) == {2})
-                await until(lambda: works.over and engine.core.rests(works))
+                await until(lambda: works.over and engine.core.studies.rests(works))
                 async with late.working():
-                    await until(lambda: waits.over and engine.core.rests(waits))
+                    await until(lambda: waits.over and engine.core.studies.rests(waits))
             assert sum((worker.runs + late.runs).values()) == 9, "either may take what is offered to the site"
             assert works.ledger is not None
             assert works.ledger.doubled == 0
@@ -75,7 +78,7 @@ def test_a_study_that_ends_by_stopping_its_agents_does_not_rest_before_they_are_
         study = engine.studies["uid"]
         worker = Reporter(broker, keyring, plan, samples=0)
         async with live(engine), worker.working():
-            await until(lambda: study.over and engine.core.rests(study))
+            await until(lambda: study.over and engine.core.studies.rests(study))
             worker.comes_to = (Outcome.CANCELLED, STOP_WORKERS)
             engine.switch("uid", {"restart": {"id": "again", "exitCodes": [0]}})
             await until(lambda: study.over and study.ledger is not None and study.ledger.stops.stop_asked is not None)
@@ -103,20 +106,20 @@ def test_a_study_at_rest_shows_no_rate_of_before_and_knows_one_agent_from_anothe
     [shown] = gallery.views(60.2)
     assert shown.rate
     around(61.0)
-    assert not core.rests(study), "it shows a rate still"
+    assert not core.studies.rests(study), "it shows a rate still"
     [shown] = gallery.views(61.2)
     around(61.5)
-    assert core.rests(study)
+    assert core.studies.rests(study)
     assert not shown.rate
     core.fleet.hear(beat("z", "another"), 62.0)
     core.look(62.0)
-    assert core.rests(study), "an agent that has nothing to do with it"
+    assert core.studies.rests(study), "an agent that has nothing to do with it"
     core.fleet.hear(beat("z", "another").model_copy(update={"full": ("uid",)}), 63.0)
     core.look(63.0)
     assert list(core.awake()) == [study], "it finds no room in its workspace"
     gallery.views(63.1)
     around(63.2)
-    assert core.rests(study)
+    assert core.studies.rests(study)
     core.fleet.hear(beat("y", "here"), 111.0)
     core.look(111.0)
     assert list(core.awake()) == [study], "the other agent is gone since"
@@ -147,3 +150,16 @@ def test_of_many_studies_those_are_shown_anew_that_have_changed() -> None:
     core.broker.problem = "no route to host"
     assert {view.broker_problem for view in gallery.views(4.0)} == {"no route to host"}
     assert [view.ref.name for view in gallery.news()] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    "folded generation synced cancelled torn awaited epoch switches excuse word recall lacking end_told".split(),  # noqa: SIM905
+)
+def test_what_decides_about_a_study_ends_its_rest(field: str) -> None:
+    roll, study = Roll(), Study(StudyRef("ns", "s", "u"), 1)
+    roll["u"] = study
+    roll.let_rest(study)
+    assert (roll.rests(study), roll.awake()) == (True, [])
+    setattr(study, field, getattr(study, field))
+    assert (roll.rests(study), roll.awake()) == (False, [study])

@@ -137,10 +137,6 @@ class Core:
         """Yield the studies that may have something to be done in this round: of ten thousand most are over, or wait."""
         yield from self._awake
 
-    def rests(self, study: Study) -> bool:
-        """Whether nothing has happened to a study since a round found nothing to do for it."""
-        return self.studies.rests(study)
-
     def viewed(self, study: Study, now: float) -> None:
         """Note that a study was shown as it stands at ``now`` (monotonic seconds)."""
         study.viewed_as = study.standing, self._agents, study.rate(now)

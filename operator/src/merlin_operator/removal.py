@@ -106,12 +106,13 @@ class Remover:
             self._connection, self._tries = connection, 0
         if is_new := self._tries < LOOKS:
             self._tries += 1
-            places = [(space.task_stream, space.all_chunks), (space.task_stream, space.all_cursors)]
-            if await core.broker.length(space.report_stream) <= MOST_LISTED:
-                places += [(space.report_stream, space.all_reports)]
-            else:
-                places += [(space.report_stream, space.all_verdicts)]
-            places += [(space.control_stream, each) for each in space.all_of_studies]
+            is_short = await core.broker.length(space.report_stream) <= MOST_LISTED
+            places = [
+                (space.task_stream, space.all_chunks),
+                (space.task_stream, space.all_cursors),
+                (space.report_stream, space.all_reports if is_short else space.all_verdicts),
+                *((space.control_stream, each) for each in space.all_of_studies),
+            ]
         found: set[str] = set()
         for stream, matching in places:
             async for page in core.broker.subject_pages(stream, matching):

@@ -272,10 +272,7 @@ class Study:
     @property
     def standing(self) -> tuple[object, ...]:
         """All that decides what is to be done for a study (`STIRRING`), but who is there to do it."""
-        return (
-            *(self.folded, self.generation, self.synced, self.cancelled, self.torn, self.awaited, self.epoch),
-            *(self.switches, self.excuse, self.word, self.recall, self.lacking, self.end_told),
-        )
+        return tuple(getattr(self, name) for name in STIRRING)
 
     def is_still(self, now: float, *, kept_after: int) -> bool:
         """Whether nothing of it is out, on its way or due, so that only news of it or of agents can give it something to do.

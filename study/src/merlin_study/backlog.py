@@ -110,8 +110,8 @@ class Backlog:
                 heapq.heappush(self._heap, left)
                 known.add(left.tasks)
 
-    def drop_out(self, out: Iterable[tuple[int, int, int]], *, upto: int | None = None) -> None:
-        """Forget the tasks that are out after all: ``out`` gives (step, first, bits) of each chunk.
+    def drop_out(self, out: Iterable[tuple[int, TaskSet]], *, upto: int | None = None) -> None:
+        """Forget the tasks that are out after all: ``out`` gives the step and the tasks of each chunk.
 
         What waits for a later attempt than ``upto`` stays: that chunk was over before.
         """
@@ -122,10 +122,9 @@ class Backlog:
                 heapq.heappush(self._heap, each)
                 continue
             bits = each.tasks.bits
-            for step, first, open_bits in chunks:
+            for step, taken in chunks:
                 if step == each.step:
-                    shift = first - each.tasks.first
-                    bits &= ~(open_bits << shift if shift >= 0 else open_bits >> -shift)
+                    bits &= ~taken.bits_from(each.tasks.first)
             if (tasks := TaskSet.from_bits(each.tasks.first, bits)) is not None:
                 heapq.heappush(self._heap, each.of(tasks))
 

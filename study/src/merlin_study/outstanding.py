@@ -1,7 +1,7 @@
 """What of a study is out, in chunks that were published, and what waits to be out again.
 
 A task is in at most one chunk that is out, but for a log that was lost: of that chunks of several epochs may be claimed late
-(`Outstanding.beside`). What a chunk leaves without a result waits, unless it is dropped.
+(`Outstanding._beside`). What a chunk leaves without a result waits, unless it is dropped.
 """
 
 from __future__ import annotations
@@ -182,9 +182,8 @@ class Outstanding:
 
     def settle_waiting(self) -> None:
         """Drop from what waits the tasks that are out after all, in a chunk that was found in the stream."""
-        self._backlog.drop_out(
-            (fence.chunk.step, fence.chunk.tasks.first, fence.open) for fence in self.fences.values()
-        )
+        out = ((fence.chunk.step, fence.remaining) for fence in self.fences.values())
+        self._backlog.drop_out((step, tasks) for step, tasks in out if tasks is not None)
 
     def waiting(self) -> list[Waiting]:
         """Return what waits to be issued again, in its order."""

@@ -103,7 +103,7 @@ class Judged(Outstanding):
         The holders that it names were lost, also where the log that said so is gone.
         """
         if self.steps[chunk.step].issued.read(chunk.tasks.first, chunk.tasks.width) & chunk.tasks.bits:
-            self._backlog.drop_out([(chunk.step, chunk.tasks.first, chunk.tasks.bits)], upto=chunk.attempt)
+            self._backlog.drop_out([(chunk.step, chunk.tasks)], upto=chunk.attempt)
         for lost in chunk.lost:
             fence = self.fences.get(lost.fence)
             if fence is not None and fence.holder == lost.agent:
